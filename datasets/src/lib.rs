@@ -1,0 +1,89 @@
+//! The data of stagger: readers that check what they read, a synthetic set, and partitions.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`cifar10`] | the standard binary CIFAR-10: find, verify, read, fetch |
+//! | [`synthetic`] | a procedural set of ten textures, for machines without data |
+//! | [`libsvm`] | sparse rows with two classes |
+//! | [`quadratic`] | centres of ½‖x - c_i‖² |
+//! | [`partition`] | who holds which sample |
+//!
+//! This crate knows no training and no device.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod cifar10;
+pub mod libsvm;
+pub mod partition;
+pub mod quadratic;
+pub mod synthetic;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use std::path::{Path, PathBuf};
+
+/// Something is wrong with data; the sentence names the file and the way out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DataError(pub String);
+
+/// The result of reading data.
+pub type Result<T> = std::result::Result<T, DataError>;
+
+/// Labelled images, 8 bits a value, channel by channel, row by row.
+pub struct ImageSet {
+    /// One image after another.
+    pub pixels: Vec<u8>,
+    /// One label per image.
+    pub labels: Vec<u8>,
+}
+
+/// A training and a test set of images of one shape.
+pub struct ImageData {
+    /// Training images.
+    pub train: ImageSet,
+    /// Test images.
+    pub test: ImageSet,
+    /// Planes of an image.
+    pub channels: usize,
+    /// Rows and columns.
+    pub side: usize,
+    /// Names of the labels, in order.
+    pub classes: Vec<String>,
+    /// Mean of each channel of the training set, of values in 0..1.
+    pub mean: [f32; 3],
+    /// Standard deviation likewise.
+    pub std: [f32; 3],
+}
+
+/// A counter-based stream of random numbers: a function of what keys it, never of what was drawn before.
+pub fn keyed(words: [u64; 4]) -> ChaCha8Rng {
+    let mut key = [0u8; 32];
+    for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Reads a whole file of at most `limit` bytes, or says which file could not be read and why.
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let size = std::fs::metadata(path).map_err(|e| DataError(format!("cannot read {}: {e}", path.display())))?.len();
+    if size > limit {
+        return Err(DataError(format!("{} has {size} bytes; the largest that is read is {limit}", path.display())));
+    }
+    std::fs::read(path).map_err(|e| DataError(format!("cannot read {}: {e}", path.display())))
+}
+
+/// Where data sets are kept unless `--data` says otherwise.
+pub fn default_folder() -> PathBuf {
+    PathBuf::from("datasets")
+}
+
+/// An empty folder for one test, below the system's temporary folder.
+#[cfg(test)]
+pub(crate) fn scratch(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("stagger-datasets-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    folder
+}

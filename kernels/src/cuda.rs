@@ -1,0 +1,43 @@
+//! Whether CUDA can be used here: everything that the runtime would panic about is asked first, without a panic.
+
+use cudarc::driver::{result, sys};
+use std::path::Path;
+
+/// A CUDA device.
+pub struct Card {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its memory.
+    pub memory: u64,
+}
+
+/// Checks driver, device, compiler library and headers; the error is half a sentence that names what is missing.
+pub fn cuda_card() -> Result<Card, String> {
+    // SAFETY: both calls only try to load a shared library.
+    let (driver, compiler) = unsafe { (sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present()) };
+    if !driver {
+        return Err("no NVIDIA driver is installed (libcuda was not found)".into());
+    }
+    result::init().map_err(|e| format!("the NVIDIA driver does not start: {e:?}"))?;
+    if result::device::get_count().map_err(|e| format!("{e:?}"))? == 0 {
+        return Err("the NVIDIA driver sees no GPU".into());
+    }
+    if !compiler {
+        return Err("the CUDA compiler library NVRTC was not found; install the CUDA toolkit or add its lib folder to LD_LIBRARY_PATH".into());
+    }
+    // Where CubeCL looks for them.
+    let places = [
+        std::env::var("CUDA_PATH").ok(),
+        Some("/usr/local/cuda".into()),
+        Some("/opt/cuda".into()),
+        Some("/usr".into()),
+    ];
+    if !places.iter().flatten().any(|place| Path::new(place).join("include/cuda_runtime.h").is_file()) {
+        return Err("the CUDA headers were not found; install the CUDA toolkit and set CUDA_PATH".into());
+    }
+    let device = result::device::get(0).map_err(|e| format!("{e:?}"))?;
+    let name = result::device::get_name(device).unwrap_or_else(|_| "NVIDIA GPU".into());
+    // SAFETY: the driver has just given this device.
+    let memory = unsafe { result::device::total_mem(device) }.map_err(|e| format!("{e:?}"))? as u64;
+    Ok(Card { name, memory })
+}

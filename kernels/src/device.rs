@@ -1,0 +1,328 @@
+//! Devices, flat f32 buffers on them, and the seals with which a buffer may cross from one thread's stream to another's.
+//!
+//! # Threads
+//! On WGPU and CUDA every OS thread has its own stream (CubeCL keys streams by thread). Guaranteed: work submitted by one
+//! thread runs in its order; a buffer that is still bound by enqueued work is not reused. Not guaranteed: that a reader on
+//! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::seal`], and the
+//! consumer's first launch binds that seal.
+
+use cubecl::bytes::Bytes;
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A device that cannot be had, or that failed.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// It cannot be used on this machine; the sentence says why and what to do.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It failed while in use.
+    #[error("the device failed: {0}")]
+    Failed(String),
+}
+
+/// Where buffers live and kernels run.
+#[derive(Clone)]
+pub enum Device {
+    /// Host memory and plain loops.
+    Cpu,
+    /// A CubeCL device: WGPU or CUDA.
+    Gpu(Gpu),
+}
+
+/// A CubeCL device with what every launch needs.
+#[derive(Clone)]
+pub struct Gpu {
+    /// The client; each thread that uses it gets its own stream.
+    pub client: Client,
+    /// The device's identity, which Burn's tensors carry.
+    pub device: cubecl::Device,
+    /// Bound where a kernel has a slot that a specialisation does not touch.
+    unused: Handle,
+    /// Streams overlap here, so that a hand-over needs a seal (CUDA); WGPU has one in-order queue.
+    overlaps: bool,
+}
+
+/// A run of f32 values on a device. Cloning shares them.
+#[derive(Clone)]
+pub enum Buffer {
+    /// Host memory: `len` floats from float `start` of `bytes`.
+    Host {
+        /// Shared storage.
+        bytes: Arc<Bytes>,
+        /// First float.
+        start: usize,
+        /// Number of floats.
+        len: usize,
+    },
+    /// Device memory: the handle covers exactly `len` floats.
+    Device {
+        /// CubeCL's handle.
+        handle: Handle,
+        /// Number of floats.
+        len: usize,
+    },
+}
+
+/// Orders a consumer behind everything that the producer's thread had enqueued when the seal was made.
+///
+/// Why it works: CubeCL makes a stream wait for another when it binds a buffer that was *allocated* there after its last
+/// wait. A seal is a small allocation made after the last write, so binding it forces a wait behind every write, unless
+/// a later wait already covers them.
+#[derive(Clone, Default)]
+pub struct Seal(Option<Handle>);
+
+impl Device {
+    /// Wraps a CubeCL device. Its client must already be known to come up; see the crate that picks backends.
+    pub fn gpu(device: cubecl::Device) -> Self {
+        let client = device.client();
+        let unused = client.create_from_slice(&[0; 16]);
+        let overlaps = matches!(device, cubecl::Device::Cuda(_));
+        Device::Gpu(Gpu { client, device, unused, overlaps })
+    }
+
+    /// `cpu`, `wgpu` or `cuda`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Device::Cpu => "cpu",
+            Device::Gpu(gpu) if gpu.overlaps => "cuda",
+            Device::Gpu(_) => "wgpu",
+        }
+    }
+
+    /// A buffer holding `values`.
+    pub fn upload(&self, values: Vec<f32>) -> Buffer {
+        let len = values.len();
+        match self {
+            Device::Cpu => Buffer::Host { bytes: Arc::new(Bytes::from_elems(values)), start: 0, len },
+            Device::Gpu(gpu) => Buffer::Device { handle: gpu.client.create(Bytes::from_elems(values)), len },
+        }
+    }
+
+    /// A buffer of `len` zeros.
+    pub fn zeros(&self, len: usize) -> Buffer {
+        self.upload(vec![0.0; len])
+    }
+
+    /// A buffer of `len` floats whose content is to be overwritten before it is read.
+    pub fn uninitialised(&self, len: usize) -> Buffer {
+        match self {
+            Device::Cpu => self.zeros(len),
+            Device::Gpu(gpu) => Buffer::Device { handle: gpu.client.empty(4 * len), len },
+        }
+    }
+
+    /// Copies a buffer to the host, waiting for the work before it on this thread's stream.
+    pub fn download(&self, buffer: &Buffer) -> Result<Vec<f32>, DeviceError> {
+        match (self, buffer) {
+            (Device::Cpu, _) => Ok(buffer.host().to_vec()),
+            (Device::Gpu(gpu), Buffer::Device { handle, .. }) => {
+                let bytes = gpu.client.read_one(handle.clone()).map_err(failed)?;
+                Ok(bytemuck::pod_collect_to_vec(&bytes))
+            }
+            _ => unreachable!("a host buffer never meets a GPU"),
+        }
+    }
+
+    /// Ends a run of work whose result goes to another thread: see [`Seal`].
+    pub fn seal(&self) -> Seal {
+        match self {
+            Device::Gpu(gpu) if gpu.overlaps => Seal(Some(gpu.client.empty(16))),
+            _ => Seal(None),
+        }
+    }
+
+    /// Makes this thread's stream wait behind `seal`, for a consumer whose first launch is not one of our kernels.
+    pub fn open(&self, seal: &Seal) {
+        if let (Device::Gpu(gpu), Seal(Some(_))) = (self, seal) {
+            // SAFETY: the kernel touches nothing; the length given is that of the seal's 16 bytes.
+            unsafe {
+                open_kernel::launch_unchecked(
+                    &gpu.client,
+                    CubeCount::new_single(),
+                    CubeDim::new_1d(1),
+                    BufferArg::from_raw_parts(gpu.sealed(seal), 4),
+                )
+            }
+        }
+    }
+
+    /// Hands what was enqueued to the device. Nothing waits for its completion.
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Gpu(gpu) => gpu.client.flush().map_err(failed),
+        }
+    }
+
+    /// Waits until everything enqueued by this thread is done.
+    pub fn sync(&self) -> Result<(), DeviceError> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Gpu(gpu) => cubecl::future::block_on(gpu.client.sync()).map_err(failed),
+        }
+    }
+
+    /// Runs one tiny kernel and checks what it computed.
+    pub fn probe(&self) -> Result<(), DeviceError> {
+        let Device::Gpu(gpu) = self else { return Ok(()) };
+        let x = gpu.client.create(Bytes::from_elems(vec![1.0f32, 2.0, 3.0, 4.0]));
+        let y = gpu.client.empty(16);
+        // SAFETY: four units, four floats in both buffers.
+        unsafe {
+            probe_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::new_single(),
+                CubeDim::new_1d(4),
+                BufferArg::from_raw_parts(x, 4),
+                BufferArg::from_raw_parts(y.clone(), 4),
+            )
+        }
+        let got: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.client.read_one(y).map_err(failed)?);
+        if got == [3.0, 5.0, 7.0, 9.0] {
+            Ok(())
+        } else {
+            Err(DeviceError::Failed(format!("a test kernel gave {got:?} instead of [3.0, 5.0, 7.0, 9.0]")))
+        }
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> DeviceError {
+    DeviceError::Failed(error.to_string())
+}
+
+impl Gpu {
+    /// The seal's buffer, or a stand-in where no seal is needed.
+    pub(crate) fn sealed(&self, seal: &Seal) -> Handle {
+        seal.0.as_ref().unwrap_or(&self.unused).clone()
+    }
+
+    /// A buffer of 16 bytes that no kernel touches.
+    pub(crate) fn unused(&self) -> Handle {
+        self.unused.clone()
+    }
+}
+
+impl Buffer {
+    /// Number of floats.
+    pub fn len(&self) -> usize {
+        match self {
+            Buffer::Host { len, .. } | Buffer::Device { len, .. } => *len,
+        }
+    }
+
+    /// Whether it holds no float.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A view of `len` floats from float `start`: no byte is copied.
+    pub fn view(&self, start: usize, len: usize) -> Buffer {
+        assert!(start + len <= self.len(), "a view must lie inside its buffer");
+        match self {
+            Buffer::Host { bytes, start: first, .. } => {
+                Buffer::Host { bytes: bytes.clone(), start: first + start, len }
+            }
+            Buffer::Device { handle, len: all } => Buffer::Device {
+                handle: handle.clone().offset_start(4 * start as u64).offset_end(4 * (all - start - len) as u64),
+                len,
+            },
+        }
+    }
+
+    /// The floats of a host buffer. Panics on a device buffer.
+    pub fn host(&self) -> &[f32] {
+        match self {
+            Buffer::Host { bytes, start, len } => &bytemuck::cast_slice(bytes.as_ref())[*start..*start + *len],
+            Buffer::Device { .. } => panic!("a device buffer has no host slice"),
+        }
+    }
+
+    /// The floats of a host buffer that nobody else holds, for writing.
+    pub(crate) fn host_mut(&mut self) -> &mut [f32] {
+        match self {
+            Buffer::Host { bytes, start, len } => {
+                let bytes = Arc::get_mut(bytes).expect("a buffer that is written has one owner");
+                &mut bytemuck::cast_slice_mut(bytes)[*start..*start + *len]
+            }
+            Buffer::Device { .. } => panic!("a device buffer has no host slice"),
+        }
+    }
+
+    /// The handle of a device buffer. Panics on a host buffer.
+    pub(crate) fn handle(&self) -> Handle {
+        match self {
+            Buffer::Device { handle, .. } => handle.clone(),
+            Buffer::Host { .. } => panic!("a host buffer has no device handle"),
+        }
+    }
+}
+
+/// Weight buffers that come round again, so that an update allocates nothing.
+///
+/// On the CPU a retired buffer is reused once the last snapshot of it is gone. On a GPU CubeCL's own pools do this.
+pub struct Recycler {
+    device: Device,
+    len: usize,
+    retired: Vec<Buffer>,
+}
+
+impl Recycler {
+    /// Buffers of `len` floats on `device`.
+    pub fn new(device: Device, len: usize) -> Self {
+        Recycler { device, len, retired: Vec::new() }
+    }
+
+    /// A buffer to be overwritten whole.
+    pub fn take(&mut self) -> Buffer {
+        let free = self.retired.iter().position(|b| match b {
+            Buffer::Host { bytes, .. } => Arc::strong_count(bytes) == 1,
+            Buffer::Device { .. } => false,
+        });
+        match free {
+            Some(k) => self.retired.swap_remove(k),
+            None => self.device.uninitialised(self.len),
+        }
+    }
+
+    /// Gives a buffer back. Readers of it may still be there.
+    pub fn retire(&mut self, buffer: Buffer) {
+        if matches!(buffer, Buffer::Host { .. }) {
+            self.retired.push(buffer);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn open_kernel(_seal: &[f32]) {}
+
+#[cube(launch_unchecked)]
+fn probe_kernel(x: &[f32], y: &mut [f32]) {
+    y[ABSOLUTE_POS] = x[ABSOLUTE_POS] * 2.0f32 + 1.0f32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_buffer_is_never_one_that_somebody_still_reads() {
+        let mut pool = Recycler::new(Device::Cpu, 8);
+        let first = pool.take();
+        let snapshot = first.clone();
+        let address = first.host().as_ptr();
+        pool.retire(first);
+        assert_ne!(pool.take().host().as_ptr(), address);
+        drop(snapshot);
+        assert_eq!(pool.take().host().as_ptr(), address);
+    }
+
+    #[test]
+    fn a_view_shares_the_bytes() {
+        let buffer = Device::Cpu.upload((0..10).map(|x| x as f32).collect());
+        assert_eq!(buffer.view(2, 3).view(1, 2).host(), [3.0, 4.0]);
+    }
+}

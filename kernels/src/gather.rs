@@ -1,0 +1,517 @@
+//! Draw a batch from the training set on the device: choose rows, normalise, crop, flip.
+//!
+//! The set lies on the device once, as u8 (four pixels to a word). Which row stands at place j of batch k of worker i is
+//! a function of (seed, i, k, j): the worker walks through a pseudo-random permutation of its part, a new one every
+//! epoch, without ever storing it. Crops and flips are drawn the same way.
+
+use crate::device::{Buffer, Device, DeviceError, Gpu, Seal};
+use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
+use cubecl::bytes::Bytes;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use std::sync::Arc;
+
+/// The shape of a set of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageShape {
+    /// Planes: 3 for colour.
+    pub channels: usize,
+    /// Rows and columns of a square image.
+    pub side: usize,
+    /// Number of labels.
+    pub classes: usize,
+}
+
+impl ImageShape {
+    /// Bytes of one image, which is also its number of values.
+    pub fn pixels(&self) -> usize {
+        self.channels * self.side * self.side
+    }
+}
+
+/// A set of images on a device.
+#[derive(Clone)]
+pub struct Images {
+    shape: ImageShape,
+    count: usize,
+    /// Mean of each channel, then the inverse of each standard deviation, of values in 0..1.
+    scale: [f32; 6],
+    store: Store,
+}
+
+#[derive(Clone)]
+enum Store {
+    Host { pixels: Arc<Vec<u8>>, labels: Arc<Vec<u8>> },
+    Device { pixels: Handle, labels: Handle, scale: Handle },
+}
+
+/// The samples of one worker, on the device.
+#[derive(Clone)]
+pub struct Part {
+    rows: Rows,
+    len: usize,
+    order_key: u32,
+    augment_key: u32,
+}
+
+#[derive(Clone)]
+enum Rows {
+    Host(Arc<Vec<u32>>),
+    Device(Handle),
+}
+
+/// What is done to a training image besides normalising.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Augment {
+    /// Pixels of zero (after normalising: the mean colour) around the image before a random crop.
+    pub pad: usize,
+    /// Mirror left and right with probability one half.
+    pub flip: bool,
+}
+
+impl Augment {
+    /// The image as it is.
+    pub const NONE: Augment = Augment { pad: 0, flip: false };
+}
+
+/// Which samples a batch holds.
+pub enum Draw<'a> {
+    /// Batch `job` of a worker's part, in the worker's pseudo-random order.
+    Batch {
+        /// The part.
+        part: &'a Part,
+        /// The job's number k.
+        job: u64,
+        /// What is done to each image.
+        augment: Augment,
+    },
+    /// Rows `first..first + size` of the set as they stand.
+    InOrder {
+        /// The first row.
+        first: usize,
+    },
+}
+
+impl Images {
+    /// Uploads a set. `pixels` holds the images one after another, channel by channel, row by row.
+    pub fn new(
+        device: &Device,
+        shape: ImageShape,
+        pixels: Vec<u8>,
+        labels: Vec<u8>,
+        mean: [f32; 3],
+        std: [f32; 3],
+    ) -> Self {
+        assert_eq!(pixels.len(), labels.len() * shape.pixels(), "one label per image");
+        assert!(shape.channels <= 3 && shape.pixels() % 4 == 0, "images are packed four pixels to a word");
+        let scale = [mean[0], mean[1], mean[2], 1.0 / std[0], 1.0 / std[1], 1.0 / std[2]];
+        let count = labels.len();
+        let store = match device {
+            Device::Cpu => Store::Host { pixels: Arc::new(pixels), labels: Arc::new(labels) },
+            Device::Gpu(gpu) => {
+                let labels: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
+                Store::Device {
+                    pixels: gpu.client.create(Bytes::from_bytes_vec(pixels)),
+                    labels: gpu.client.create(Bytes::from_elems(labels)),
+                    scale: gpu.client.create(Bytes::from_elems(scale.to_vec())),
+                }
+            }
+        };
+        Images { shape, count, scale, store }
+    }
+
+    /// The shape of each image.
+    pub fn shape(&self) -> ImageShape {
+        self.shape
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether the set is empty.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Draws `size` samples: normalised images [size, channels, side, side] and one-hot targets [size, classes].
+    ///
+    /// The launch binds `seal`, so everything that this thread enqueues afterwards is ordered behind it.
+    pub fn draw(&self, device: &Device, draw: Draw, size: usize, seal: &Seal) -> Result<(Buffer, Buffer), DeviceError> {
+        let plan = match &draw {
+            Draw::Batch { augment, .. } => Plan { shape: self.shape, shuffled: true, augment: *augment },
+            Draw::InOrder { first } => {
+                assert!(first + size <= self.count, "rows in order lie inside the set");
+                Plan { shape: self.shape, shuffled: false, augment: Augment::NONE }
+            }
+        };
+        let at = Place::of(&draw, size);
+        debug_assert!(size > 0, "a batch holds a sample");
+        match (device, &self.store) {
+            (Device::Cpu, Store::Host { pixels, labels }) => Ok(self.on_cpu(plan, at, &draw, size, pixels, labels)),
+            (Device::Gpu(gpu), Store::Device { pixels, labels, scale }) => {
+                let rows = match &draw {
+                    Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
+                    _ => gpu.unused(),
+                };
+                Ok(self.on_gpu(gpu, plan, at, [pixels.clone(), labels.clone(), scale.clone(), rows], size, seal))
+            }
+            _ => unreachable!("a set is drawn from on the device that holds it"),
+        }
+    }
+
+    fn on_cpu(
+        &self,
+        plan: Plan,
+        at: Place,
+        draw: &Draw,
+        size: usize,
+        pixels: &[u8],
+        labels: &[u8],
+    ) -> (Buffer, Buffer) {
+        let ImageShape { side, classes, .. } = self.shape;
+        let plane = side * side;
+        let mut x = vec![0f32; size * self.shape.pixels()];
+        let mut target = vec![0f32; size * classes];
+        for (j, image) in x.chunks_exact_mut(self.shape.pixels()).enumerate() {
+            let row = match draw {
+                Draw::InOrder { first } => first + j,
+                Draw::Batch { part: Part { rows: Rows::Host(rows), .. }, .. } => at.row(rows, j as u32) as usize,
+                Draw::Batch { .. } => unreachable!("a CPU part has host rows"),
+            };
+            target[j * classes + labels[row] as usize] = 1.0;
+            let source = &pixels[row * self.shape.pixels()..][..self.shape.pixels()];
+            let random = mix(mix(mix(at.augment_key, at.job_low), at.job_high), j as u32);
+            let (dy, dx, flip) = plan.augment.offsets(random);
+            for (k, out) in image.iter_mut().enumerate() {
+                let (c, y, x) = (k / plane, k % plane / side, k % side);
+                let x = if flip { side - 1 - x } else { x };
+                // Moved by 0..=2 pad, then back by pad: a place outside the image wraps to a large number.
+                let (y, x) = ((y + dy).wrapping_sub(plan.augment.pad), (x + dx).wrapping_sub(plan.augment.pad));
+                if y < side && x < side {
+                    let value = source[c * plane + y * side + x] as f32 * (1.0 / 255.0);
+                    *out = (value - self.scale[c]) * self.scale[3 + c];
+                }
+            }
+        }
+        (Device::Cpu.upload(x), Device::Cpu.upload(target))
+    }
+
+    fn on_gpu(
+        &self,
+        gpu: &Gpu,
+        plan: Plan,
+        at: Place,
+        [pixels, labels, scale, rows]: [Handle; 4],
+        size: usize,
+        seal: &Seal,
+    ) -> (Buffer, Buffer) {
+        let values = size * self.shape.pixels();
+        let targets = size * self.shape.classes;
+        let x = gpu.client.empty(4 * values);
+        let target = gpu.client.empty(4 * targets);
+        // SAFETY: the lengths are the buffers' own; rows of a shuffled draw has `count` entries, and is not touched otherwise.
+        unsafe {
+            gather_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(values.max(targets).div_ceil(256) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                BufferArg::from_raw_parts(pixels, self.count * self.shape.pixels() / 4),
+                BufferArg::from_raw_parts(labels, self.count),
+                BufferArg::from_raw_parts(scale, 6),
+                BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
+                BufferArg::from_raw_parts(gpu.sealed(seal), 4),
+                BufferArg::from_raw_parts(x.clone(), values),
+                BufferArg::from_raw_parts(target.clone(), targets),
+                at.order_key,
+                at.augment_key,
+                at.epoch,
+                at.position,
+                at.count,
+                half_bits(at.count),
+                at.job_low,
+                at.job_high,
+                plan,
+            )
+        }
+        (Buffer::Device { handle: x, len: values }, Buffer::Device { handle: target, len: targets })
+    }
+}
+
+impl Part {
+    /// Gives worker `worker` the rows that are its part of some set.
+    pub fn new(device: &Device, rows: Vec<u32>, seed: u64, worker: usize) -> Self {
+        let len = rows.len();
+        let rows = match device {
+            Device::Cpu => Rows::Host(Arc::new(rows)),
+            Device::Gpu(gpu) => Rows::Device(gpu.client.create(Bytes::from_elems(rows))),
+        };
+        let order_key = random::key(seed, Purpose::Order, worker);
+        let augment_key = random::key(seed, Purpose::Augment, worker);
+        Part { rows, len, order_key, augment_key }
+    }
+
+    /// The row numbers of batch `job`, as floats [size]; exact below 2^24 rows.
+    pub fn draw(&self, device: &Device, job: u64, size: usize) -> Buffer {
+        let at = Place::of(&Draw::Batch { part: self, job, augment: Augment::NONE }, size);
+        match (device, &self.rows) {
+            (Device::Cpu, Rows::Host(rows)) => {
+                device.upload((0..size as u32).map(|j| at.row(rows, j) as f32).collect())
+            }
+            (Device::Gpu(gpu), Rows::Device(rows)) => {
+                let handle = gpu.client.empty(4 * size);
+                // SAFETY: the lengths are the buffers' own.
+                unsafe {
+                    draw_kernel::launch_unchecked(
+                        &gpu.client,
+                        CubeCount::Static(size.div_ceil(256) as u32, 1, 1),
+                        CubeDim::new_1d(256),
+                        BufferArg::from_raw_parts(rows.clone(), self.len),
+                        BufferArg::from_raw_parts(handle.clone(), size),
+                        at.order_key,
+                        at.epoch,
+                        at.position,
+                        at.count,
+                        half_bits(at.count),
+                    )
+                }
+                Buffer::Device { handle, len: size }
+            }
+            _ => unreachable!("a part is drawn from on the device that holds it"),
+        }
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the part holds no sample.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Augment {
+    /// The crop's offset from the top and from the left, and whether to flip, out of 32 random bits.
+    fn offsets(&self, random: u32) -> (usize, usize, bool) {
+        let span = 2 * self.pad as u32 + 1;
+        let crop = |bits: u32| ((bits * span) >> 12) as usize;
+        (crop(random & 0xfff), crop((random >> 12) & 0xfff), self.flip && random >> 31 == 1)
+    }
+}
+
+/// Where in its worker's walk a batch begins: plain numbers, worked out once on the host.
+struct Place {
+    order_key: u32,
+    augment_key: u32,
+    epoch: u32,
+    position: u32,
+    count: u32,
+    job_low: u32,
+    job_high: u32,
+}
+
+impl Place {
+    /// The set's row at place `j` of the batch.
+    fn row(&self, rows: &[u32], j: u32) -> u32 {
+        let walked = self.position + j;
+        let key = mix(self.order_key, self.epoch.wrapping_add(walked / self.count));
+        rows[permute(walked % self.count, self.count, key) as usize]
+    }
+
+    fn of(draw: &Draw, size: usize) -> Place {
+        match draw {
+            Draw::Batch { part, job, .. } => {
+                let walked = job * size as u64;
+                let count = part.len as u64;
+                Place {
+                    order_key: part.order_key,
+                    augment_key: part.augment_key,
+                    epoch: (walked / count) as u32,
+                    position: (walked % count) as u32,
+                    count: part.len as u32,
+                    job_low: *job as u32,
+                    job_high: (*job >> 32) as u32,
+                }
+            }
+            Draw::InOrder { first } => Place {
+                order_key: 0,
+                augment_key: 0,
+                epoch: 0,
+                position: *first as u32,
+                count: 1,
+                job_low: 0,
+                job_high: 0,
+            },
+        }
+    }
+}
+
+/// What the kernel is specialised for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    shape: ImageShape,
+    shuffled: bool,
+    augment: Augment,
+}
+
+#[allow(clippy::too_many_arguments)]
+#[cube(launch_unchecked)]
+fn gather_kernel(
+    pixels: &[u32],
+    labels: &[u32],
+    scale: &[f32],
+    rows: &[u32],
+    _seal: &[f32],
+    x: &mut [f32],
+    target: &mut [f32],
+    order_key: u32,
+    augment_key: u32,
+    epoch: u32,
+    position: u32,
+    count: u32,
+    half: u32,
+    job_low: u32,
+    job_high: u32,
+    #[comptime] plan: Plan,
+) {
+    let side = comptime!(plan.shape.side as u32);
+    let plane = comptime!((plan.shape.side * plan.shape.side) as u32);
+    let values = comptime!(plan.shape.pixels() as u32);
+    let classes = comptime!(plan.shape.classes as u32);
+    let pad = comptime!(plan.augment.pad as u32);
+    let span = comptime!(2 * plan.augment.pad as u32 + 1);
+    if ABSOLUTE_POS < target.len() {
+        let i = ABSOLUTE_POS as u32;
+        let row = choose(rows, order_key, epoch, position, count, half, i / classes, plan.shuffled);
+        let mut hot = 0.0f32;
+        if labels[row as usize] == i % classes {
+            hot = 1.0f32;
+        }
+        target[ABSOLUTE_POS] = hot;
+    }
+    if ABSOLUTE_POS < x.len() {
+        let i = ABSOLUTE_POS as u32;
+        let j = i / values;
+        let k = i % values;
+        let row = choose(rows, order_key, epoch, position, count, half, j, plan.shuffled);
+        let random = device_mix(device_mix(device_mix(augment_key, job_low), job_high), j);
+        let c = k / plane;
+        let mut column = k % side;
+        if comptime!(plan.augment.flip) {
+            if random >> 31u32 == 1u32 {
+                column = side - 1u32 - column;
+            }
+        }
+        let row_in_image = k % plane / side + (((random & 0xfffu32) * span) >> 12u32) - pad;
+        let column = column + ((((random >> 12u32) & 0xfffu32) * span) >> 12u32) - pad;
+        let mut value = 0.0f32;
+        if row_in_image < side {
+            if column < side {
+                let at = row * values + c * plane + row_in_image * side + column;
+                let word = pixels[(at / 4u32) as usize];
+                let byte = (word >> (8u32 * (at % 4u32))) & 255u32;
+                let level = f32::cast_from(byte) * (1.0f32 / 255.0f32);
+                value = (level - scale[c as usize]) * scale[(c + 3u32) as usize];
+            }
+        }
+        x[ABSOLUTE_POS] = value;
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[cube(launch_unchecked)]
+fn draw_kernel(rows: &[u32], chosen: &mut [f32], order_key: u32, epoch: u32, position: u32, count: u32, half: u32) {
+    if ABSOLUTE_POS < chosen.len() {
+        let row = choose(rows, order_key, epoch, position, count, half, ABSOLUTE_POS as u32, true);
+        chosen[ABSOLUTE_POS] = f32::cast_from(row);
+    }
+}
+
+/// [`Place::row`] on the device.
+#[allow(clippy::too_many_arguments)]
+#[cube]
+fn choose(
+    rows: &[u32],
+    order_key: u32,
+    epoch: u32,
+    position: u32,
+    count: u32,
+    half: u32,
+    j: u32,
+    #[comptime] shuffled: bool,
+) -> u32 {
+    let walked = position + j;
+    if comptime!(shuffled) {
+        let key = device_mix(order_key, epoch + walked / count);
+        rows[device_permute(walked % count, count, key, half) as usize]
+    } else {
+        walked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(count: usize) -> Images {
+        let shape = ImageShape { channels: 3, side: 4, classes: 2 };
+        let pixels = (0..count * shape.pixels()).map(|i| (i / shape.pixels()) as u8).collect();
+        let labels = (0..count).map(|i| (i % 2) as u8).collect();
+        Images::new(&Device::Cpu, shape, pixels, labels, [0.0; 3], [1.0 / 255.0; 3])
+    }
+
+    fn rows_of(images: &Images, part: &Part, job: u64, size: usize) -> Vec<u32> {
+        let draw = Draw::Batch { part, job, augment: Augment::NONE };
+        let (x, _) = images.draw(&Device::Cpu, draw, size, &Seal::default()).unwrap();
+        x.host().chunks(images.shape().pixels()).map(|image| image[0].round() as u32).collect()
+    }
+
+    #[test]
+    fn an_epoch_of_batches_holds_every_sample_of_the_part_once() {
+        let images = set(40);
+        let part = Part::new(&Device::Cpu, (10..22).collect(), 1, 0);
+        for epoch in 0..3 {
+            let mut rows: Vec<u32> = (0..4).flat_map(|k| rows_of(&images, &part, 4 * epoch + k, 3)).collect();
+            rows.sort_unstable();
+            assert_eq!(rows, (10..22).collect::<Vec<_>>());
+        }
+        assert_ne!(rows_of(&images, &part, 0, 12), rows_of(&images, &part, 1, 12), "a new order every epoch");
+    }
+
+    #[test]
+    fn a_batch_depends_on_seed_worker_and_job_alone() {
+        let images = set(40);
+        let part = |seed, worker| Part::new(&Device::Cpu, (0..40).collect(), seed, worker);
+        let first = rows_of(&images, &part(1, 0), 5, 8);
+        rows_of(&images, &part(1, 1), 6, 8);
+        assert_eq!(first, rows_of(&images, &part(1, 0), 5, 8));
+        assert_ne!(first, rows_of(&images, &part(2, 0), 5, 8));
+        assert_ne!(first, rows_of(&images, &part(1, 1), 5, 8));
+    }
+
+    #[test]
+    fn a_batch_larger_than_the_part_goes_round() {
+        let images = set(10);
+        let part = Part::new(&Device::Cpu, vec![3, 4, 5], 1, 0);
+        let mut rows = rows_of(&images, &part, 0, 6);
+        rows.sort_unstable();
+        assert_eq!(rows, [3, 3, 4, 4, 5, 5]);
+    }
+
+    #[test]
+    fn crops_cover_every_offset_and_flips_are_even() {
+        let augment = Augment { pad: 4, flip: true };
+        let mut seen = [[0u32; 9]; 9];
+        let mut flips = 0;
+        for i in 0..8100 {
+            let (y, x, flip) = augment.offsets(mix(3, i));
+            seen[y][x] += 1;
+            flips += flip as u32;
+        }
+        assert!(seen.iter().flatten().all(|&n| (50..160).contains(&n)), "{seen:?}");
+        assert!((3800..4300).contains(&flips), "{flips}");
+    }
+}

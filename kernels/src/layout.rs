@@ -1,0 +1,80 @@
+//! Where each parameter lies in the flat weight buffer.
+
+/// Segments start at multiples of this many floats (256 bytes), which every backend accepts as the start of a view.
+pub const ALIGNMENT: usize = 64;
+
+/// One parameter tensor inside the flat buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The parameter's path in the model, such as `conv1.weight`.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// First float in the flat buffer; a multiple of [`ALIGNMENT`].
+    pub start: usize,
+    /// Number of floats.
+    pub len: usize,
+}
+
+/// The order and place of all parameters of a model.
+///
+/// Invariant: segments are in the order in which the model visits its parameters, do not overlap, and leave gaps only for
+/// alignment. What lies in a gap is never read as a parameter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    segments: Vec<Segment>,
+    total: usize,
+}
+
+impl Layout {
+    /// Appends a parameter.
+    pub fn push(&mut self, name: String, shape: Vec<usize>) {
+        let len = shape.iter().product();
+        self.segments.push(Segment { name, shape, start: self.total, len });
+        self.total = (self.total + len).next_multiple_of(ALIGNMENT);
+    }
+
+    /// The same buffer seen as one single segment, gaps included: the shape of an accumulated gradient.
+    pub fn flat(&self) -> Layout {
+        let mut flat = Layout::default();
+        flat.push("flat".into(), vec![self.total]);
+        flat
+    }
+
+    /// All parameters, in order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Floats in the flat buffer, gaps included.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Number of parameters (floats without gaps).
+    pub fn parameters(&self) -> usize {
+        self.segments.iter().map(|s| s.len).sum()
+    }
+
+    /// The widest vector (4, 2 or 1 floats) that divides every segment's length.
+    pub fn vector_size(&self) -> usize {
+        [4, 2].into_iter().find(|n| self.segments.iter().all(|s| s.len % n == 0)).unwrap_or(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_aligned_and_do_not_overlap() {
+        let mut layout = Layout::default();
+        layout.push("a".into(), vec![3, 3]);
+        layout.push("b".into(), vec![64]);
+        layout.push("c".into(), vec![10]);
+        let starts: Vec<_> = layout.segments().iter().map(|s| s.start).collect();
+        assert_eq!(starts, [0, 64, 128]);
+        assert_eq!((layout.total(), layout.parameters(), layout.vector_size()), (192, 83, 1));
+        assert_eq!(layout.flat().segments()[0].len, 192);
+    }
+}

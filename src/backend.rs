@@ -1,0 +1,129 @@
+//! Picks the device: asks each backend whether it really works here, with a sentence for every answer.
+
+use crate::error::{Error, Result};
+use crate::worker::panic_text;
+use cubecl::cuda::CudaDevice;
+use stagger_kernels::Device;
+use stagger_kernels::cuda::{Card, cuda_card};
+use std::panic::catch_unwind;
+use std::str::FromStr;
+
+/// What `--backend` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The best that works here.
+    Auto,
+    /// NVIDIA's.
+    Cuda,
+    /// Vulkan, Metal, DirectX 12.
+    Wgpu,
+    /// No GPU.
+    Cpu,
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Choice::Auto),
+            "cuda" => Ok(Choice::Cuda),
+            "wgpu" => Ok(Choice::Wgpu),
+            "cpu" => Ok(Choice::Cpu),
+            _ => Err(Error::usage(format!("--backend `{text}` is not one of auto, cuda, wgpu, cpu"))),
+        }
+    }
+}
+
+/// A device that works.
+pub struct Backend {
+    /// The device.
+    pub device: Device,
+    /// Its name, for people.
+    pub name: String,
+    /// Bytes of its memory, where known.
+    pub memory: Option<u64>,
+    /// Which was chosen and why.
+    pub why: String,
+}
+
+/// Opens what was asked for, or says why it cannot be had.
+pub fn open(choice: Choice) -> Result<Backend> {
+    match choice {
+        Choice::Cpu => Ok(cpu("as asked for".into())),
+        Choice::Cuda => cuda(true)
+            .map_err(|why| Error::usage(format!("--backend cuda cannot be used here: {why}; use --backend auto"))),
+        Choice::Wgpu => wgpu(true)
+            .map_err(|why| Error::usage(format!("--backend wgpu cannot be used here: {why}; use --backend auto"))),
+        Choice::Auto => {
+            let no_cuda = match cuda(false) {
+                Ok(backend) => return Ok(backend),
+                Err(why) => why,
+            };
+            let no_wgpu = match wgpu(false) {
+                Ok(backend) => return Ok(backend),
+                Err(why) => why,
+            };
+            Ok(cpu(format!("because there is no CUDA ({no_cuda}) and no WGPU ({no_wgpu})")))
+        }
+    }
+}
+
+fn cpu(why: String) -> Backend {
+    let cores = cores();
+    Backend {
+        device: Device::Cpu,
+        name: format!("CPU, {cores} cores"),
+        memory: system_memory(),
+        why: format!("cpu, {why}"),
+    }
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Bytes of memory that are free now (Linux; unknown elsewhere).
+fn system_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+fn cuda(asked: bool) -> std::result::Result<Backend, String> {
+    let Card { name, memory } = cuda_card()?;
+    let device = started(cubecl::Device::Cuda(CudaDevice::new(0)))?;
+    let mut why = format!("cuda on {name}{}", if asked { ", as asked for" } else { ", the best that works here" });
+    if let Err(e) = device.probe() {
+        // The null driver of the tests runs no kernel and says so in its name.
+        if !(asked && name.contains("no GPU")) {
+            return Err(format!("{name}: {e}"));
+        }
+        why += "; WARNING: this driver runs no kernel, so every number of this run is meaningless";
+    }
+    Ok(Backend { device, name, memory: Some(memory), why })
+}
+
+fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
+    use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, try_init_setup, wgpu::DeviceType};
+    let selector = WgpuDevice::default();
+    let setup = catch_unwind(|| try_init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default()))
+        .map_err(|panic| panic_text(&*panic))?
+        .map_err(|e| format!("no adapter: {e}"))?;
+    let info = setup.adapter.get_info();
+    let name = format!("{} ({})", info.name, info.backend);
+    if info.device_type == DeviceType::Cpu && !asked {
+        return Err(format!("the only adapter is {name}, a software one, which is slower than the plain CPU"));
+    }
+    let device = started(cubecl::Device::Wgpu(selector))?;
+    device.probe().map_err(|e| format!("{name}: {e}"))?;
+    let software = if info.device_type == DeviceType::Cpu { "; a software adapter: right, but slow" } else { "" };
+    let why =
+        format!("wgpu on {name}{}{software}", if asked { ", as asked for" } else { ", the best that works here" });
+    Ok(Backend { device, name, memory: None, why })
+}
+
+fn started(device: cubecl::Device) -> std::result::Result<Device, String> {
+    catch_unwind(|| Device::gpu(device)).map_err(|panic| panic_text(&*panic))
+}

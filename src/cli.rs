@@ -1,0 +1,166 @@
+//! The command line: words in, calls out. Nothing below here knows clap but the flags of [`Options`].
+
+use crate::config::Options;
+use crate::error::{Error, Result};
+use clap::{Parser, Subcommand};
+use stagger_datasets::partition::{self, Partition};
+use stagger_datasets::{cifar10, default_folder};
+use std::path::PathBuf;
+
+const AFTER: &str =
+    "Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted (what was reached is saved).";
+
+/// Asynchronous SGD with many workers on one machine's GPU.
+#[derive(Parser)]
+#[command(version, about, after_help = AFTER)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train with workers that do not wait for each other
+    #[command(after_help = EXAMPLES)]
+    Train {
+        #[command(flatten)]
+        options: Box<Options>,
+        /// Read the settings of a run from a TOML file, such as the config.toml of a run's folder; flags win over it
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Set one key of the configuration, such as --set lr=0.1
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+        /// Folder of the run [default: runs/<time>-<rule>]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Print what was launched and where the time went
+        #[arg(long)]
+        profile: bool,
+    },
+    /// Fetch, verify or describe data
+    Data {
+        #[command(subcommand)]
+        command: Data,
+    },
+    /// List the rules with their papers and parameters
+    Rules {
+        /// One rule, in full
+        name: Option<String>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+const EXAMPLES: &str = "Examples:
+  stagger train
+  stagger train --data datasets --rule dude --workers 4 --partition dirichlet:0.1 --delay truncnormal:1,1 --clock virtual --updates 2000
+  stagger train --rule asgd --clock replay:runs/a/events.jsonl --config runs/a/config.toml";
+
+#[derive(Subcommand)]
+enum Data {
+    /// Download CIFAR-10 (170 MB), resuming what was interrupted, check it and unpack it
+    Fetch {
+        /// Folder to put it in [default: datasets]
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// Where to download from
+        #[arg(long, default_value = cifar10::URL)]
+        url: String,
+    },
+    /// Check the sizes and SHA-256 sums of CIFAR-10
+    Verify {
+        /// Its folder [default: datasets]
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
+    /// Show who would hold what
+    Describe {
+        /// Its folder [default: datasets]
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// The partition
+        #[arg(long, default_value = "dirichlet:0.1")]
+        partition: String,
+        /// Number of workers
+        #[arg(long, default_value_t = 8)]
+        workers: usize,
+        /// Keys the draw
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+/// Runs the command that the arguments name. Wrong arguments end the process with exit code 2.
+pub fn run() -> Result<()> {
+    match Cli::parse().command {
+        Command::Train { options, config, sets, out, profile } => {
+            let options = Options::layered(&options, config.as_deref(), &sets)?;
+            crate::train::train(&options, out, profile)
+        }
+        Command::Data { command } => data(command),
+        Command::Rules { name, json } => rules(name, json),
+    }
+}
+
+fn data(command: Data) -> Result<()> {
+    match command {
+        Data::Fetch { data, url } => {
+            let folder = data.unwrap_or_else(default_folder);
+            let bar = indicatif::ProgressBar::new(0).with_style(
+                indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
+                    .expect("a valid template"),
+            );
+            let target = cifar10::fetch(&url, &folder, |have, all| {
+                bar.set_length(all);
+                bar.set_position(have);
+            })?;
+            bar.finish_and_clear();
+            println!("CIFAR-10 is in {}; `cargo run --release -- train` finds it there.", target.display());
+        }
+        Data::Verify { data } => {
+            for line in cifar10::verify(&data.unwrap_or_else(default_folder))? {
+                println!("{line}");
+            }
+        }
+        Data::Describe { data, partition, workers, seed } => {
+            let partition: Partition = partition.parse()?;
+            let set = cifar10::load(&data.unwrap_or_else(default_folder))?;
+            let parts = partition.deal(&set.train.labels, set.classes.len(), workers, seed)?;
+            for line in partition::table(&parts, &set.train.labels, &set.classes, workers) {
+                println!("{line}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rules(name: Option<String>, json: bool) -> Result<()> {
+    let chosen: Vec<_> = crate::rule::RULES.iter().filter(|e| name.as_ref().is_none_or(|n| n == e.name)).collect();
+    if let Some(name) = name.as_ref().filter(|_| chosen.is_empty()) {
+        return Err(Error::usage(format!("no rule is called `{name}`; `stagger rules` lists them")));
+    }
+    if json {
+        let list: Vec<_> = chosen
+            .iter()
+            .map(|e| {
+                let keys: Vec<_> = e
+                    .keys
+                    .iter()
+                    .map(|k| serde_json::json!({"name": k.name, "default": k.default, "meaning": k.meaning}))
+                    .collect();
+                serde_json::json!({"name": e.name, "summary": e.summary, "paper": e.paper, "parameters": keys})
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&list).expect("plain data"));
+        return Ok(());
+    }
+    for entry in chosen {
+        println!("{:<8} {} ({})", entry.name, entry.summary, entry.paper);
+        for key in entry.keys {
+            println!("{:<8}   {}={}  {}", "", key.name, key.default, key.meaning);
+        }
+    }
+    Ok(())
+}

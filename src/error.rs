@@ -1,0 +1,63 @@
+//! Trouble, in two kinds, and the exit code of each. One place prints them: `main`.
+
+use std::fmt;
+
+/// Why a command did not end well.
+#[derive(Debug)]
+pub enum Error {
+    /// The user can fix it: a flag, a file, a device that is not there. Exit code 2.
+    Usage(String),
+    /// The run failed. Exit code 1.
+    Failed(String),
+    /// Somebody asked the run to stop; what was reached is saved. Exit code 130.
+    Interrupted(String),
+}
+
+/// The result of a command.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Failed(_) => 1,
+            Error::Usage(_) => 2,
+            Error::Interrupted(_) => 130,
+        }
+    }
+
+    /// Shorthand for [`Error::Usage`].
+    pub fn usage(text: impl Into<String>) -> Self {
+        Error::Usage(text.into())
+    }
+
+    /// Shorthand for [`Error::Failed`].
+    pub fn failed(text: impl Into<String>) -> Self {
+        Error::Failed(text.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Error::Usage(text) | Error::Failed(text) | Error::Interrupted(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<stagger_datasets::DataError> for Error {
+    fn from(error: stagger_datasets::DataError) -> Self {
+        Error::Usage(error.0)
+    }
+}
+
+impl From<stagger_kernels::DeviceError> for Error {
+    fn from(error: stagger_kernels::DeviceError) -> Self {
+        match error {
+            stagger_kernels::DeviceError::Unavailable(text) => Error::Usage(text),
+            failed => Error::Failed(failed.to_string()),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! stagger: asynchronous SGD with many workers on one machine's GPU.
+//!
+//! # The way of one gradient
+//!
+//! ```text
+//!  worker i: own thread, own stream, own replica              server: own thread, own stream
+//!  ┌──────────────────────────────────────────────┐
+//!  │ snapshot v ─ replica's parameters view it    │◄──── Order::Job ──── snapshot handle, no bytes ─────┐
+//!  │ batch k of part i, gathered on the device    │                                                     │
+//!  │ forward, backward → gradient buffers         │   problem::Objective::gradient                      │
+//!  └──────────────┬───────────────────────────────┘                                                     │
+//!   Gradient { i, k, buffers, loss, seal }                                                              │
+//!                 ▼  inbox: crew::Crew                                                                  │
+//!   transport::Transport::next   whose gradient is next, and when (wall, virtual, replay)               │
+//!                 ▼                                                                                     │
+//!   rule::Rule::on_arrival       scalars in, a Decision out: fold, step, start, restart                 │
+//!                 ▼                                                                                     │
+//!   kernels::Update::run         one fused launch: (w, g, slots) → w', slots' ──── version t+1 ─────────┘
+//!                 └→ record::RunFolder: events.jsonl, metrics.csv
+//! ```
+//!
+//! # The map
+//!
+//! | module | what it does | knows |
+//! | --- | --- | --- |
+//! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
+//! | [`train`] | puts a run together and reports it | everything |
+//! | [`backend`] | asks which device really works | devices |
+//! | [`server`] | the loop; the only owner of weights, slots and rule (I2-I4, I6-I8) | crew, rule, transport, kernels |
+//! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7) | worker |
+//! | [`worker`] | a worker's thread, the gate, the messages (I1, I5, I8) | problem, kernels |
+//! | [`transport`] | the three clocks | crew, clock |
+//! | [`clock`], [`stopwatch`] | delay models; the run's real time | nothing |
+//! | [`rule`] | the rules: plain arithmetic on scalars | nothing |
+//! | [`problem`] | objectives and their evaluation: images, LIBSVM, quadratics | model, params, kernels, datasets |
+//! | [`model`], [`params`] | the networks; Burn's tensors as views of flat buffers | Burn |
+//! | [`record`], [`progress`] | the run's folder; what people see | nothing |
+//!
+//! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Burn is known to
+//! [`model`], [`params`] and [`problem`] alone.
+//!
+//! # Invariants
+//!
+//! I1 a worker has at most one message in flight, so no send blocks · I2 a published snapshot is never written again · I3 the
+//! version grows by one per server update and by nothing else · I4 staleness is computed by the server, never reported · I5 a
+//! gradient depends on (snapshot, seed, worker, job) alone · I6 only the server touches weights, slots and rule · I7 every
+//! gradient is applied once, or logged as dropped: arrivals = applied + dropped · I8 no buffer crosses a stream unsealed.
+//! Each is written at the head of the module that keeps it; `tests/invariants.rs` holds them to it. Shutdown: the server
+//! drops the outboxes, the workers leave, the inbox disconnects.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod crew;
+pub mod error;
+pub mod model;
+pub mod params;
+pub mod problem;
+pub mod progress;
+pub mod record;
+pub mod rule;
+pub mod server;
+pub mod stopwatch;
+pub mod train;
+pub mod transport;
+pub mod worker;

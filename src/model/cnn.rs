@@ -1,0 +1,71 @@
+//! The small CNN of the experiments: conv32-conv32-pool-conv64-conv64-pool-fc128-fc10 with GroupNorm.
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor};
+
+/// Channels per group of every normalisation.
+const GROUP: usize = 8;
+
+/// A 3×3 convolution without bias (normalisation has one), GroupNorm, relu.
+#[derive(Module, Debug)]
+pub struct Block {
+    conv: Conv2d,
+    norm: GroupNorm,
+}
+
+impl Block {
+    fn new(from: usize, to: usize, device: &Device) -> Self {
+        Block {
+            conv: Conv2dConfig::new([from, to], [3, 3])
+                .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+                .with_bias(false)
+                .init(device),
+            norm: GroupNormConfig::new(to / GROUP, to).init(device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        relu(self.norm.forward(self.conv.forward(x)))
+    }
+}
+
+/// About 590,000 parameters for 32×32×3.
+#[derive(Module, Debug)]
+pub struct Cnn {
+    block1: Block,
+    block2: Block,
+    block3: Block,
+    block4: Block,
+    fc1: Linear,
+    fc2: Linear,
+    pool: MaxPool2d,
+}
+
+impl Cnn {
+    /// For images of `channels` planes of side `side` (a multiple of 4).
+    pub fn new(channels: usize, side: usize, classes: usize, device: &Device) -> Self {
+        Cnn {
+            block1: Block::new(channels, 32, device),
+            block2: Block::new(32, 32, device),
+            block3: Block::new(32, 64, device),
+            block4: Block::new(64, 64, device),
+            fc1: LinearConfig::new(64 * (side / 4) * (side / 4), 128).init(device),
+            fc2: LinearConfig::new(128, classes).init(device),
+            pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
+        }
+    }
+
+    /// Logits.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let x = self.block1.forward(x); // [B, 32, 32, 32]
+        let x = self.pool.forward(self.block2.forward(x)); // [B, 32, 16, 16]
+        let x = self.block3.forward(x); // [B, 64, 16, 16]
+        let x = self.pool.forward(self.block4.forward(x)); // [B, 64, 8, 8]
+        let x = relu(self.fc1.forward(x.flatten::<2>(1, 3))); // [B, 128]
+        self.fc2.forward(x) // [B, classes]
+    }
+}

@@ -1,0 +1,44 @@
+//! Networks without convolutions.
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor};
+
+/// One hidden layer of 128.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Mlp {
+    /// For images of `values` values.
+    pub fn new(values: usize, classes: usize, device: &Device) -> Self {
+        Mlp { fc1: LinearConfig::new(values, 128).init(device), fc2: LinearConfig::new(128, classes).init(device) }
+    }
+
+    /// Logits.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let x = relu(self.fc1.forward(x.flatten::<2>(1, 3))); // [B, 128]
+        self.fc2.forward(x) // [B, classes]
+    }
+}
+
+/// Multinomial logistic regression.
+#[derive(Module, Debug)]
+pub struct LogReg {
+    fc: Linear,
+}
+
+impl LogReg {
+    /// For images of `values` values.
+    pub fn new(values: usize, classes: usize, device: &Device) -> Self {
+        LogReg { fc: LinearConfig::new(values, classes).init(device) }
+    }
+
+    /// Logits.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        self.fc.forward(x.flatten::<2>(1, 3)) // [B, classes]
+    }
+}

@@ -1,0 +1,97 @@
+//! ResNet-18 (He et al., 2016) for small images: a 3×3 stem without pooling, GroupNorm instead of BatchNorm, because
+//! running statistics are not gradients and have no place in an asynchronous update.
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::pool::{AdaptiveAvgPool2d, AdaptiveAvgPool2dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor};
+
+/// Groups of every normalisation.
+const GROUPS: usize = 32;
+
+fn conv(from: usize, to: usize, kernel: usize, stride: usize, device: &Device) -> Conv2d {
+    let pad = kernel / 2;
+    Conv2dConfig::new([from, to], [kernel, kernel])
+        .with_stride([stride, stride])
+        .with_padding(PaddingConfig2d::Explicit(pad, pad, pad, pad))
+        .with_bias(false)
+        .init(device)
+}
+
+fn norm(channels: usize, device: &Device) -> GroupNorm {
+    GroupNormConfig::new(GROUPS, channels).init(device)
+}
+
+/// Two 3×3 convolutions beside a shortcut.
+#[derive(Module, Debug)]
+pub struct BasicBlock {
+    conv1: Conv2d,
+    norm1: GroupNorm,
+    conv2: Conv2d,
+    norm2: GroupNorm,
+    shortcut: Option<(Conv2d, GroupNorm)>,
+}
+
+impl BasicBlock {
+    fn new(from: usize, to: usize, stride: usize, device: &Device) -> Self {
+        BasicBlock {
+            conv1: conv(from, to, 3, stride, device),
+            norm1: norm(to, device),
+            conv2: conv(to, to, 3, 1, device),
+            norm2: norm(to, device),
+            shortcut: (from != to || stride != 1).then(|| (conv(from, to, 1, stride, device), norm(to, device))),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = relu(self.norm1.forward(self.conv1.forward(x.clone())));
+        let y = self.norm2.forward(self.conv2.forward(y));
+        let x = match &self.shortcut {
+            Some((conv, norm)) => norm.forward(conv.forward(x)),
+            None => x,
+        };
+        relu(x + y)
+    }
+}
+
+/// About 11.2 million parameters.
+#[derive(Module, Debug)]
+pub struct ResNet18 {
+    stem: Conv2d,
+    norm: GroupNorm,
+    blocks: Vec<BasicBlock>,
+    pool: AdaptiveAvgPool2d,
+    fc: Linear,
+}
+
+impl ResNet18 {
+    /// For images of `channels` planes.
+    pub fn new(channels: usize, classes: usize, device: &Device) -> Self {
+        let widths = [
+            (64, 64, 1),
+            (64, 64, 1),
+            (64, 128, 2),
+            (128, 128, 1),
+            (128, 256, 2),
+            (256, 256, 1),
+            (256, 512, 2),
+            (512, 512, 1),
+        ];
+        ResNet18 {
+            stem: conv(channels, 64, 3, 1, device),
+            norm: norm(64, device),
+            blocks: widths.iter().map(|&(from, to, stride)| BasicBlock::new(from, to, stride, device)).collect(),
+            pool: AdaptiveAvgPool2dConfig::new([1, 1]).init(),
+            fc: LinearConfig::new(512, classes).init(device),
+        }
+    }
+
+    /// Logits.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let x = relu(self.norm.forward(self.stem.forward(x))); // [B, 64, 32, 32]
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x)); // [B, 512, 4, 4]
+        self.fc.forward(self.pool.forward(x).flatten::<2>(1, 3)) // [B, classes]
+    }
+}

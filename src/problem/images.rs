@@ -1,0 +1,168 @@
+//! Image classification: every worker draws from its own part of a set that lies on the device once.
+
+use super::{Evaluator, Objective, Problem};
+use crate::error::{Error, Result};
+use crate::model::Net;
+use crate::params::{attach, buffer, burn_device, gradients, initial_weights, layout_of, tensor};
+use crate::record::{Columns, Evaluation};
+use crate::worker::Snapshot;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Tensor, TensorData};
+use stagger_datasets::ImageData;
+use stagger_datasets::partition::{self, Partition};
+use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
+use stagger_kernels::{Buffer, Device, Layout, Seal};
+use std::sync::Arc;
+
+/// Images per evaluation step.
+const EVALUATION_BATCH: usize = 250;
+
+/// How the images are used.
+pub struct ImageOptions<'a> {
+    /// `cnn`, `resnet18`, `mlp` or `logreg`.
+    pub model: &'a str,
+    /// Number of workers.
+    pub workers: usize,
+    /// Who holds what.
+    pub partition: &'a Partition,
+    /// Batch size; `None` for the whole part.
+    pub batch: Option<usize>,
+    /// Keys partition, weights and batches.
+    pub seed: u64,
+    /// Crops and flips.
+    pub augment: Augment,
+}
+
+/// Builds the problem on `device`.
+pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Result<Problem> {
+    let ImageOptions { model, workers, partition, batch, seed, augment } = *options;
+    let classes = data.classes.len();
+    let parts = partition.deal(&data.train.labels, classes, workers, seed)?;
+    let mut description = vec![format!(
+        "{} training and {} test images of {}x{s}x{s}, partition {partition}:",
+        data.train.labels.len(),
+        data.test.labels.len(),
+        data.channels,
+        s = data.side
+    )];
+    description.extend(partition::table(&parts, &data.train.labels, &data.classes, 16));
+
+    let burn = burn_device(device);
+    let net = Net::build(model, data.channels, data.side, classes, &burn).ok_or_else(|| {
+        Error::usage(format!("--model {model} does not classify images; use cnn, resnet18, mlp or logreg"))
+    })?;
+    let layout = layout_of(&net);
+    let initial = initial_weights(&layout, seed);
+    let largest = parts.iter().map(Vec::len).max().unwrap_or(1);
+    let samples = parts.iter().map(Vec::len).sum();
+    let activation = 4 * batch.unwrap_or(largest).max(EVALUATION_BATCH) * net.activations(data.channels, data.side);
+
+    let shape = ImageShape { channels: data.channels, side: data.side, classes };
+    let data_bytes = (data.train.pixels.len() + data.test.pixels.len()) as u64;
+    let train = Images::new(device, shape, data.train.pixels, data.train.labels, data.mean, data.std);
+    let test = Images::new(device, shape, data.test.pixels, data.test.labels, data.mean, data.std);
+    let shared = Arc::new(layout.clone());
+    let objectives = parts
+        .into_iter()
+        .enumerate()
+        .map(|(i, rows)| -> Box<dyn Objective> {
+            Box::new(Classify {
+                batch: batch.unwrap_or(rows.len()),
+                part: Part::new(device, rows, seed, i),
+                images: train.clone(),
+                augment,
+                net: Some(net.clone()),
+                layout: shared.clone(),
+                device: device.clone(),
+            })
+        })
+        .collect();
+    Ok(Problem {
+        evaluator: Box::new(TestSet { images: test, net: Some(net), layout: shared, device: device.clone() }),
+        layout,
+        initial,
+        objectives,
+        columns: Columns::Images,
+        batch: batch.unwrap_or(largest),
+        samples,
+        activation_bytes: activation as u64,
+        data_bytes,
+        description,
+    })
+}
+
+/// Mean cross-entropy of logits [B, classes] against one-hot targets [B, classes].
+fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    let batch = logits.dims()[0] as f32;
+    (log_softmax(logits, 1) * targets).sum().mul_scalar(-1.0 / batch)
+}
+
+/// A worker's f_i: mean cross-entropy over its part.
+struct Classify {
+    images: Images,
+    part: Part,
+    batch: usize,
+    augment: Augment,
+    /// Always there between calls; taken while Burn maps it.
+    net: Option<Net>,
+    layout: Arc<Layout>,
+    device: Device,
+}
+
+impl Objective for Classify {
+    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+        // The gather is the first launch, and binds the snapshot's seal (I8).
+        let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
+        let (x, y) = self.images.draw(&self.device, draw, self.batch, &snapshot.seal)?;
+        let shape = self.images.shape();
+        let x = tensor::<4>(&self.device, &x, [self.batch, shape.channels, shape.side, shape.side]);
+        let y = tensor::<2>(&self.device, &y, [self.batch, shape.classes]);
+        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, &snapshot.weights);
+        let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y));
+        let mut found = loss.backward();
+        let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
+        self.net = Some(net);
+        Ok((buffers, buffer(&self.device, loss.inner())?))
+    }
+}
+
+/// The whole test set.
+struct TestSet {
+    images: Images,
+    net: Option<Net>,
+    layout: Arc<Layout>,
+    device: Device,
+}
+
+impl Evaluator for TestSet {
+    fn evaluate(&mut self, weights: &Buffer) -> Result<Evaluation> {
+        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, weights);
+        let shape = self.images.shape();
+        let plain = burn::module::Module::valid(&net);
+        // Sums stay on the device until the end: one read in all.
+        let mut sums: Option<Tensor<1>> = None;
+        for first in (0..self.images.len()).step_by(EVALUATION_BATCH) {
+            let size = EVALUATION_BATCH.min(self.images.len() - first);
+            let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size, &Seal::default())?;
+            let x = tensor::<4>(&self.device, &x, [size, shape.channels, shape.side, shape.side]);
+            let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
+            let logits = plain.forward(x);
+            // Right where the target's logit is not below the largest.
+            let own = (logits.clone() * y.clone()).sum_dim(1);
+            let right = own.greater_equal(logits.clone().max_dim(1)).float().sum();
+            let loss = (log_softmax(logits, 1) * y).sum().neg();
+            let pair = Tensor::cat(vec![loss, right], 0);
+            sums = Some(sums.map_or(pair.clone(), |sums| sums + pair));
+        }
+        self.net = Some(net);
+        let data: TensorData = sums.expect("a test set is not empty").into_data();
+        let values =
+            data.try_to_vec::<f32>().map_err(|e| Error::failed(format!("the evaluation could not be read: {e:?}")))?;
+        let count = self.images.len() as f64;
+        Ok(Evaluation {
+            test_loss: Some(values[0] as f64 / count),
+            test_accuracy: Some(values[1] as f64 / count),
+            ..Evaluation::default()
+        })
+    }
+}

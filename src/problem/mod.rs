@@ -1,0 +1,50 @@
+//! What is minimised: a model, its data and who holds them.
+
+mod images;
+mod theory;
+
+pub use images::{ImageOptions, images};
+pub use theory::{Regularizer, libsvm, quadratic};
+
+use crate::error::Result;
+use crate::record::{Columns, Evaluation};
+use crate::worker::Snapshot;
+use stagger_kernels::{Buffer, Layout};
+
+/// A worker's objective f_i. The one seam of a worker's step: (weights, job number) → gradient buffers and loss.
+pub trait Objective: Send {
+    /// Computes the gradient of batch `job` at `snapshot`: one buffer per segment of the layout, and the batch loss (one
+    /// float). Its first launch binds the snapshot's seal. The result depends on its arguments, the seed and the worker
+    /// alone (I5), and nothing waits for the device.
+    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)>;
+}
+
+/// The objective as a whole, for the server's thread.
+pub trait Evaluator {
+    /// Evaluates `weights` on the test set, or the full training objective.
+    fn evaluate(&mut self, weights: &Buffer) -> Result<Evaluation>;
+}
+
+/// A problem, ready to run.
+pub struct Problem {
+    /// Where each parameter lies.
+    pub layout: Layout,
+    /// The first weights, as long as the layout.
+    pub initial: Vec<f32>,
+    /// One objective per worker.
+    pub objectives: Vec<Box<dyn Objective>>,
+    /// The whole.
+    pub evaluator: Box<dyn Evaluator>,
+    /// What its metrics are.
+    pub columns: Columns,
+    /// Samples per gradient (of the largest part when the batch is the whole part).
+    pub batch: usize,
+    /// Training samples that somebody holds.
+    pub samples: usize,
+    /// Rough bytes of activations and batch of one worker's step.
+    pub activation_bytes: u64,
+    /// Bytes of the data on the device.
+    pub data_bytes: u64,
+    /// Lines for people: the data, and who holds what.
+    pub description: Vec<String>,
+}

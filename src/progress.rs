@@ -1,0 +1,91 @@
+//! What a person sees while a run goes on: a bar on a terminal, plain lines otherwise.
+
+use crate::server::{Limits, Outcome};
+use crate::stopwatch::Stopwatch;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Between two refreshes of the bar, and between two plain lines.
+const BAR_EVERY: Duration = Duration::from_millis(200);
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The display of one run.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    limits: Limits,
+    batch: usize,
+    shown: Instant,
+}
+
+impl Progress {
+    /// A display for a run with these limits and batch size.
+    pub fn new(limits: Limits, batch: usize) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}").expect("a valid template");
+            ProgressBar::new(1000).with_style(style)
+        });
+        Progress { bar, limits, batch, shown: Instant::now() }
+    }
+
+    /// Called at every arrival; shows something every so often.
+    pub fn show(&mut self, stopwatch: &Stopwatch, updates: u64, outcome: &Outcome) {
+        let every = if self.bar.is_some() { BAR_EVERY } else { LINE_EVERY };
+        if self.shown.elapsed() < every {
+            return;
+        }
+        self.shown = Instant::now();
+        let seconds = stopwatch.seconds().max(1e-9);
+        let share = |now: f64, limit: Option<f64>| limit.map_or(0.0, |limit| now / limit);
+        let done = share(updates as f64, self.limits.updates.map(|u| u as f64))
+            .max(share(outcome.time, self.limits.time))
+            .max(share(outcome.gradients as f64, self.limits.gradients.map(|g| g as f64)))
+            .min(1.0);
+        let left = if done > 0.0 { format!(", {} left", span(seconds / done - seconds)) } else { String::new() };
+        let loss = outcome.recent_loss.map_or("…".into(), |l| format!("{l:.4}"));
+        let line = format!(
+            "update {updates}, {:.1} updates/s, {:.0} samples/s, loss {loss}, mean staleness {:.1}{left}",
+            updates as f64 / seconds,
+            outcome.gradients as f64 * self.batch as f64 / seconds,
+            outcome.staleness as f64 / outcome.gradients.max(1) as f64,
+        );
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position((1000.0 * done) as u64);
+                bar.set_message(line);
+            }
+            None => eprintln!("{:>3.0} %  {line}", 100.0 * done),
+        }
+    }
+
+    /// Called after an evaluation of a classifier; the problems of theory are evaluated too often to be shown.
+    pub fn evaluated(&self, updates: u64, outcome: &Outcome) {
+        let Some(accuracy) = outcome.evaluation.test_accuracy else { return };
+        let line = format!(
+            "evaluation at update {updates} (time {:.1} s): test accuracy {:.2} %, test loss {:.4}",
+            outcome.time,
+            100.0 * accuracy,
+            outcome.evaluation.test_loss.unwrap_or(f64::NAN),
+        );
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn done(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Seconds for people.
+pub fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 100.0 => format!("{s:.0} s"),
+        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}

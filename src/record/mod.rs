@@ -1,0 +1,194 @@
+//! What a run leaves behind: its folder with the event log, metrics, summary, configuration and weights.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use stagger_kernels::Layout;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// One arrival, one line of `events.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number, from 0.
+    pub seq: u64,
+    /// When, in seconds on the run's axis.
+    pub time: f64,
+    /// Who.
+    pub worker: usize,
+    /// The version v at which it was computed.
+    pub version: u64,
+    /// t - v before the update.
+    pub staleness: u64,
+    /// The batch loss; null where it is not finite.
+    pub loss: Option<f32>,
+    /// `step`, `fold` or `drop`.
+    pub effect: String,
+    /// The version after it.
+    pub t: u64,
+}
+
+/// What an evaluation found. What does not apply is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// The full objective, for the problems of theory.
+    pub train_loss: Option<f64>,
+    /// Norm of the full objective's gradient.
+    pub grad_norm: Option<f64>,
+    /// Mean loss over the test set.
+    pub test_loss: Option<f64>,
+    /// Share of the test set that is classified correctly.
+    pub test_accuracy: Option<f64>,
+}
+
+/// `summary.json`.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Summary {
+    pub rule: String,
+    pub workers: usize,
+    pub backend: String,
+    pub device: String,
+    pub clock: String,
+    pub dataset: String,
+    pub partition: String,
+    pub model: String,
+    pub parameters: usize,
+    pub batch: usize,
+    pub lr: f64,
+    pub seed: u64,
+    pub threads_per_worker: Option<usize>,
+    /// Server updates: the final version.
+    pub updates: u64,
+    /// Arrivals.
+    pub gradients: u64,
+    /// Arrivals that were not applied.
+    pub dropped: u64,
+    /// Jobs that were given up and never arrived.
+    pub restarted: u64,
+    /// The last arrival's time on the run's axis, in seconds.
+    pub time: f64,
+    /// Real seconds from the first job to the last arrival, without evaluation.
+    pub wall_seconds: f64,
+    pub gradients_per_second: f64,
+    pub samples_per_second: f64,
+    pub mean_staleness: f64,
+    pub max_staleness: u64,
+    /// Mean of the latest batch losses, or the full objective where it is evaluated.
+    pub final_train_loss: Option<f64>,
+    pub final_grad_norm: Option<f64>,
+    pub final_test_loss: Option<f64>,
+    pub final_test_accuracy: Option<f64>,
+    /// Launches of the fused update kernel (0 on the CPU).
+    pub update_launches: u64,
+    pub weights_sha256: String,
+    pub version: String,
+    pub interrupted: bool,
+}
+
+/// A run's folder.
+pub struct RunFolder {
+    path: PathBuf,
+    events: BufWriter<File>,
+    metrics: BufWriter<File>,
+}
+
+/// What `metrics.csv` holds besides update and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Columns {
+    /// `train_loss,grad_norm` of the full objective.
+    Theory,
+    /// `train_loss,test_loss,test_accuracy`.
+    Images,
+}
+
+impl RunFolder {
+    /// Creates the folder and opens its logs, so that a folder that cannot be written is found out before the work.
+    pub fn create(path: &Path, config: &str, columns: Columns) -> Result<Self> {
+        let wrong = |what: &Path, e: std::io::Error| {
+            Error::usage(format!("cannot write {}: {e}; choose another folder with --out", what.display()))
+        };
+        fs::create_dir_all(path).map_err(|e| wrong(path, e))?;
+        let open = |name: &str| {
+            let file = path.join(name);
+            File::create(&file).map(BufWriter::new).map_err(|e| wrong(&file, e))
+        };
+        let (events, mut metrics) = (open("events.jsonl")?, open("metrics.csv")?);
+        let header = match columns {
+            Columns::Theory => "update,time,train_loss,grad_norm",
+            Columns::Images => "update,time,train_loss,test_loss,test_accuracy",
+        };
+        writeln!(metrics, "{header}").map_err(|e| wrong(path, e))?;
+        let file = path.join("config.toml");
+        fs::write(&file, config).map_err(|e| wrong(&file, e))?;
+        Ok(RunFolder { path: path.into(), events, metrics })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends an arrival.
+    pub fn event(&mut self, event: &Event) -> Result<()> {
+        let line = serde_json::to_string(event).expect("an event is plain data");
+        writeln!(self.events, "{line}").map_err(|e| self.lost("events.jsonl", e))
+    }
+
+    /// Appends an evaluation after `update` updates.
+    pub fn evaluation(
+        &mut self,
+        update: u64,
+        time: f64,
+        train_loss: Option<f64>,
+        found: &Evaluation,
+        columns: Columns,
+    ) -> Result<()> {
+        let cell = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
+        let rest = match columns {
+            Columns::Theory => [found.train_loss, found.grad_norm].map(cell).join(","),
+            Columns::Images => [train_loss, found.test_loss, found.test_accuracy].map(cell).join(","),
+        };
+        writeln!(self.metrics, "{update},{time},{rest}").map_err(|e| self.lost("metrics.csv", e))
+    }
+
+    /// Writes what is buffered.
+    pub fn flush(&mut self) -> Result<()> {
+        self.events.flush().map_err(|e| self.lost("events.jsonl", e))?;
+        self.metrics.flush().map_err(|e| self.lost("metrics.csv", e))
+    }
+
+    /// Writes the weights by parameter name, and returns their SHA-256: over the parameters' bytes (little-endian f32) in
+    /// the layout's order.
+    pub fn weights(&mut self, layout: &Layout, weights: &[f32]) -> Result<String> {
+        let mut hash = Sha256::new();
+        let mut tensors: Vec<(&str, safetensors::tensor::TensorView)> = Vec::new();
+        for segment in layout.segments() {
+            let bytes: &[u8] = bytemuck::cast_slice(&weights[segment.start..segment.start + segment.len]);
+            hash.update(bytes);
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, segment.shape.clone(), bytes);
+            tensors.push((&segment.name, view.map_err(|e| Error::failed(format!("{}: {e}", segment.name)))?));
+        }
+        let none: Option<HashMap<String, String>> = None;
+        let file = self.path.join("model.safetensors");
+        safetensors::serialize_to_file(tensors, none, &file)
+            .map_err(|e| Error::failed(format!("cannot write {}: {e}", file.display())))?;
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Writes `summary.json`.
+    pub fn summary(&mut self, summary: &Summary) -> Result<()> {
+        let text = serde_json::to_string_pretty(summary).expect("a summary is plain data");
+        let file = self.path.join("summary.json");
+        fs::write(&file, text + "\n").map_err(|e| Error::failed(format!("cannot write {}: {e}", file.display())))
+    }
+
+    fn lost(&self, name: &str, e: std::io::Error) -> Error {
+        Error::failed(format!(
+            "cannot write {}: {e}; what was written before it is whole",
+            self.path.join(name).display()
+        ))
+    }
+}

@@ -1,0 +1,448 @@
+//! `stagger train`: puts the pieces together, runs them, and says what came of it.
+
+use crate::backend::{self, Backend};
+use crate::config::{Clock, Dataset, Options, Settings};
+use crate::crew::{Crew, INTERRUPTED};
+use crate::error::{Error, Result};
+use crate::problem::{self, ImageOptions, Problem};
+use crate::progress::{Progress, span};
+use crate::record::{Columns, RunFolder, Summary};
+use crate::rule::Needs;
+use crate::server::{Descent, Limits, Outcome, Server};
+use crate::stopwatch::Stopwatch;
+use crate::transport::{Replay, Transport, Virtual, Wall};
+use crate::worker::{Gate, LocalSteps, Snapshot, Worker};
+use stagger_datasets::partition::Partition;
+use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
+use stagger_kernels::gather::Augment;
+use stagger_kernels::{Device, update};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Training data, read and checked.
+enum Data {
+    Images { name: &'static str, set: ImageData },
+    Libsvm(libsvm::SparseRows),
+    Quadratic(Vec<Vec<f64>>),
+}
+
+/// Runs `stagger train`.
+pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<()> {
+    let settings = options.resolve()?;
+    let data = read(&settings)?;
+    let workers = workers(&settings, &data)?;
+    let rule = settings.rule.build(workers)?;
+    let backend = backend::open(settings.backend)?;
+    println!("backend    {}", backend.why);
+    let threads = matches!(backend.device, Device::Cpu)
+        .then(|| settings.threads_per_worker.unwrap_or((backend::cores() / workers).max(1)));
+
+    let mut resolved = options.clone();
+    let problem = build(&settings, data, workers, &backend.device, &mut resolved)?;
+    problem.description.iter().for_each(|line| println!("{line}"));
+    check_memory(&backend, &problem, workers, threads, rule.needs(), settings.momentum != 0.0)?;
+    fill(&mut resolved, &settings, workers, &backend.device, threads, &problem);
+
+    // A log is read before the folder is made: it may be the folder's own.
+    let replay = match &settings.clock {
+        Clock::Replay(log) => {
+            compare_with_log(log, &resolved)?;
+            Some(Replay::open(log, workers)?)
+        }
+        _ => None,
+    };
+    let path = out.unwrap_or_else(|| fresh_folder(settings.rule.name()));
+    let config = toml::to_string(&resolved).expect("options are plain data");
+    let mut folder = RunFolder::create(&path, &config, problem.columns)?;
+    catch_signals();
+
+    let Problem { layout, initial, mut objectives, evaluator, columns, batch, samples, .. } = problem;
+    warm_up(&backend.device, &mut objectives, &initial)?;
+    let stopwatch = Arc::new(Stopwatch::default());
+    let (delay, seed) = (settings.delay.clone(), settings.seed);
+    let transport: Box<dyn Transport> = match (&settings.clock, replay) {
+        (_, Some(replay)) => Box::new(replay),
+        (Clock::Virtual, None) => Box::new(Virtual::new(delay, seed)),
+        (_, None) => Box::new(Wall { stopwatch: stopwatch.clone(), delay, time_scale: settings.time_scale, seed }),
+    };
+    let limits = Limits {
+        updates: settings.updates,
+        time: settings.time,
+        gradients: settings.epochs.map(|e| ((e * samples as f64) / batch as f64).ceil() as u64),
+    };
+    println!(
+        "model      {} parameters in {} tensors, {} samples per gradient; rule {}, {workers} workers{}, clock {}",
+        layout.parameters(),
+        layout.segments().len(),
+        batch,
+        settings.rule,
+        threads.map_or(String::new(), |t| format!(" of {t} thread{}", if t == 1 { "" } else { "s" })),
+        resolved.clock.as_deref().unwrap_or("wall"),
+    );
+    let gate = Gate::new(threads.map_or(1, |t| (backend::cores() / t).max(1)));
+    let local = LocalSteps { steps: rule.needs().local_steps, lr: settings.lr as f32 };
+    let shared = Arc::new(layout.clone());
+    let mut objectives = objectives.into_iter();
+    let crew = Crew::start(workers, threads, |index, outbox, inbox| Worker {
+        index,
+        objective: objectives.next().expect("one objective per worker"),
+        device: backend.device.clone(),
+        layout: shared.clone(),
+        local,
+        outbox,
+        inbox,
+        gate: gate.clone(),
+        stopwatch: stopwatch.clone(),
+    })?;
+    let server = Server {
+        rule,
+        crew,
+        transport,
+        stopwatch,
+        evaluator,
+        folder: &mut folder,
+        columns,
+        eval_every: resolved.eval_every.unwrap_or(0),
+        limits,
+        progress: Progress::new(limits, batch),
+    };
+    let descent = Descent { lr: settings.lr, weight_decay: settings.weight_decay, momentum: settings.momentum };
+    let outcome = server.run(&backend.device, &layout, descent, initial)?;
+
+    let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
+    let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
+    folder.summary(&summary)?;
+    report(&summary, folder.path(), profile);
+    if outcome.interrupted {
+        return Err(Error::Interrupted(format!("interrupted; what was reached is in {}", folder.path().display())));
+    }
+    Ok(())
+}
+
+fn read(settings: &Settings) -> Result<Data> {
+    let folder = || settings.data.clone().unwrap_or_else(default_folder);
+    let cifar10 = |folder: &Path| Ok(Data::Images { name: "cifar10", set: cifar10::load(folder)? });
+    let synthetic = || Data::Images { name: "synthetic", set: synthetic::generate(settings.seed) };
+    match &settings.dataset {
+        Dataset::Cifar10 => cifar10(&folder()),
+        Dataset::Synthetic => Ok(synthetic()),
+        Dataset::Libsvm(file) => Ok(Data::Libsvm(libsvm::load(file)?)),
+        Dataset::Quadratic(file) => Ok(Data::Quadratic(quadratic::load(file)?)),
+        // A folder that was named must hold the set; only the default one may be empty.
+        Dataset::Auto if settings.data.is_some() || cifar10::find(&folder()).is_some() => cifar10(&folder()),
+        Dataset::Auto => {
+            println!(
+                "*** CIFAR-10 is not in {}/: training on the built-in SYNTHETIC set instead. ***",
+                folder().display()
+            );
+            println!("*** `stagger data fetch` downloads CIFAR-10; --data DIR names another folder. ***");
+            Ok(synthetic())
+        }
+    }
+}
+
+fn workers(settings: &Settings, data: &Data) -> Result<usize> {
+    match data {
+        Data::Quadratic(centres) => match settings.workers {
+            Some(n) if n != centres.len() => {
+                let have = centres.len();
+                Err(Error::usage(format!(
+                    "--workers {n}: the file holds {have} centres, one per worker; leave --workers out or give {have}"
+                )))
+            }
+            _ => Ok(centres.len()),
+        },
+        _ => Ok(settings.workers.unwrap_or(8)),
+    }
+}
+
+/// Builds the problem, and notes in `resolved` what the data decided.
+fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resolved: &mut Options) -> Result<Problem> {
+    let model = |only: &str| match settings.model.as_deref() {
+        Some(model) if model != only => {
+            Err(Error::usage(format!("--model {model} does not fit this data set; it needs {only}")))
+        }
+        _ => Ok(only.to_string()),
+    };
+    let init = |default: f32| settings.init.unwrap_or(default);
+    match data {
+        Data::Quadratic(centres) => {
+            resolved.model = Some(model("quadratic")?);
+            Ok(problem::quadratic(device, centres, init(0.0)))
+        }
+        Data::Libsvm(rows) => {
+            resolved.model = Some(model("logreg")?);
+            let partition = settings.partition.clone().unwrap_or(Partition::Blocks);
+            resolved.partition = Some(partition.to_string());
+            problem::libsvm(
+                device,
+                rows,
+                workers,
+                &partition,
+                settings.batch,
+                settings.regularizer,
+                init(0.0),
+                settings.seed,
+            )
+        }
+        Data::Images { name, set } => {
+            let partition = settings.partition.clone().unwrap_or(Partition::Iid);
+            let model = settings.model.clone().unwrap_or_else(|| "cnn".into());
+            let augment =
+                settings.augment.clone().unwrap_or_else(|| if name == "cifar10" { "crop-flip" } else { "none" }.into());
+            resolved.dataset = Some(name.into());
+            resolved.partition = Some(partition.to_string());
+            resolved.model = Some(model.clone());
+            resolved.augment = Some(augment.clone());
+            let augment = Augment { pad: if augment == "none" { 0 } else { 4 }, flip: augment == "crop-flip" };
+            let options = ImageOptions {
+                model: &model,
+                workers,
+                partition: &partition,
+                batch: settings.batch,
+                seed: settings.seed,
+                augment,
+            };
+            let mut problem = problem::images(device, set, &options)?;
+            if let Some(value) = settings.init {
+                problem.initial.fill(value);
+            }
+            Ok(problem)
+        }
+    }
+}
+
+/// Completes the options, so that the written configuration repeats the run.
+fn fill(
+    resolved: &mut Options,
+    settings: &Settings,
+    workers: usize,
+    device: &Device,
+    threads: Option<usize>,
+    problem: &Problem,
+) {
+    let evaluate = match (problem.columns, settings.updates) {
+        (Columns::Theory, Some(updates)) => (updates / 10_000).max(1),
+        (Columns::Theory, None) => 1,
+        (Columns::Images, Some(updates)) => (updates / 5).max(100),
+        (Columns::Images, None) => 500,
+    };
+    resolved.rule = Some(settings.rule.to_string());
+    resolved.workers = Some(workers);
+    resolved.backend = Some(device.name().into());
+    resolved.delay = Some(settings.delay.to_string());
+    resolved.time_scale = Some(settings.time_scale);
+    resolved.clock.get_or_insert("wall".into());
+    resolved.lr = Some(settings.lr);
+    resolved.momentum = Some(settings.momentum);
+    resolved.weight_decay = Some(settings.weight_decay);
+    resolved.batch.get_or_insert("32".into());
+    resolved.updates = settings.updates;
+    resolved.seed = Some(settings.seed);
+    resolved.init.get_or_insert("default".into());
+    resolved.regularizer.get_or_insert("none".into());
+    resolved.eval_every.get_or_insert(evaluate);
+    resolved.threads_per_worker = threads;
+    resolved.table_dtype = Some("f32".into());
+    resolved.precision = Some("f32".into());
+}
+
+/// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
+const ARITHMETIC: [&str; 15] = [
+    "rule",
+    "workers",
+    "dataset",
+    "model",
+    "partition",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "batch",
+    "seed",
+    "init",
+    "regularizer",
+    "augment",
+    "table_dtype",
+    "precision",
+];
+
+/// Compares this run with the configuration beside the log, if it is there.
+fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
+    let beside = log.with_file_name("config.toml");
+    let Ok(text) = std::fs::read_to_string(&beside) else { return Ok(()) };
+    let then: toml::Table = text.parse().map_err(|e| Error::usage(format!("{}: {e}", beside.display())))?;
+    let now = toml::Table::try_from(resolved).expect("options are plain data");
+    let show = |value: Option<&toml::Value>| value.map_or("not set".into(), |v| v.to_string());
+    for key in ARITHMETIC {
+        if then.get(key) != now.get(key) {
+            return Err(Error::usage(format!(
+                "{} is the log of another run: its {key} is {}, here it is {}; give the flags of that run (--config {})",
+                log.display(),
+                show(then.get(key)),
+                show(now.get(key)),
+                beside.display()
+            )));
+        }
+    }
+    if then.get("backend") != now.get("backend") {
+        println!(
+            "NOTE       the log was recorded on {}: on another backend the weights agree only up to rounding",
+            show(then.get("backend"))
+        );
+    }
+    Ok(())
+}
+
+/// Compares what the run needs with what the device has.
+fn check_memory(
+    backend: &Backend,
+    problem: &Problem,
+    workers: usize,
+    threads: Option<usize>,
+    needs: Needs,
+    momentum: bool,
+) -> Result<()> {
+    let Some(have) = backend.memory else { return Ok(()) };
+    let model = 4 * problem.layout.total() as u64;
+    let table = if needs.table { workers as u64 * model } else { 0 };
+    // A snapshot and a gradient per worker, the newest weights and the next, sum and velocity.
+    let copies = 2 * workers as u64 + 2 + needs.sum as u64 + momentum as u64;
+    // On a GPU every stream keeps its own pool; on the CPU only those with a permit compute.
+    let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
+    let need = copies * model + table + computing * problem.activation_bytes + problem.data_bytes;
+    if need > have {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        return Err(Error::usage(format!(
+            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}) or a smaller --batch (now {}); the table takes {:.1} GiB",
+            gib(need),
+            backend.name,
+            gib(have),
+            problem.batch,
+            gib(table)
+        )));
+    }
+    Ok(())
+}
+
+/// Compiles the step's kernels before the clock starts. A gradient has no side effect, so nothing of it remains.
+fn warm_up(device: &Device, objectives: &mut [Box<dyn problem::Objective>], initial: &[f32]) -> Result<()> {
+    if matches!(device, Device::Cpu) {
+        return Ok(());
+    }
+    let snapshot = Snapshot { weights: device.upload(initial.to_vec()), seal: device.seal() };
+    objectives[0].gradient(&snapshot, 0)?;
+    Ok(device.sync()?)
+}
+
+fn catch_signals() {
+    // The first signal lets the run end at its next arrival; the second ends the process at once.
+    let handler = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stagger: stopping after the arrival in hand; again to stop at once");
+    };
+    // A handler that is already set is ours: a process trains once, tests more often.
+    let _ = ctrlc::set_handler(handler);
+}
+
+/// `runs/<time>-<rule>`, with a number behind it if it is taken.
+fn fresh_folder(rule: &str) -> PathBuf {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
+    // Civil date from days since 1970 (Howard Hinnant's algorithm).
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let (day, month) =
+        (day_of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
+    let year = year_of_era + era * 400 + (month <= 2) as i64;
+    let time = format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", second / 3600, second / 60 % 60, second % 60);
+    let name =
+        |k: usize| Path::new("runs").join(if k == 0 { format!("{time}-{rule}") } else { format!("{time}-{rule}-{k}") });
+    (0..).map(name).find(|path| !path.exists()).expect("some number is free")
+}
+
+fn summarise(
+    resolved: &Options,
+    backend: &Backend,
+    outcome: &Outcome,
+    parameters: usize,
+    batch: usize,
+    columns: Columns,
+    weights_sha256: String,
+) -> Summary {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let seconds = outcome.wall_seconds.max(1e-9);
+    let finite = |x: Option<f64>| x.filter(|x| x.is_finite());
+    Summary {
+        rule: text(&resolved.rule),
+        workers: resolved.workers.unwrap_or(0),
+        backend: backend.device.name().into(),
+        device: backend.name.clone(),
+        clock: text(&resolved.clock),
+        dataset: text(&resolved.dataset),
+        partition: text(&resolved.partition),
+        model: text(&resolved.model),
+        parameters,
+        batch,
+        lr: resolved.lr.unwrap_or(0.0),
+        seed: resolved.seed.unwrap_or(0),
+        threads_per_worker: resolved.threads_per_worker,
+        updates: outcome.updates,
+        gradients: outcome.gradients,
+        dropped: outcome.dropped,
+        restarted: outcome.restarted,
+        time: outcome.time,
+        wall_seconds: outcome.wall_seconds,
+        gradients_per_second: outcome.gradients as f64 / seconds,
+        samples_per_second: (outcome.gradients * batch as u64) as f64 / seconds,
+        mean_staleness: outcome.staleness as f64 / outcome.gradients.max(1) as f64,
+        max_staleness: outcome.max_staleness,
+        final_train_loss: finite(match columns {
+            Columns::Theory => outcome.evaluation.train_loss,
+            Columns::Images => outcome.recent_loss,
+        }),
+        final_grad_norm: finite(outcome.evaluation.grad_norm),
+        final_test_loss: finite(outcome.evaluation.test_loss),
+        final_test_accuracy: finite(outcome.evaluation.test_accuracy),
+        update_launches: update::launches(),
+        weights_sha256,
+        version: env!("CARGO_PKG_VERSION").into(),
+        interrupted: outcome.interrupted,
+    }
+}
+
+fn report(s: &Summary, folder: &Path, profile: bool) {
+    println!();
+    println!(
+        "done       {} updates from {} gradients ({} dropped, {} restarted) in {}",
+        s.updates,
+        s.gradients,
+        s.dropped,
+        s.restarted,
+        span(s.wall_seconds)
+    );
+    println!("time       {:.3} s on the {} clock", s.time, s.clock.split(':').next().unwrap_or(""));
+    println!(
+        "speed      {:.1} gradients/s, {:.0} samples/s on {}",
+        s.gradients_per_second, s.samples_per_second, s.device
+    );
+    println!("staleness  {:.2} on average, {} at most", s.mean_staleness, s.max_staleness);
+    let number = |x: Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.6}"));
+    println!("train loss {}", number(s.final_train_loss));
+    if let Some(norm) = s.final_grad_norm {
+        println!("grad norm  {norm:.6e}");
+    }
+    if let Some(accuracy) = s.final_test_accuracy {
+        println!("test       accuracy {:.2} %, loss {}", 100.0 * accuracy, number(s.final_test_loss));
+    }
+    println!("weights    SHA-256 {}", s.weights_sha256);
+    if profile {
+        println!("launches   {} update launches for {} arrivals", s.update_launches, s.gradients);
+    }
+    println!("folder     {}", folder.display());
+}

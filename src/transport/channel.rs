@@ -1,0 +1,32 @@
+//! The wall clock: whichever worker's message comes first through the channel is next.
+
+use super::Transport;
+use crate::clock::DelayModel;
+use crate::crew::Crew;
+use crate::error::Result;
+use crate::stopwatch::Stopwatch;
+use crate::worker::Gradient;
+use std::sync::Arc;
+
+/// Real time. Injected delays are waited for by the workers.
+pub struct Wall {
+    /// The run's clock.
+    pub stopwatch: Arc<Stopwatch>,
+    /// Injected job times.
+    pub delay: DelayModel,
+    /// Seconds of reality per second of the delay model.
+    pub time_scale: f64,
+    /// Keys the draws.
+    pub seed: u64,
+}
+
+impl Transport for Wall {
+    fn begin(&mut self, worker: usize, job: u64, _now: f64) -> f64 {
+        self.delay.draw(self.seed, worker, job) * self.time_scale
+    }
+
+    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
+        let gradient = crew.first()?;
+        Ok(Some((self.stopwatch.seconds(), gradient)))
+    }
+}

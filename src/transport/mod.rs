@@ -1,0 +1,27 @@
+//! The three clocks: each decides whose gradient is next and what time it is. Everything else is the same for all.
+
+mod channel;
+mod replay;
+mod virtual_time;
+
+pub use channel::Wall;
+pub use replay::Replay;
+pub use virtual_time::Virtual;
+
+use crate::crew::Crew;
+use crate::error::Result;
+use crate::worker::Gradient;
+
+/// A clock.
+pub trait Transport {
+    /// Worker `worker` begins its job `job` at time `now`. Returns the seconds that the worker has to wait for in reality.
+    fn begin(&mut self, worker: usize, job: u64, now: f64) -> f64;
+
+    /// The next arrival and its time, or `None` when there is none to come.
+    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>>;
+
+    /// Told what became of the arrival, so that a replay can compare.
+    fn decided(&mut self, _effect: &str, _t: u64) -> Result<()> {
+        Ok(())
+    }
+}

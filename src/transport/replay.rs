@@ -1,0 +1,91 @@
+//! The replay clock: the order and the times of a recorded event log.
+
+use super::Transport;
+use crate::crew::Crew;
+use crate::error::{Error, Result};
+use crate::record::Event;
+use crate::worker::Gradient;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+/// Recorded time.
+pub struct Replay {
+    path: PathBuf,
+    events: std::vec::IntoIter<Event>,
+    current: Option<Event>,
+}
+
+impl Replay {
+    /// Reads a log for a run of `workers` workers.
+    pub fn open(path: &Path, workers: usize) -> Result<Self> {
+        let unreadable = |e: std::io::Error| Error::usage(format!("cannot read the event log {}: {e}", path.display()));
+        let mut events: Vec<Event> = Vec::new();
+        for (k, line) in BufReader::new(std::fs::File::open(path).map_err(unreadable)?).lines().enumerate() {
+            let line = line.map_err(unreadable)?;
+            let event: Event = serde_json::from_str(&line)
+                .map_err(|e| Error::usage(format!("{} line {}: not an event of a run ({e})", path.display(), k + 1)))?;
+            if event.seq != k as u64 {
+                return Err(Error::usage(format!(
+                    "{} line {}: seq is {} instead of {k}: lines are missing",
+                    path.display(),
+                    k + 1,
+                    event.seq
+                )));
+            }
+            if event.worker >= workers {
+                return Err(Error::usage(format!(
+                    "{} is the log of another run: worker {} answers in it, but --workers is {workers}",
+                    path.display(),
+                    event.worker
+                )));
+            }
+            events.push(event);
+        }
+        if events.is_empty() {
+            return Err(Error::usage(format!("{} holds no event", path.display())));
+        }
+        Ok(Replay { path: path.into(), events: events.into_iter(), current: None })
+    }
+
+    fn other_run(&self, why: String) -> Error {
+        Error::usage(format!(
+            "{} is the log of another run: {why}; give the flags of that run (its config.toml holds them)",
+            self.path.display()
+        ))
+    }
+}
+
+impl Transport for Replay {
+    fn begin(&mut self, _worker: usize, _job: u64, _now: f64) -> f64 {
+        0.0
+    }
+
+    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
+        let Some(event) = self.events.next() else { return Ok(None) };
+        let version = crew.running(event.worker).map(|(_, version)| version);
+        if version != Some(event.version) {
+            let here = version.map_or("has no job".into(), |v| format!("computes at version {v}"));
+            return Err(self.other_run(format!(
+                "at event {} worker {} answers for version {}, but here it {here}",
+                event.seq, event.worker, event.version
+            )));
+        }
+        let gradient = crew.from(event.worker)?;
+        let time = event.time;
+        self.current = Some(event);
+        Ok(Some((time, gradient)))
+    }
+
+    fn decided(&mut self, effect: &str, t: u64) -> Result<()> {
+        match self.current.take() {
+            Some(event) if event.effect != effect || event.t != t => {
+                let (seq, then) = (event.seq, event.effect);
+                Err(self.other_run(format!(
+                    "event {seq} was a {then} to version {}, but here it is a {effect} to version {t}",
+                    event.t
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}

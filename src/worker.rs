@@ -1,0 +1,248 @@
+//! A worker: its own thread, its own stream, its own replica, its own part of the data.
+//!
+//! # Threads
+//! One OS thread per worker, which is also its stream. It talks to the server through two channels and shares nothing
+//! else but the gate. Invariants kept here:
+//! * I1: a worker answers each job with one message and takes the next only after that, so neither channel ever holds
+//!   more than it was made for and no send blocks.
+//! * I5: a gradient is a function of (snapshot, seed, worker, job): the objective gets nothing else.
+//! * I8: buffers leave sealed; see [`Seal`].
+//!
+//! Shutdown: the server drops the outboxes, `recv` fails, the thread ends, and with the last thread the inbox disconnects.
+
+use crate::problem::Objective;
+use crate::stopwatch::Stopwatch;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use stagger_kernels::{Buffer, Device, Fold, Layout, Seal, Step, Update};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// The weights of one version, shared and never written again (I2). Cloning copies no byte.
+#[derive(Clone)]
+pub struct Snapshot {
+    /// The flat weights.
+    pub weights: Buffer,
+    /// Orders a reader behind the update that made them.
+    pub seal: Seal,
+}
+
+/// A gradient to be computed.
+pub struct Job {
+    /// The worker's job number k, which with the seed decides the batch.
+    pub number: u64,
+    /// The model.
+    pub snapshot: Snapshot,
+    /// Injected job time that is waited for, in seconds of the wall clock; 0 under simulated time.
+    pub delay: f64,
+}
+
+/// From the server to a worker.
+pub enum Order {
+    /// Compute this.
+    Job(Job),
+    /// Give up the job of this number, if it is still running.
+    Cancel(u64),
+}
+
+/// A computed gradient on its way to the server: handles, no bytes.
+pub struct Gradient {
+    /// Who computed it.
+    pub worker: usize,
+    /// The job it answers.
+    pub job: u64,
+    /// One buffer per segment of the layout (one in all after local steps).
+    pub buffers: Vec<Buffer>,
+    /// The batch loss: one float on the device.
+    pub loss: Buffer,
+    /// Orders the server behind the backward pass.
+    pub seal: Seal,
+}
+
+/// From a worker to the server: one per job.
+pub enum Message {
+    /// The gradient.
+    Gradient(Gradient),
+    /// The job was given up.
+    Cancelled {
+        /// Who gave it up.
+        worker: usize,
+    },
+    /// The worker failed and is gone.
+    Failed {
+        /// Who failed.
+        worker: usize,
+        /// In which job.
+        job: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Lets a few workers compute at a time. Permits are handed out in the order of asking.
+///
+/// On a GPU one permit: a device's launches are issued by one thread of the runtime anyway, and more producers only
+/// starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,
+/// so that workers do not push each other out of the caches.
+#[derive(Clone)]
+pub struct Gate {
+    take: Receiver<()>,
+    give: Sender<()>,
+}
+
+impl Gate {
+    /// A gate with `permits` permits.
+    pub fn new(permits: usize) -> Self {
+        let (give, take) = bounded(permits);
+        (0..permits).for_each(|_| give.send(()).expect("the channel has room for every permit"));
+        Gate { take, give }
+    }
+
+    /// Runs `work` with a permit.
+    pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.take.recv().expect("the gate holds both ends");
+        // The permit goes back even if `work` panics, so that the others are not locked out.
+        struct Back<'a>(&'a Sender<()>);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        let _back = Back(&self.give);
+        work()
+    }
+}
+
+/// Steps that a worker takes on its own before it answers with the sum of its gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalSteps {
+    /// U; 0 and 1 mean one plain gradient.
+    pub steps: u32,
+    /// The local learning rate.
+    pub lr: f32,
+}
+
+/// Everything that a worker's thread owns.
+pub struct Worker {
+    /// Its number.
+    pub index: usize,
+    /// Its objective: replica and data.
+    pub objective: Box<dyn Objective>,
+    /// The device.
+    pub device: Device,
+    /// The model's layout.
+    pub layout: Arc<Layout>,
+    /// Local steps per job.
+    pub local: LocalSteps,
+    /// Orders come from here.
+    pub outbox: Receiver<Order>,
+    /// Answers go there.
+    pub inbox: Sender<Message>,
+    /// Shared with the other workers.
+    pub gate: Gate,
+    /// The run's clock, for injected delays.
+    pub stopwatch: Arc<Stopwatch>,
+}
+
+impl Worker {
+    /// The thread's body: answers orders until the outbox is dropped.
+    pub fn run(mut self) {
+        while let Ok(order) = self.outbox.recv() {
+            // A cancellation that comes after the answer finds nothing to give up.
+            let Order::Job(job) = order else { continue };
+            let number = job.number;
+            let answer = catch_unwind(AssertUnwindSafe(|| self.answer(job)));
+            let message = match answer {
+                Ok(Ok(message)) => message,
+                Ok(Err(reason)) => Message::Failed { worker: self.index, job: number, reason },
+                Err(panic) => Message::Failed { worker: self.index, job: number, reason: panic_text(&*panic) },
+            };
+            let failed = matches!(message, Message::Failed { .. });
+            if self.inbox.send(message).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn answer(&mut self, job: Job) -> Result<Message, String> {
+        let until = self.stopwatch.seconds() + job.delay;
+        let Some(gradient) = self.compute(&job)? else { return Ok(Message::Cancelled { worker: self.index }) };
+        // The injected time is waited for without a permit. Evaluation stops the clock, so ask it again after waking.
+        while let Some(left) = self.stopwatch.until(until) {
+            match self.outbox.recv_timeout(left) {
+                Ok(Order::Cancel(number)) if number == job.number => {
+                    return Ok(Message::Cancelled { worker: self.index });
+                }
+                Ok(Order::Cancel(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Job(_)) => unreachable!("a worker gets its next job after its answer (I1)"),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Ok(Message::Gradient(gradient))
+    }
+
+    /// Computes the job's gradient; `None` if it was given up between two local steps.
+    fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
+        if self.local.steps <= 1 {
+            return self.gate.clone().pass(|| {
+                let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
+                self.sealed(job.number, buffers, loss).map(Some)
+            });
+        }
+        let steps = self.local.steps as u64;
+        let mut sum = self.device.zeros(self.layout.total());
+        let mut losses = self.device.zeros(1);
+        let mut current = job.snapshot.clone();
+        for u in 0..steps {
+            if u > 0 && self.cancelled(job.number) {
+                return Ok(None);
+            }
+            let gate = self.gate.clone();
+            gate.pass(|| -> Result<(), String> {
+                let (buffers, loss) =
+                    self.objective.gradient(&current, job.number * steps + u).map_err(|e| e.to_string())?;
+                let mut fresh = self.device.uninitialised(self.layout.total());
+                Update {
+                    layout: &self.layout,
+                    gradient: &buffers,
+                    seal: &Seal::default(),
+                    weights: &current.weights,
+                    fold: Fold::Local { sum: &mut sum, scale: 1.0 },
+                    step: Some(Step {
+                        fresh: &mut fresh,
+                        lr: self.local.lr,
+                        keep: 1.0,
+                        weight_decay: 0.0,
+                        momentum: None,
+                    }),
+                    loss: &loss,
+                    losses: &mut losses,
+                    slot: 0,
+                }
+                .run(&self.device);
+                current = Snapshot { weights: fresh, seal: Seal::default() };
+                self.device.flush().map_err(|e| e.to_string())
+            })?;
+        }
+        self.sealed(job.number, vec![sum], losses).map(Some)
+    }
+
+    /// Invariant I8: the seal is made after the last write is enqueued.
+    fn sealed(&self, job: u64, buffers: Vec<Buffer>, loss: Buffer) -> Result<Gradient, String> {
+        let seal = self.device.seal();
+        self.device.flush().map_err(|e| e.to_string())?;
+        Ok(Gradient { worker: self.index, job, buffers, loss, seal })
+    }
+
+    fn cancelled(&self, job: u64) -> bool {
+        self.outbox.try_iter().any(|order| matches!(order, Order::Cancel(number) if number == job))
+    }
+}
+
+/// The sentence inside a panic.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
+        .unwrap_or_else(|| "panic without a message".into())
+}
