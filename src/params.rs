@@ -75,7 +75,8 @@ pub fn layout_of<M: Module>(module: &M) -> Layout {
 }
 
 /// First weights of a network, a function of the seed alone and so the same on every backend: uniform within
-/// ±sqrt(6 / fan-in) for weights (He et al., 2015), one for the scales of normalisation, zero for biases and shifts.
+/// ±sqrt(1 / fan-in) for weights (the default of PyTorch's layers, so that learning rates carry over), one for the scales
+/// of normalisation, zero for biases and shifts.
 pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; layout.total()];
     for (k, segment) in layout.segments().iter().enumerate() {
@@ -86,7 +87,7 @@ pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
             // Convolutions are [out, in, height, width], linear layers [in, out].
             let fan_in: usize =
                 if segment.shape.len() == 2 { segment.shape[0] } else { segment.shape[1..].iter().product() };
-            let bound = (6.0 / fan_in as f32).sqrt();
+            let bound = (1.0 / fan_in as f32).sqrt();
             let uniform = Uniform::new(-bound, bound).expect("a range");
             let mut random = keyed([seed, 0x696e6974, k as u64, 0]);
             values.iter_mut().for_each(|v| *v = uniform.sample(&mut random));

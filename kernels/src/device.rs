@@ -11,6 +11,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use std::sync::Arc;
+use std::thread::ThreadId;
 use thiserror::Error;
 
 /// A device that cannot be had, or that failed.
@@ -135,21 +136,6 @@ impl Device {
         }
     }
 
-    /// Makes this thread's stream wait behind `seal`, for a consumer whose first launch is not one of our kernels.
-    pub fn open(&self, seal: &Seal) {
-        if let (Device::Gpu(gpu), Seal(Some(_))) = (self, seal) {
-            // SAFETY: the kernel touches nothing; the length given is that of the seal's 16 bytes.
-            unsafe {
-                open_kernel::launch_unchecked(
-                    &gpu.client,
-                    CubeCount::new_single(),
-                    CubeDim::new_1d(1),
-                    BufferArg::from_raw_parts(gpu.sealed(seal), 4),
-                )
-            }
-        }
-    }
-
     /// Hands what was enqueued to the device. Nothing waits for its completion.
     pub fn flush(&self) -> Result<(), DeviceError> {
         match self {
@@ -261,6 +247,55 @@ impl Buffer {
     }
 }
 
+/// A consumer's own sight of weights that another thread publishes.
+///
+/// Where streams do not overlap (CPU, WGPU) this is the published buffer itself: no byte is copied. On CUDA it is a fixed
+/// buffer of the consumer's stream, filled by one small launch per pull. Reading the published buffer there would make
+/// every launch that binds a parameter a cross-stream one: each costs two events and a turn in the runtime's clean-up
+/// queue, which holds eight, so a step of thirty such launches would stall the thread that issues everybody's work.
+pub struct Replica {
+    /// With the thread whose stream it belongs to: a replica that moved to another thread begins anew there.
+    own: Option<(ThreadId, Buffer)>,
+}
+
+impl Replica {
+    /// A replica that has pulled nothing yet.
+    pub fn new() -> Self {
+        Replica { own: None }
+    }
+
+    /// The weights to read for the job at hand. The launch binds `seal`, and everything that this thread enqueues
+    /// afterwards is ordered behind it (I8). The result is valid until the next pull.
+    pub fn pull(&mut self, device: &Device, published: &Buffer, seal: &Seal) -> Buffer {
+        let (Device::Gpu(gpu), Seal(Some(_))) = (device, seal) else { return published.clone() };
+        let here = std::thread::current().id();
+        if self.own.as_ref().is_none_or(|(thread, _)| *thread != here) {
+            self.own = Some((here, device.uninitialised(published.len())));
+        }
+        let own = self.own.as_ref().expect("just made").1.clone();
+        let len = published.len() / 4;
+        // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four.
+        unsafe {
+            pull_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(len.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                4,
+                BufferArg::from_raw_parts(published.handle(), len),
+                BufferArg::from_raw_parts(gpu.sealed(seal), 4),
+                BufferArg::from_raw_parts(own.handle(), len),
+            )
+        }
+        own
+    }
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Weight buffers that come round again, so that an update allocates nothing.
 ///
 /// On the CPU a retired buffer is reused once the last snapshot of it is gone. On a GPU CubeCL's own pools do this.
@@ -297,7 +332,14 @@ impl Recycler {
 }
 
 #[cube(launch_unchecked)]
-fn open_kernel(_seal: &[f32]) {}
+fn pull_kernel<N: Size>(from: &[Vector<f32, N>], _seal: &[f32], to: &mut [Vector<f32, N>]) {
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    let mut i = ABSOLUTE_POS;
+    while i < to.len() {
+        to[i] = from[i];
+        i += stride;
+    }
+}
 
 #[cube(launch_unchecked)]
 fn probe_kernel(x: &[f32], y: &mut [f32]) {

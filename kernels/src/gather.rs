@@ -4,7 +4,7 @@
 //! a function of (seed, i, k, j): the worker walks through a pseudo-random permutation of its part, a new one every
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
-use crate::device::{Buffer, Device, DeviceError, Gpu, Seal};
+use crate::device::{Buffer, Device, Gpu};
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
@@ -136,9 +136,7 @@ impl Images {
     }
 
     /// Draws `size` samples: normalised images [size, channels, side, side] and one-hot targets [size, classes].
-    ///
-    /// The launch binds `seal`, so everything that this thread enqueues afterwards is ordered behind it.
-    pub fn draw(&self, device: &Device, draw: Draw, size: usize, seal: &Seal) -> Result<(Buffer, Buffer), DeviceError> {
+    pub fn draw(&self, device: &Device, draw: Draw, size: usize) -> (Buffer, Buffer) {
         let plan = match &draw {
             Draw::Batch { augment, .. } => Plan { shape: self.shape, shuffled: true, augment: *augment },
             Draw::InOrder { first } => {
@@ -149,13 +147,13 @@ impl Images {
         let at = Place::of(&draw, size);
         debug_assert!(size > 0, "a batch holds a sample");
         match (device, &self.store) {
-            (Device::Cpu, Store::Host { pixels, labels }) => Ok(self.on_cpu(plan, at, &draw, size, pixels, labels)),
+            (Device::Cpu, Store::Host { pixels, labels }) => self.on_cpu(plan, at, &draw, size, pixels, labels),
             (Device::Gpu(gpu), Store::Device { pixels, labels, scale }) => {
                 let rows = match &draw {
                     Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
                     _ => gpu.unused(),
                 };
-                Ok(self.on_gpu(gpu, plan, at, [pixels.clone(), labels.clone(), scale.clone(), rows], size, seal))
+                self.on_gpu(gpu, plan, at, [pixels.clone(), labels.clone(), scale.clone(), rows], size)
             }
             _ => unreachable!("a set is drawn from on the device that holds it"),
         }
@@ -205,7 +203,6 @@ impl Images {
         at: Place,
         [pixels, labels, scale, rows]: [Handle; 4],
         size: usize,
-        seal: &Seal,
     ) -> (Buffer, Buffer) {
         let values = size * self.shape.pixels();
         let targets = size * self.shape.classes;
@@ -221,7 +218,6 @@ impl Images {
                 BufferArg::from_raw_parts(labels, self.count),
                 BufferArg::from_raw_parts(scale, 6),
                 BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
-                BufferArg::from_raw_parts(gpu.sealed(seal), 4),
                 BufferArg::from_raw_parts(x.clone(), values),
                 BufferArg::from_raw_parts(target.clone(), targets),
                 at.order_key,
@@ -364,7 +360,6 @@ fn gather_kernel(
     labels: &[u32],
     scale: &[f32],
     rows: &[u32],
-    _seal: &[f32],
     x: &mut [f32],
     target: &mut [f32],
     order_key: u32,
@@ -465,7 +460,7 @@ mod tests {
 
     fn rows_of(images: &Images, part: &Part, job: u64, size: usize) -> Vec<u32> {
         let draw = Draw::Batch { part, job, augment: Augment::NONE };
-        let (x, _) = images.draw(&Device::Cpu, draw, size, &Seal::default()).unwrap();
+        let (x, _) = images.draw(&Device::Cpu, draw, size);
         x.host().chunks(images.shape().pixels()).map(|image| image[0].round() as u32).collect()
     }
 

@@ -11,7 +11,8 @@ use burn::tensor::{Tensor, TensorData};
 use stagger_datasets::ImageData;
 use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
-use stagger_kernels::{Buffer, Device, Layout, Seal};
+use stagger_kernels::device::Replica;
+use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
 /// Images per evaluation step.
@@ -72,6 +73,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 images: train.clone(),
                 augment,
                 net: Some(net.clone()),
+                replica: Replica::new(),
                 layout: shared.clone(),
                 device: device.clone(),
             })
@@ -105,19 +107,20 @@ struct Classify {
     augment: Augment,
     /// Always there between calls; taken while Burn maps it.
     net: Option<Net>,
+    replica: Replica,
     layout: Arc<Layout>,
     device: Device,
 }
 
 impl Objective for Classify {
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
-        // The gather is the first launch, and binds the snapshot's seal (I8).
+        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
         let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
-        let (x, y) = self.images.draw(&self.device, draw, self.batch, &snapshot.seal)?;
+        let (x, y) = self.images.draw(&self.device, draw, self.batch);
         let shape = self.images.shape();
         let x = tensor::<4>(&self.device, &x, [self.batch, shape.channels, shape.side, shape.side]);
         let y = tensor::<2>(&self.device, &y, [self.batch, shape.classes]);
-        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, &snapshot.weights);
+        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, &weights);
         let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y));
         let mut found = loss.backward();
         let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
@@ -143,7 +146,7 @@ impl Evaluator for TestSet {
         let mut sums: Option<Tensor<1>> = None;
         for first in (0..self.images.len()).step_by(EVALUATION_BATCH) {
             let size = EVALUATION_BATCH.min(self.images.len() - first);
-            let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size, &Seal::default())?;
+            let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size);
             let x = tensor::<4>(&self.device, &x, [size, shape.channels, shape.side, shape.side]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
             let logits = plain.forward(x);

@@ -12,6 +12,7 @@ use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
 use stagger_datasets::libsvm::SparseRows;
 use stagger_datasets::partition::Partition;
+use stagger_kernels::device::Replica;
 use stagger_kernels::gather::Part;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::str::FromStr;
@@ -85,7 +86,7 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
         .iter()
         .map(|c| -> Box<dyn Objective> {
             let values = c.iter().map(|&x| x as f32).collect();
-            Box::new(Distance { centre: device.upload(values), dimension, device: device.clone() })
+            Box::new(Distance { replica: Replica::new(), centre: device.upload(values), dimension, device: device.clone() })
         })
         .collect();
     Problem {
@@ -103,6 +104,7 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
 }
 
 struct Distance {
+    replica: Replica,
     centre: Buffer,
     dimension: usize,
     device: Device,
@@ -110,8 +112,8 @@ struct Distance {
 
 impl Objective for Distance {
     fn gradient(&mut self, snapshot: &Snapshot, _job: u64) -> Result<(Vec<Buffer>, Buffer)> {
-        self.device.open(&snapshot.seal);
-        let x = tensor::<1>(&self.device, &snapshot.weights.view(0, self.dimension), [self.dimension]);
+        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
+        let x = tensor::<1>(&self.device, &weights.view(0, self.dimension), [self.dimension]);
         let gradient = x - tensor::<1>(&self.device, &self.centre, [self.dimension]);
         let loss = gradient.clone().square().sum().mul_scalar(0.5);
         Ok((vec![buffer(&self.device, gradient)?], buffer(&self.device, loss)?))
@@ -173,6 +175,7 @@ pub fn libsvm(
             }
             let labels = part.iter().map(|&r| rows.labels[r as usize] as f32).collect();
             Box::new(Logistic {
+                replica: Replica::new(),
                 matrix: device.upload(matrix),
                 labels: device.upload(labels),
                 part: Part::new(device, (0..part.len() as u32).collect(), seed, i),
@@ -199,6 +202,7 @@ pub fn libsvm(
 }
 
 struct Logistic {
+    replica: Replica,
     matrix: Buffer,
     labels: Buffer,
     part: Part,
@@ -210,7 +214,7 @@ struct Logistic {
 
 impl Objective for Logistic {
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
-        self.device.open(&snapshot.seal);
+        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
         let rows = self.part.len();
         let mut a = tensor::<2>(&self.device, &self.matrix, [rows, self.d]);
         let mut b = tensor::<2>(&self.device, &self.labels, [rows, 1]);
@@ -222,7 +226,7 @@ impl Objective for Logistic {
             b = b.select(0, chosen);
         }
         let m = b.dims()[0] as f64;
-        let x = tensor::<1>(&self.device, &snapshot.weights.view(0, self.d), [self.d]);
+        let x = tensor::<1>(&self.device, &weights.view(0, self.d), [self.d]);
         let margin = a.clone().matmul(x.clone().unsqueeze_dim(1)) * b.clone(); // [m, 1]
         // log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which never overflows.
         let losses = relu(margin.clone().neg()) + margin.clone().abs().neg().exp().log1p();
