@@ -193,8 +193,12 @@ impl Options {
             let text = std::fs::read_to_string(path)
                 .map_err(|e| Error::usage(format!("cannot read the configuration {}: {e}", path.display())))?;
             // Checked as a file first, so that a message points at its line.
-            toml::from_str::<Options>(&text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
-            table = text.parse().map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
+            let wrong = |e: toml::de::Error| {
+                let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+                Error::usage(format!("{} line {line}: {}", path.display(), e.message()))
+            };
+            toml::from_str::<Options>(&text).map_err(wrong)?;
+            table = text.parse().map_err(wrong)?;
         }
         for set in sets {
             let (key, value) =

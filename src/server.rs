@@ -16,7 +16,7 @@ use crate::record::{Columns, Evaluation, Event, RunFolder};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
-use crate::worker::{Gradient, Snapshot};
+use crate::worker::{Gate, Gradient, Snapshot};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::{Buffer, Device, Layout, Step, Update, update};
 use std::sync::Arc;
@@ -129,6 +129,9 @@ pub struct Server<'a> {
     pub limits: Limits,
     /// For people.
     pub progress: Progress,
+    /// On a GPU the server submits with a permit like everybody: launches of a device are issued one by one anyway, and a
+    /// second producer only takes the core that the issuing thread needs. `None` on the CPU, where an update is computed.
+    pub gate: Option<Gate>,
 }
 
 /// What a run came to.
@@ -220,7 +223,10 @@ impl Server<'_> {
             let staleness = state.version - version;
             let arrival = Arrival { worker, version, t: state.version, staleness, time };
             let decision = self.rule.on_arrival(&arrival);
-            state.apply(&gradient, &decision, pending.len())?;
+            match &self.gate {
+                Some(gate) => gate.pass(|| state.apply(&gradient, &decision, pending.len()))?,
+                None => state.apply(&gradient, &decision, pending.len())?,
+            }
 
             let effect = match (decision.step.is_some(), decision.fold) {
                 (true, _) => "step",

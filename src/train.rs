@@ -106,6 +106,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         eval_every: resolved.eval_every.unwrap_or(0),
         limits,
         progress: Progress::new(limits, batch),
+        gate: threads.is_none().then(|| gate.clone()),
     };
     let descent = Descent { lr: settings.lr, weight_decay: settings.weight_decay, momentum: settings.momentum };
     let outcome = server.run(&backend.device, &layout, descent, initial)?;

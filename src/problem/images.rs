@@ -10,8 +10,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use stagger_datasets::ImageData;
 use stagger_datasets::partition::{self, Partition};
-use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::device::Replica;
+use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 

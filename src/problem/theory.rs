@@ -86,7 +86,12 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
         .iter()
         .map(|c| -> Box<dyn Objective> {
             let values = c.iter().map(|&x| x as f32).collect();
-            Box::new(Distance { replica: Replica::new(), centre: device.upload(values), dimension, device: device.clone() })
+            Box::new(Distance {
+                replica: Replica::new(),
+                centre: device.upload(values),
+                dimension,
+                device: device.clone(),
+            })
         })
         .collect();
     Problem {

@@ -1,0 +1,145 @@
+//! What several tests share: running the program, and running a server around a rule of the test's own.
+#![allow(dead_code)]
+
+use stagger::crew::Crew;
+use stagger::problem::Problem;
+use stagger::progress::Progress;
+use stagger::record::{Event, RunFolder};
+use stagger::rule::Rule;
+use stagger::server::{Descent, Limits, Outcome, Server};
+use stagger::stopwatch::Stopwatch;
+use stagger::transport::{Transport, Virtual};
+use stagger::worker::{Gate, LocalSteps, Worker};
+use stagger_kernels::Device;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A folder of its own for each call.
+pub fn scratch(name: &str) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{number}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Runs the program.
+pub fn stagger(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_stagger")).args(args).output().unwrap()
+}
+
+/// Runs `stagger train` with these flags, separated by blanks, and returns the run's folder.
+pub fn train(flags: &str) -> PathBuf {
+    let folder = scratch("run");
+    let mut args = vec!["train", "--out", folder.to_str().unwrap()];
+    args.extend(flags.split_whitespace());
+    let output = stagger(&args);
+    assert!(output.status.success(), "{flags}\n{}", String::from_utf8_lossy(&output.stderr));
+    folder
+}
+
+/// A run's arrivals.
+pub fn events(folder: &Path) -> Vec<Event> {
+    let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A run's metrics: (update, time, train_loss, grad_norm).
+pub fn metrics(folder: &Path) -> Vec<[f64; 4]> {
+    let text = std::fs::read_to_string(folder.join("metrics.csv")).unwrap();
+    text.lines()
+        .skip(1)
+        .map(|line| {
+            let cells: Vec<f64> = line.split(',').map(|c| c.parse().unwrap()).collect();
+            cells.try_into().unwrap()
+        })
+        .collect()
+}
+
+/// A run's weights, all parameters one after another.
+pub fn weights(folder: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = tensors.names();
+    names.sort();
+    names.iter().flat_map(|n| bytemuck::pod_collect_to_vec::<u8, f32>(tensors.tensor(n).unwrap().data())).collect()
+}
+
+/// A run's summary.
+pub fn summary(folder: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("summary.json")).unwrap()).unwrap()
+}
+
+/// The centres 0, 3, -6 of the golden traces.
+pub fn centres() -> PathBuf {
+    let file = scratch("centres").join("centres.csv");
+    std::fs::write(&file, "0\n3\n-6\n").unwrap();
+    file
+}
+
+/// Runs a rule of the test's own on the CPU under the virtual clock.
+pub fn serve(rule: Box<dyn Rule>, problem: Problem, delay: &str, limits: Limits, lr: f64) -> (Outcome, Vec<Event>) {
+    let transport = Virtual::new(delay.parse().unwrap(), 0);
+    serve_by(Box::new(transport), Arc::new(Stopwatch::default()), rule, problem, limits, lr)
+}
+
+/// Likewise under any clock.
+pub fn serve_by(
+    transport: Box<dyn Transport>,
+    stopwatch: Arc<Stopwatch>,
+    rule: Box<dyn Rule>,
+    problem: Problem,
+    limits: Limits,
+    lr: f64,
+) -> (Outcome, Vec<Event>) {
+    let path = scratch("served");
+    let mut folder = RunFolder::create(&path, "", problem.columns).unwrap();
+    let Problem { layout, initial, objectives, evaluator, columns, .. } = problem;
+    let (workers, mut objectives) = (objectives.len(), objectives.into_iter());
+    let shared = Arc::new(layout.clone());
+    let local = LocalSteps { steps: rule.needs().local_steps, lr: lr as f32 };
+    let gate = Gate::new(2);
+    let crew = Crew::start(workers, Some(1), |index, outbox, inbox| Worker {
+        index,
+        objective: objectives.next().unwrap(),
+        device: Device::Cpu,
+        layout: shared.clone(),
+        local,
+        outbox,
+        inbox,
+        gate: gate.clone(),
+        stopwatch: stopwatch.clone(),
+    })
+    .unwrap();
+    let server = Server {
+        rule,
+        crew,
+        transport,
+        stopwatch,
+        evaluator,
+        folder: &mut folder,
+        columns,
+        eval_every: 0,
+        limits,
+        progress: Progress::new(limits, 1),
+        gate: None,
+    };
+    let descent = Descent { lr, weight_decay: 0.0, momentum: 0.0 };
+    let outcome = server.run(&Device::Cpu, &layout, descent, initial).unwrap();
+    let events = events(&path);
+    (outcome, events)
+}
+
+/// The WGPU device of this machine, opened once; `None` without an adapter.
+pub fn wgpu() -> Option<Device> {
+    static OPENED: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+    OPENED.get_or_init(|| stagger::backend::open(stagger::backend::Choice::Wgpu).ok().map(|b| b.device)).clone()
+}
+
+/// Whether the program can use WGPU here.
+pub fn has_wgpu() -> bool {
+    wgpu().is_some()
+}

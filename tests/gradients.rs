@@ -1,0 +1,155 @@
+//! Loss and gradient of every model against finite differences, and asynchronous SGD with one worker against Burn's own.
+
+mod common;
+
+use burn::module::Module;
+use burn::optim::{GradientsParams, SgdConfig};
+use burn::tensor::Tensor;
+use burn::tensor::activation::log_softmax;
+use stagger::model::Net;
+use stagger::params::{attach, burn_device, layout_of, tensor};
+use stagger::problem::{ImageOptions, Problem, Regularizer, images, libsvm, quadratic};
+use stagger::worker::Snapshot;
+use stagger_datasets::{ImageData, ImageSet, keyed, synthetic};
+use stagger_kernels::Device;
+use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
+
+/// The first images of the synthetic set.
+fn few(count: usize) -> ImageData {
+    let set = synthetic::generate(5);
+    let cut = |s: &ImageSet| ImageSet { pixels: s.pixels[..count * 3072].to_vec(), labels: s.labels[..count].to_vec() };
+    ImageData { train: cut(&set.train), test: cut(&set.test), ..set }
+}
+
+/// Compares directional derivatives with central differences, along a few random directions of each parameter.
+fn check(problem: &mut Problem, step: f32, tolerance: f64) {
+    use rand_chacha::rand_core::RngCore;
+    let layout = problem.layout.clone();
+    let mut at = |weights: &[f32]| {
+        let snapshot = Snapshot { weights: Device::Cpu.upload(weights.to_vec()), seal: Default::default() };
+        problem.objectives[0].gradient(&snapshot, 3).unwrap()
+    };
+    let weights = problem.initial.clone();
+    let (buffers, _) = at(&weights);
+    for (segment, gradient) in layout.segments().iter().zip(&buffers) {
+        let mut random = keyed([segment.start as u64, 1, 2, 3]);
+        let direction: Vec<f32> =
+            (0..segment.len).map(|_| if random.next_u32() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        // Along the gradient's own signs the derivative is largest, and rounding matters least.
+        let direction: Vec<f32> = if gradient.host().iter().any(|g| *g != 0.0) {
+            gradient.host().iter().zip(&direction).map(|(g, d)| if *g == 0.0 { *d } else { g.signum() }).collect()
+        } else {
+            direction
+        };
+        let scale = step / (segment.len as f32).sqrt();
+        let mut moved = |sign: f32| {
+            let mut w = weights.clone();
+            w[segment.start..].iter_mut().zip(&direction).for_each(|(w, d)| *w += sign * scale * d);
+            at(&w).1.host()[0] as f64
+        };
+        let numeric = (moved(1.0) - moved(-1.0)) / (2.0 * scale as f64);
+        let exact: f64 = gradient.host().iter().zip(&direction).map(|(g, d)| (g * d) as f64).sum();
+        assert!(
+            (numeric - exact).abs() <= tolerance * (1e-3 + exact.abs()),
+            "{}: finite difference {numeric}, gradient {exact}",
+            segment.name
+        );
+    }
+}
+
+fn network(model: &str) {
+    let partition = "iid".parse().unwrap();
+    let options =
+        ImageOptions { model, workers: 1, partition: &partition, batch: Some(4), seed: 2, augment: Augment::NONE };
+    let mut problem = images(&Device::Cpu, few(40), &options).unwrap();
+    check(&mut problem, 0.01, 0.05);
+}
+
+#[test]
+fn the_cnn_agrees_with_finite_differences() {
+    network("cnn");
+}
+
+#[test]
+fn the_resnet_agrees_with_finite_differences() {
+    network("resnet18");
+}
+
+#[test]
+fn the_mlp_agrees_with_finite_differences() {
+    network("mlp");
+}
+
+#[test]
+fn the_linear_classifier_agrees_with_finite_differences() {
+    network("logreg");
+}
+
+#[test]
+fn the_quadratic_agrees_with_finite_differences() {
+    check(&mut quadratic(&Device::Cpu, vec![vec![0.5, -1.0, 3.0]], 2.0), 0.01, 1e-2);
+}
+
+#[test]
+fn logistic_regression_agrees_with_finite_differences_for_every_regulariser_and_at_zero() {
+    let rows = stagger_datasets::libsvm::parse(b"1 1:0.5 2:-1\n-1 2:2 3:1\n1 1:-1 3:0.3\n-1 1:1\n").unwrap();
+    for regularizer in ["none", "l2:0.3", "nonconvex:0.1"] {
+        let regularizer: Regularizer = regularizer.parse().unwrap();
+        for (init, batch) in [(0.0, None), (1.0, None), (0.7, Some(2))] {
+            let blocks = "blocks".parse().unwrap();
+            let mut problem = libsvm(&Device::Cpu, rows.clone(), 1, &blocks, batch, regularizer, init, 1).unwrap();
+            check(&mut problem, 0.01, 1e-2);
+        }
+    }
+}
+
+#[test]
+fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
+    let (steps, batch, lr, seed) = (6, 8, 0.05, 4);
+    let folder = common::train(&format!(
+        "--dataset synthetic --model cnn --rule asgd --workers 1 --batch {batch} --lr {lr} --seed {seed} --updates {steps} --eval-every 0 --backend cpu --augment crop-flip"
+    ));
+
+    // The same model, data and order, but Burn's module, optimizer and step.
+    let set = synthetic::generate(seed);
+    let rows =
+        "iid".parse::<stagger_datasets::partition::Partition>().unwrap().deal(&set.train.labels, 10, 1, seed).unwrap();
+    let device = Device::Cpu;
+    let shape = ImageShape { channels: 3, side: 32, classes: 10 };
+    let part = Part::new(&device, rows[0].clone(), seed, 0);
+    let data = Images::new(&device, shape, set.train.pixels, set.train.labels, set.mean, set.std);
+    let net = Net::build("cnn", 3, 32, 10, &burn_device(&device)).unwrap();
+    let layout = layout_of(&net);
+    let initial = device.upload(stagger::params::initial_weights(&layout, seed));
+    let mut net = attach(net, &device, &layout, &initial);
+    let mut optimizer = SgdConfig::new().init();
+    for job in 0..steps {
+        let draw = Draw::Batch { part: &part, job, augment: Augment { pad: 4, flip: true } };
+        let (x, y) = data.draw(&device, draw, batch);
+        let logits = net.forward(Tensor::from_inner(tensor::<4>(&device, &x, [batch, 3, 32, 32])));
+        let targets = Tensor::from_inner(tensor::<2>(&device, &y, [batch, 10]));
+        let loss = (log_softmax(logits, 1) * targets).sum() / -(batch as f32);
+        let gradients = GradientsParams::from_grads(loss.backward(), &net);
+        net = optimizer.step(lr, net, gradients);
+    }
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let saved = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    struct Compare<'a> {
+        saved: &'a safetensors::SafeTensors<'a>,
+        names: std::vec::IntoIter<String>,
+        worst: f32,
+    }
+    impl burn::module::ModuleVisitor for Compare<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<D>>) {
+            let name = self.names.next().unwrap();
+            let ours: Vec<f32> = bytemuck::pod_collect_to_vec(self.saved.tensor(&name).unwrap().data());
+            let theirs = param.val().into_data().try_to_vec::<f32>().unwrap();
+            assert_eq!(ours.len(), theirs.len());
+            self.worst = ours.iter().zip(&theirs).fold(self.worst, |m, (a, b)| m.max((a - b).abs()));
+        }
+    }
+    let names: Vec<String> = layout.segments().iter().map(|s| s.name.clone()).collect();
+    let mut compare = Compare { saved: &saved, names: names.into_iter(), worst: 0.0 };
+    net.visit(&mut compare);
+    assert!(compare.worst < 1e-5, "the weights differ by {}", compare.worst);
+}

@@ -1,0 +1,241 @@
+//! The invariants of the map in `src/lib.rs`, each held by a rule or a log of the test's own.
+
+mod common;
+
+use common::{serve, serve_by};
+use stagger::error::Result;
+use stagger::problem::{Objective, Problem, quadratic};
+use stagger::record::Event;
+use stagger::rule::{Arrival, Decision, Fold, Needs, Rule, Start, Step};
+use stagger::server::Limits;
+use stagger::stopwatch::Stopwatch;
+use stagger::transport::Wall;
+use stagger::worker::Snapshot;
+use stagger_kernels::{Buffer, Device};
+use std::sync::{Arc, Mutex};
+
+/// A rule out of a function.
+struct By<F>(Needs, F);
+
+impl<F: FnMut(&Arrival) -> Decision + Send> Rule for By<F> {
+    fn needs(&self) -> Needs {
+        self.0
+    }
+    fn on_arrival(&mut self, arrival: &Arrival) -> Decision {
+        (self.1)(arrival)
+    }
+}
+
+fn by(rule: impl FnMut(&Arrival) -> Decision + Send + 'static) -> Box<dyn Rule> {
+    Box::new(By(Needs { sum: true, ..Needs::default() }, rule))
+}
+
+fn centres(n: usize) -> Problem {
+    quadratic(&Device::Cpu, (0..n).map(|i| vec![i as f64]).collect(), 2.0)
+}
+
+fn updates(n: u64) -> Limits {
+    Limits { updates: Some(n), ..Limits::default() }
+}
+
+fn arrivals(n: u64) -> Limits {
+    Limits { gradients: Some(n), ..Limits::default() }
+}
+
+fn who(events: &[Event]) -> Vec<(f64, usize, u64)> {
+    events.iter().map(|e| (e.time, e.worker, e.version)).collect()
+}
+
+#[test]
+fn i1_no_send_blocks_when_a_worker_is_given_many_jobs_at_once() {
+    // Every arrival assigns three jobs to worker 0, which is busy: they queue, and nothing waits.
+    let rule = by(|_| Decision { start: Start::These(vec![0, 0, 0]), ..Decision::direct() });
+    let (outcome, _) = serve(rule, centres(2), "fixed:1", updates(50), 0.01);
+    assert_eq!(outcome.updates, 50);
+}
+
+#[test]
+fn i2_a_published_snapshot_is_never_written_again() {
+    /// Remembers every snapshot that it was given, with a copy.
+    struct Remember(Box<dyn Objective>, Arc<Mutex<Vec<(Buffer, Vec<f32>)>>>);
+    impl Objective for Remember {
+        fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+            self.1.lock().unwrap().push((snapshot.weights.clone(), snapshot.weights.host().to_vec()));
+            self.0.gradient(snapshot, job)
+        }
+    }
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let mut problem = centres(3);
+    problem.objectives =
+        problem.objectives.into_iter().map(|o| Box::new(Remember(o, seen.clone())) as Box<dyn Objective>).collect();
+    serve(
+        "dude".parse::<stagger::rule::RuleSpec>().unwrap().build(3).unwrap(),
+        problem,
+        "fixed:1,2,3",
+        updates(40),
+        0.1,
+    );
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() > 40);
+    for (weights, copy) in seen.iter() {
+        assert_eq!(weights.host(), copy.as_slice());
+    }
+}
+
+#[test]
+fn i3_i4_the_version_counts_updates_and_staleness_is_the_servers() {
+    // Every second arrival is dropped.
+    let mut k = 0;
+    let rule = by(move |a: &Arrival| {
+        k += 1;
+        assert_eq!(a.staleness, a.t - a.version);
+        if k % 2 == 0 { Decision { start: Start::Sender, ..Decision::fold(Fold::Drop) } } else { Decision::direct() }
+    });
+    let (outcome, events) = serve(rule, centres(3), "fixed:1,2,3", arrivals(20), 0.1);
+    assert_eq!((outcome.updates, outcome.gradients, outcome.dropped), (10, 20, 10));
+    let mut t = 0;
+    for event in &events {
+        assert_eq!(event.staleness, t - event.version);
+        t += (event.effect == "step") as u64;
+        assert_eq!(event.t, t);
+    }
+}
+
+#[test]
+fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
+    let set = stagger_datasets::synthetic::generate(1);
+    let partition = "iid".parse().unwrap();
+    let options = |seed| stagger::problem::ImageOptions {
+        model: "mlp",
+        workers: 2,
+        partition: &partition,
+        batch: Some(4),
+        seed,
+        augment: stagger_kernels::gather::Augment { pad: 4, flip: true },
+    };
+    let copy = || stagger_datasets::ImageData {
+        train: stagger_datasets::ImageSet { pixels: set.train.pixels.clone(), labels: set.train.labels.clone() },
+        test: stagger_datasets::ImageSet { pixels: set.test.pixels.clone(), labels: set.test.labels.clone() },
+        classes: set.classes.clone(),
+        ..set
+    };
+    let gradient = |seed, worker: usize, jobs: &[u64]| {
+        let mut problem = stagger::problem::images(&Device::Cpu, copy(), &options(seed)).unwrap();
+        let snapshot = Snapshot { weights: Device::Cpu.upload(problem.initial.clone()), seal: Default::default() };
+        jobs.iter()
+            .map(|&k| problem.objectives[worker].gradient(&snapshot, k).unwrap().0[0].host().to_vec())
+            .last()
+            .unwrap()
+    };
+    assert_eq!(gradient(1, 0, &[7]), gradient(1, 0, &[3, 9, 7]));
+    assert_ne!(gradient(1, 0, &[7]), gradient(1, 0, &[8]));
+    assert_ne!(gradient(1, 0, &[7]), gradient(1, 1, &[7]));
+}
+
+#[test]
+fn i7_a_cancelled_job_never_arrives_and_is_counted() {
+    // Worker 0 (1 s) restarts worker 1 (10 s) at each of its first three arrivals; then worker 1 runs from time 3.
+    let mut k = 0;
+    let rule = by(move |a: &Arrival| {
+        k += (a.worker == 0) as u32;
+        Decision { restart: if a.worker == 0 && k <= 3 { vec![1] } else { vec![] }, ..Decision::direct() }
+    });
+    let (outcome, events) =
+        serve(rule, centres(2), "fixed:1,10", Limits { time: Some(13.5), ..Limits::default() }, 0.01);
+    assert_eq!(outcome.restarted, 3);
+    let slow: Vec<_> = who(&events).into_iter().filter(|e| e.1 == 1).collect();
+    // Restarted at time 3 with the model of that moment, version 3.
+    assert_eq!(slow, [(13.0, 1, 3)]);
+    assert_eq!(outcome.gradients, outcome.updates + outcome.dropped);
+}
+
+#[test]
+fn a_queued_job_keeps_the_snapshot_of_its_assignment_and_begins_at_once() {
+    // Worker 0 takes 1 s, worker 1 takes 2 s. Every arrival of 0 assigns 1; only 1's arrivals assign 0.
+    let rule = by(|a: &Arrival| Decision { start: Start::These(vec![1 - a.worker]), ..Decision::direct() });
+    let (_, events) = serve(rule, centres(2), "fixed:1,2", arrivals(6), 0.1);
+    // 1.0: worker 0 arrives, queues version 1 for worker 1. 2.0: worker 1 arrives (version 0), assigns 0 at version 2, and
+    // begins its queued job. 3.0: worker 0 (version 2), queues version 3 for worker 1. 4.0: worker 1 with version 1. …
+    let expected = [(1.0, 0, 0), (2.0, 1, 0), (3.0, 0, 2), (4.0, 1, 1), (5.0, 0, 4), (6.0, 1, 3)];
+    assert_eq!(who(&events), expected);
+}
+
+#[test]
+fn preemption_gives_up_a_wait_under_the_wall_clock() {
+    // Worker 1's injected hour is given up when worker 0 restarts it; the run ends at once, not after an hour.
+    let stopwatch = Arc::new(Stopwatch::default());
+    let delay = "fixed:0.001,3600".parse().unwrap();
+    let wall = Wall { stopwatch: stopwatch.clone(), delay, time_scale: 1.0, seed: 0 };
+    let rule = by(|_: &Arrival| Decision { restart: vec![1], ..Decision::direct() });
+    let (outcome, events) = serve_by(Box::new(wall), stopwatch, rule, centres(2), updates(5), 0.1);
+    assert!(events.iter().all(|e| e.worker == 0) && outcome.restarted >= 4, "{events:?}");
+}
+
+#[test]
+fn local_steps_arrive_as_the_sum_of_their_gradients() {
+    // f(x) = ½ x² from x = 2 with three local steps of rate 0.1: gradients 2, 1.8, 1.62; then w' = 2 - 0.1 · 5.42.
+    let needs = Needs { sum: true, local_steps: 3, ..Needs::default() };
+    let rule = Box::new(By(needs, |_: &Arrival| Decision::fold(Fold::Sum { scale: 1.0 }).step(0.0, Start::Sender)));
+    let (outcome, _) = serve(rule, centres(1), "none", updates(1), 0.1);
+    assert!((outcome.weights[0] - (2.0 - 0.542)).abs() < 1e-6, "{}", outcome.weights[0]);
+}
+
+#[test]
+fn a_step_may_scale_the_rate_and_keep_part_of_the_sum() {
+    // f(x) = ½ x²: s = 2, w = 2 - 0.1·0.5·2 = 1.9, s = 0.5·2 = 1; s = 1 + 1.9 = 2.9, w = 1.9 - 0.05·2.9.
+    let rule = by(|_: &Arrival| Decision {
+        step: Some(Step { scale: 0.5, keep: 0.5 }),
+        start: Start::Sender,
+        ..Decision::fold(Fold::Sum { scale: 1.0 })
+    });
+    let (outcome, _) = serve(rule, centres(1), "none", updates(2), 0.1);
+    assert!((outcome.weights[0] - (1.9 - 0.145)).abs() < 1e-6, "{}", outcome.weights[0]);
+}
+
+#[test]
+fn a_worker_that_panics_ends_the_run_with_its_name() {
+    struct Panics;
+    impl Objective for Panics {
+        fn gradient(&mut self, _: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+            panic!("out of luck in job {job}")
+        }
+    }
+    let mut problem = centres(3);
+    problem.objectives[1] = Box::new(Panics);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        serve("sync".parse::<stagger::rule::RuleSpec>().unwrap().build(3).unwrap(), problem, "fixed:1", updates(5), 0.1)
+    }));
+    let text = stagger::worker::panic_text(&*caught.unwrap_err());
+    assert!(text.contains("worker 1") && text.contains("out of luck in job 0"), "{text}");
+}
+
+#[test]
+fn dude_keeps_its_sum_equal_to_the_mean_of_its_table() {
+    // With exact gradients the table's rows are x_v - c_i, so the direction of each step can be rebuilt from the log.
+    let n = 4;
+    let rule = "dude".parse::<stagger::rule::RuleSpec>().unwrap().build(n).unwrap();
+    let (outcome, events) = serve(rule, centres(n), "exp:1,2,3,4", updates(200), 0.05);
+    let (mut x, mut rows) = (vec![2.0f64], vec![0.0f64; n]);
+    for event in &events {
+        rows[event.worker] = x[event.version as usize] - event.worker as f64;
+        if event.effect == "step" {
+            let direction = rows.iter().sum::<f64>() / n as f64;
+            x.push(x.last().unwrap() - 0.05 * direction);
+        }
+    }
+    assert!(
+        (outcome.weights[0] as f64 - x.last().unwrap()).abs() < 1e-5,
+        "{} {}",
+        outcome.weights[0],
+        x.last().unwrap()
+    );
+}
+
+#[test]
+fn evaluation_does_not_change_the_order_of_arrivals() {
+    let flags = "--dataset synthetic --model logreg --rule asgd --workers 3 --batch 4 --backend cpu --clock virtual --delay exp:1 --updates 20";
+    let (without, with) =
+        (common::train(&format!("{flags} --eval-every 0")), common::train(&format!("{flags} --eval-every 3")));
+    assert_eq!(common::events(&without), common::events(&with));
+    assert_eq!(common::weights(&without), common::weights(&with));
+}

@@ -1,0 +1,152 @@
+//! Every wrong input ends in one clear sentence that names it, and a non-zero exit.
+
+mod common;
+
+use common::{centres, scratch, stagger, train};
+
+/// Runs `train` with `flags`; the error must be a single line that holds every one of `parts`.
+fn refused(flags: &[&str], parts: &[&str]) {
+    let mut args = vec!["train"];
+    args.extend(flags);
+    let output = stagger(&args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = error.lines().filter(|l| l.starts_with("stagger: ")).collect();
+    assert_eq!(output.status.code(), Some(2), "{flags:?}\n{error}");
+    assert_eq!(lines.len(), 1, "{flags:?}\n{error}");
+    assert!(!error.contains("panicked"), "{flags:?}\n{error}");
+    for part in parts {
+        assert!(lines[0].contains(part), "{flags:?}: `{}` lacks `{part}`", lines[0]);
+    }
+}
+
+#[test]
+fn a_missing_data_folder() {
+    refused(&["--data", "nowhere/at-all"], &["nowhere/at-all", "stagger data fetch"]);
+    refused(&["--dataset", "libsvm:nowhere.txt"], &["nowhere.txt"]);
+    refused(&["--dataset", "quadratic:nowhere.csv"], &["nowhere.csv"]);
+}
+
+#[test]
+fn a_truncated_batch_file() {
+    let folder = scratch("truncated");
+    std::fs::write(folder.join("data_batch_1.bin"), vec![0; 1000]).unwrap();
+    refused(&["--data", folder.to_str().unwrap()], &["data_batch_1.bin", "1000 bytes", "truncated"]);
+}
+
+#[test]
+fn a_wrong_checksum() {
+    let folder = scratch("damaged");
+    std::fs::write(folder.join("data_batch_1.bin"), vec![0; 30_730_000]).unwrap();
+    refused(&["--data", folder.to_str().unwrap()], &["data_batch_1.bin", "checksum"]);
+    let verify = stagger(&["data", "verify", "--data", folder.to_str().unwrap()]);
+    assert_eq!(verify.status.code(), Some(2));
+}
+
+#[test]
+fn cuda_without_a_driver() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_stagger"))
+        .args(["train", "--dataset", "synthetic", "--backend", "cuda", "--updates", "1", "--out"])
+        .arg(scratch("cuda"))
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("--backend cuda cannot be used here"), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
+}
+
+#[test]
+fn worker_counts_that_cannot_be() {
+    refused(&["--workers", "0"], &["--workers 0"]);
+    refused(&["--dataset", "synthetic", "--workers", "10001"], &["--workers 10001", "10000 training samples"]);
+    let file = centres();
+    let dataset = format!("quadratic:{}", file.display());
+    refused(&["--dataset", &dataset, "--workers", "5"], &["--workers 5", "3 centres"]);
+}
+
+#[test]
+fn rules_that_are_not_there_or_out_of_range() {
+    refused(&["--rule", "sgd"], &["`sgd`", "dude"]);
+    refused(&["--dataset", "synthetic", "--rule", "dude:c=9"], &["c=9", "from 1 to 8"]);
+    refused(&["--rule", "asgd:b=2"], &["`b`"]);
+}
+
+#[test]
+fn a_log_of_another_run() {
+    let file = centres();
+    let flags =
+        format!("--dataset quadratic:{} --delay fixed:1,2,3 --clock virtual --updates 6 --backend cpu", file.display());
+    let log = train(&format!("{flags} --rule asgd")).join("events.jsonl");
+    let clock = format!("replay:{}", log.display());
+    let dataset = format!("quadratic:{}", file.display());
+    let out = scratch("other");
+    let out = out.to_str().unwrap();
+    let base = ["--dataset", &dataset, "--backend", "cpu", "--out", out, "--clock", &clock];
+    let with = |extra: &[&'static str]| -> Vec<String> {
+        base.iter().map(|s| s.to_string()).chain(extra.iter().map(|s| s.to_string())).collect()
+    };
+    let check = |extra: &[&'static str], parts: &[&str]| {
+        let flags = with(extra);
+        refused(&flags.iter().map(String::as_str).collect::<Vec<_>>(), parts);
+    };
+    check(&["--rule", "sync"], &["another run", "rule"]);
+    check(&["--rule", "asgd", "--lr", "0.3"], &["another run", "lr"]);
+    // Without the configuration beside it, the order itself gives another run away.
+    let bare = scratch("bare").join("events.jsonl");
+    std::fs::copy(&log, &bare).unwrap();
+    let clock = format!("replay:{}", bare.display());
+    refused(
+        &["--dataset", &dataset, "--backend", "cpu", "--out", out, "--clock", &clock, "--rule", "sync"],
+        &["another run"],
+    );
+    std::fs::write(&bare, "{\"seq\":0}\n").unwrap();
+    refused(&["--dataset", &dataset, "--backend", "cpu", "--out", out, "--clock", &clock], &["line 1"]);
+    refused(&["--dataset", &dataset, "--clock", "replay:nowhere.jsonl", "--backend", "cpu"], &["nowhere.jsonl"]);
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_written() {
+    let file = scratch("file").join("taken");
+    std::fs::write(&file, "").unwrap();
+    let out = file.join("run");
+    let data = format!("quadratic:{}", centres().display());
+    refused(&["--dataset", &data, "--backend", "cpu", "--out", out.to_str().unwrap()], &["taken", "--out"]);
+}
+
+#[test]
+fn configurations_with_mistakes() {
+    let file = scratch("config").join("c.toml");
+    std::fs::write(&file, "rule = \"asgd\"\nwrokers = 3\n").unwrap();
+    refused(&["--config", file.to_str().unwrap()], &["c.toml", "wrokers"]);
+    refused(&["--config", "nowhere.toml"], &["nowhere.toml"]);
+    refused(&["--set", "lr"], &["`lr`"]);
+}
+
+#[test]
+fn the_written_configuration_repeats_the_run() {
+    let file = centres();
+    let first = train(&format!(
+        "--rule dude:c=2 --dataset quadratic:{} --delay exp:1,2 --clock virtual --updates 30 --seed 9 --backend cpu",
+        file.display()
+    ));
+    let second = train(&format!("--config {}", first.join("config.toml").display()));
+    for name in ["events.jsonl", "metrics.csv", "model.safetensors", "config.toml"] {
+        assert!(
+            std::fs::read(first.join(name)).unwrap() == std::fs::read(second.join(name)).unwrap(),
+            "{name} differs"
+        );
+    }
+}
+
+#[test]
+fn limits_stop_a_run() {
+    let data = format!(
+        "--dataset quadratic:{} --rule asgd --delay fixed:1,2,3 --clock virtual --backend cpu",
+        centres().display()
+    );
+    // Arrivals at 1, 2, 2, 3, 3, 4, 4, …: those up to 3.5 are taken.
+    assert_eq!(common::events(&train(&format!("{data} --time 3.5"))).len(), 5);
+    // Three samples in all, one per gradient: four epochs are twelve gradients.
+    assert_eq!(common::events(&train(&format!("{data} --epochs 4"))).len(), 12);
+}

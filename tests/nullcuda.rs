@@ -1,0 +1,89 @@
+//! The CUDA path without a GPU: the real runtime and the real NVRTC on a null driver (`tests/nullcuda/README.md`).
+
+mod common;
+
+use libtest_mimic::{Arguments, Trial};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn tool() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/nullcuda/run")
+}
+
+fn run(races: bool, flags: &str) -> Output {
+    let mut command = Command::new(tool());
+    if races {
+        command.arg("--races");
+    }
+    let out = common::scratch("nullcuda");
+    command
+        .arg(env!("CARGO_BIN_EXE_stagger"))
+        .args(["train", "--backend", "cuda", "--profile", "--eval-every", "0", "--out"])
+        .arg(&out);
+    command.args(flags.split_whitespace()).output().unwrap()
+}
+
+/// The number before `word` in what was printed.
+fn number_before(text: &str, word: &str) -> f64 {
+    let before = text.split(word).next().unwrap_or_else(|| panic!("no `{word}` in {text}"));
+    before.split_whitespace().last().unwrap().parse().unwrap()
+}
+
+/// Trains, and checks that every kernel compiled, every hand-over is ordered and every arrival cost one launch.
+fn sound(flags: &str) {
+    let output = run(true, flags);
+    let text = String::from_utf8_lossy(&output.stdout).to_string();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{flags}\n{text}\n{errors}");
+    assert!(text.contains("\n0 unordered of "), "{text}");
+    let launches = number_before(&text, " update launches for");
+    let arrivals = number_before(&text, " gradients (");
+    assert_eq!(launches, arrivals, "{text}");
+}
+
+/// Steps per second of a run of `updates` updates.
+fn speed(workers: usize) -> f64 {
+    let output = run(false, &format!("--dataset synthetic --rule asgd --workers {workers} --updates 600"));
+    let text = String::from_utf8_lossy(&output.stdout).to_string();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    number_before(&text, " gradients/s")
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    // NVRTC and the headers come from PyPI, the driver is compiled here.
+    let ready = Command::new(tool()).arg("true").output().is_ok_and(|o| o.status.success());
+    let without = if ready { "" } else { " (SKIPPED: needs python3 with pip, a C compiler and PyPI)" };
+    let trial = |name: &str, test: fn()| {
+        Trial::test(format!("{name}{without}"), move || {
+            test();
+            Ok(())
+        })
+        .with_ignored_flag(!ready)
+    };
+    let trials = vec![
+        trial("cnn, asgd, 4 workers: compiled, ordered, one launch per arrival", || {
+            sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 200")
+        }),
+        trial("cnn, dude, 4 workers: compiled, ordered, one launch per arrival", || {
+            sound(
+                "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 200 --clock virtual --delay fixed:1,2,3",
+            )
+        }),
+        trial("cnn, sync, 3 workers: compiled, ordered, one launch per arrival", || {
+            sound("--dataset synthetic --model cnn --rule sync --workers 3 --updates 20")
+        }),
+        trial("resnet18, dude, 4 workers: compiled, ordered, one launch per arrival", || {
+            sound("--dataset synthetic --model resnet18 --rule dude:c=1 --workers 4 --updates 40")
+        }),
+        trial("resnet18, asgd, 4 workers: compiled, ordered, one launch per arrival", || {
+            sound("--dataset synthetic --model resnet18 --rule asgd --workers 4 --updates 40")
+        }),
+        trial("eight workers submit no slower than one", || {
+            let (one, eight) = (speed(1), speed(8));
+            // Two runs one after the other on a shared machine: a tenth is noise.
+            assert!(eight >= 0.9 * one, "{one} steps/s with one worker, {eight} with eight");
+        }),
+    ];
+    libtest_mimic::run(&arguments, trials).exit();
+}

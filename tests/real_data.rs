@@ -1,0 +1,68 @@
+//! Tests on the real sets, in the folder that `STAGGER_DATA` names; without it they are skipped.
+
+mod common;
+
+use libtest_mimic::{Arguments, Trial};
+use std::path::PathBuf;
+
+fn data() -> PathBuf {
+    std::env::var_os("STAGGER_DATA").expect("checked in main").into()
+}
+
+fn reads_cifar10() {
+    let set = stagger_datasets::cifar10::load(&data()).unwrap();
+    assert_eq!((set.train.labels.len(), set.test.labels.len()), (50_000, 10_000));
+    for class in 0..10 {
+        assert_eq!(set.train.labels.iter().filter(|&&l| l == class).count(), 5000);
+        assert_eq!(set.test.labels.iter().filter(|&&l| l == class).count(), 1000);
+    }
+    let mean = set.train.pixels.iter().map(|&p| p as f64).sum::<f64>() / set.train.pixels.len() as f64 / 255.0;
+    let stated = set.mean.iter().map(|&m| m as f64).sum::<f64>() / 3.0;
+    assert!((mean - stated).abs() < 1e-3, "{mean} {stated}");
+}
+
+fn learns_cifar10() {
+    let flags = format!(
+        "--data {} --model mlp --rule dude --workers 4 --partition dirichlet:0.1 --delay truncnormal:1,1 --clock virtual --lr 0.01 --updates 400 --seed 1 --eval-every 0 --backend cpu",
+        data().display()
+    );
+    let (a, b) = (common::train(&flags), common::train(&flags));
+    for name in ["events.jsonl", "model.safetensors"] {
+        assert!(std::fs::read(a.join(name)).unwrap() == std::fs::read(b.join(name)).unwrap(), "{name} differs");
+    }
+    let accuracy = common::summary(&a)["final_test_accuracy"].as_f64().unwrap();
+    assert!(accuracy > 0.2, "test accuracy {accuracy}, chance is 0.1");
+}
+
+fn runs_libsvm() {
+    for name in ["w7a.txt", "phishing.txt"] {
+        let folder = common::train(&format!(
+            "--rule dude --dataset libsvm:{} --regularizer nonconvex:0.1 --partition blocks --batch full --workers 10 --delay fixed:1,2,3,4,5,6,7,8,9,10 --clock virtual --init const:1.0 --lr 0.05 --updates 60 --eval-every 1 --backend cpu",
+            data().join("libsvm").join(name).display()
+        ));
+        let rows = common::metrics(&folder);
+        assert!(rows[59][3] < rows[0][3], "{name}: the gradient's norm must fall: {} {}", rows[0][3], rows[59][3]);
+    }
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let there = std::env::var_os("STAGGER_DATA").is_some();
+    let without = if there { "" } else { " (SKIPPED: STAGGER_DATA is not set)" };
+    let tests: [(&str, fn()); 3] = [
+        ("CIFAR-10 is read whole", reads_cifar10),
+        ("CIFAR-10 is learned, twice to the same bytes", learns_cifar10),
+        ("w7a and phishing descend", runs_libsvm),
+    ];
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| {
+            Trial::test(format!("{name}{without}"), move || {
+                test();
+                Ok(())
+            })
+            .with_ignored_flag(!there)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}
