@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+/// Tensors are made by one thread and freed by another all the time: by workers and the server on the CPU, by workers and
+/// the thread that issues launches on a GPU. The system's allocator takes a lock for that, and gives large blocks back to
+/// the kernel only to fault them in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match stagger::cli::run() {
         Ok(()) => ExitCode::SUCCESS,

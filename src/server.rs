@@ -62,8 +62,46 @@ struct State {
 }
 
 impl State {
+    /// Compiles the rule's update before the clock counts: a step of rate 0 on buffers that are thrown away.
+    fn warm_up(&self) -> Result<()> {
+        if matches!(self.device, Device::Cpu) {
+            return Ok(());
+        }
+        let zeros = || self.device.zeros(self.snapshot.weights.len());
+        let (mut sum, mut row, mut velocity, mut fresh) = (zeros(), zeros(), zeros(), zeros());
+        let gradient: Vec<Buffer> = self.layout.segments().iter().map(|s| self.device.zeros(s.len)).collect();
+        for steps in [false, true] {
+            let fold = match (self.sum.is_some(), self.rows.is_empty()) {
+                (false, _) => update::Fold::Direct { scale: 1.0 },
+                (true, true) => update::Fold::Sum { sum: &mut sum, scale: 1.0 },
+                (true, false) => update::Fold::Table { sum: &mut sum, row: &mut row, scale: 1.0 },
+            };
+            let step = Step {
+                fresh: &mut fresh,
+                lr: 0.0,
+                keep: if self.rows.is_empty() { 0.0 } else { 1.0 },
+                weight_decay: self.descent.weight_decay as f32,
+                momentum: self.velocity.is_some().then_some((&mut velocity, 0.5)),
+            };
+            Update {
+                layout: &self.layout,
+                gradient: &gradient,
+                seal: &self.snapshot.seal,
+                weights: &self.snapshot.weights,
+                fold,
+                step: steps.then_some(step),
+                loss: &self.device.zeros(1),
+                losses: &mut self.device.zeros(1),
+                slot: 0,
+            }
+            .run(&self.device);
+        }
+        update::forget_launches();
+        Ok(self.device.sync()?)
+    }
+
     /// One launch: fold, and perhaps step. The loss goes to `slot` of the ring.
-    fn apply(&mut self, gradient: &Gradient, decision: &Decision, slot: usize) -> Result<()> {
+    fn apply(&mut self, gradient: &Gradient, decision: &Decision, slot: usize) {
         let sum = self.sum.as_mut();
         let fold = match decision.fold {
             Fold::Drop => update::Fold::Nothing,
@@ -103,7 +141,6 @@ impl State {
             self.recycler.retire(std::mem::replace(&mut self.snapshot, snapshot).weights);
             self.version += 1;
         }
-        Ok(self.device.flush()?)
     }
 }
 
@@ -183,7 +220,8 @@ impl Server<'_> {
             snapshot: Snapshot { weights, seal: device.seal() },
             device: device.clone(),
         };
-        device.sync()?;
+        let stopwatch = self.stopwatch.clone();
+        stopwatch.paused(|| state.warm_up())?;
         let mut outcome = Outcome::default();
         let mut pending: Vec<Event> = Vec::with_capacity(RING);
         let result = self.serve(&mut state, &mut outcome, &mut pending);
@@ -223,10 +261,10 @@ impl Server<'_> {
             let staleness = state.version - version;
             let arrival = Arrival { worker, version, t: state.version, staleness, time };
             let decision = self.rule.on_arrival(&arrival);
-            match &self.gate {
-                Some(gate) => gate.pass(|| state.apply(&gradient, &decision, pending.len()))?,
-                None => state.apply(&gradient, &decision, pending.len())?,
-            }
+            self.submit(|| {
+                state.apply(&gradient, &decision, pending.len());
+                state.device.flush()
+            })?;
 
             let effect = match (decision.step.is_some(), decision.fold) {
                 (true, _) => "step",
@@ -268,6 +306,14 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// Runs what talks to the device, with a permit where there is a gate.
+    fn submit<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.gate {
+            Some(gate) => gate.pass(work),
+            None => work(),
+        }
+    }
+
     /// Preemption and assignment: both take effect at the time of the arrival that caused them.
     fn start(&mut self, state: &State, sender: usize, decision: &Decision, now: f64) -> Result<()> {
         for &worker in &decision.restart {
@@ -303,7 +349,7 @@ impl Server<'_> {
         if pending.is_empty() {
             return Ok(());
         }
-        let losses = state.device.download(&state.losses)?;
+        let losses = self.submit(|| state.device.download(&state.losses))?;
         let mut sum = 0.0;
         for (event, loss) in pending.iter_mut().zip(losses) {
             event.loss = loss.is_finite().then_some(loss);

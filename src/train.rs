@@ -2,7 +2,7 @@
 
 use crate::backend::{self, Backend};
 use crate::config::{Clock, Dataset, Options, Settings};
-use crate::crew::{Crew, INTERRUPTED};
+use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
 use crate::problem::{self, ImageOptions, Problem};
 use crate::progress::{Progress, span};
@@ -57,8 +57,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let mut folder = RunFolder::create(&path, &config, problem.columns)?;
     catch_signals();
 
-    let Problem { layout, initial, mut objectives, evaluator, columns, batch, samples, .. } = problem;
-    warm_up(&backend.device, &mut objectives, &initial)?;
+    let Problem { layout, initial, objectives, evaluator, columns, batch, samples, .. } = problem;
     let stopwatch = Arc::new(Stopwatch::default());
     let (delay, seed) = (settings.delay.clone(), settings.seed);
     let transport: Box<dyn Transport> = match (&settings.clock, replay) {
@@ -84,7 +83,10 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let local = LocalSteps { steps: rule.needs().local_steps, lr: settings.lr as f32 };
     let shared = Arc::new(layout.clone());
     let mut objectives = objectives.into_iter();
-    let crew = Crew::start(workers, threads, |index, outbox, inbox| Worker {
+    let warm_up = threads
+        .is_none()
+        .then(|| Snapshot { weights: backend.device.upload(initial.clone()), seal: backend.device.seal() });
+    let make = |index, outbox, inbox| Worker {
         index,
         objective: objectives.next().expect("one objective per worker"),
         device: backend.device.clone(),
@@ -94,7 +96,9 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         inbox,
         gate: gate.clone(),
         stopwatch: stopwatch.clone(),
-    })?;
+        warm_up: warm_up.clone(),
+    };
+    let crew = stopwatch.paused(|| Crew::start(workers, threads, make))?;
     let server = Server {
         rule,
         crew,
@@ -108,6 +112,9 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         progress: Progress::new(limits, batch),
         gate: threads.is_none().then(|| gate.clone()),
     };
+    if threads.is_none() {
+        share_a_core();
+    }
     let descent = Descent { lr: settings.lr, weight_decay: settings.weight_decay, momentum: settings.momentum };
     let outcome = server.run(&backend.device, &layout, descent, initial)?;
 
@@ -324,16 +331,6 @@ fn check_memory(
         )));
     }
     Ok(())
-}
-
-/// Compiles the step's kernels before the clock starts. A gradient has no side effect, so nothing of it remains.
-fn warm_up(device: &Device, objectives: &mut [Box<dyn problem::Objective>], initial: &[f32]) -> Result<()> {
-    if matches!(device, Device::Cpu) {
-        return Ok(());
-    }
-    let snapshot = Snapshot { weights: device.upload(initial.to_vec()), seal: device.seal() };
-    objectives[0].gradient(&snapshot, 0)?;
-    Ok(device.sync()?)
 }
 
 fn catch_signals() {

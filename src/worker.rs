@@ -58,8 +58,10 @@ pub struct Gradient {
     pub seal: Seal,
 }
 
-/// From a worker to the server: one per job.
+/// From a worker to the server: one per job, and one before the first.
 pub enum Message {
+    /// The worker has made its stream and its memory, and waits for orders.
+    Ready,
     /// The gradient.
     Gradient(Gradient),
     /// The job was given up.
@@ -141,11 +143,22 @@ pub struct Worker {
     pub gate: Gate,
     /// The run's clock, for injected delays.
     pub stopwatch: Arc<Stopwatch>,
+    /// On a GPU: weights to compute one gradient at before the clock starts. It is thrown away; what remains are compiled
+    /// kernels and the memory of this thread's stream.
+    pub warm_up: Option<Snapshot>,
 }
 
 impl Worker {
     /// The thread's body: answers orders until the outbox is dropped.
     pub fn run(mut self) {
+        let ready = match catch_unwind(AssertUnwindSafe(|| self.warm_up())) {
+            Ok(Ok(())) => Message::Ready,
+            Ok(Err(reason)) => Message::Failed { worker: self.index, job: 0, reason },
+            Err(panic) => Message::Failed { worker: self.index, job: 0, reason: panic_text(&*panic) },
+        };
+        if self.inbox.send(ready).is_err() {
+            return;
+        }
         while let Ok(order) = self.outbox.recv() {
             // A cancellation that comes after the answer finds nothing to give up.
             let Order::Job(job) = order else { continue };
@@ -161,6 +174,14 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    fn warm_up(&mut self) -> Result<(), String> {
+        let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
+        self.gate.clone().pass(|| {
+            self.objective.gradient(&snapshot, 0).map_err(|e| e.to_string())?;
+            self.device.sync().map_err(|e| e.to_string())
+        })
     }
 
     fn answer(&mut self, job: Job) -> Result<Message, String> {
@@ -183,10 +204,12 @@ impl Worker {
     /// Computes the job's gradient; `None` if it was given up between two local steps.
     fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
         if self.local.steps <= 1 {
-            return self.gate.clone().pass(|| {
+            let gate = self.gate.clone();
+            let gradient = gate.pass(|| -> Result<Gradient, String> {
                 let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
-                self.sealed(job.number, buffers, loss).map(Some)
-            });
+                self.sealed(job.number, buffers, loss)
+            })?;
+            return Ok(Some(gradient));
         }
         let steps = self.local.steps as u64;
         let mut sum = self.device.zeros(self.layout.total());
@@ -223,10 +246,12 @@ impl Worker {
                 self.device.flush().map_err(|e| e.to_string())
             })?;
         }
-        self.sealed(job.number, vec![sum], losses).map(Some)
+        let gate = self.gate.clone();
+        gate.pass(|| self.sealed(job.number, vec![sum], losses)).map(Some)
     }
 
-    /// Invariant I8: the seal is made after the last write is enqueued.
+    /// Invariant I8: the seal is made after the last write is enqueued. The flush waits for the thread that issues
+    /// launches, not for the device, and keeps the permit: two submitting threads would spin against that thread.
     fn sealed(&self, job: u64, buffers: Vec<Buffer>, loss: Buffer) -> Result<Gradient, String> {
         let seal = self.device.seal();
         self.device.flush().map_err(|e| e.to_string())?;

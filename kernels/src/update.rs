@@ -96,6 +96,11 @@ pub fn launches() -> u64 {
     LAUNCHES.load(Ordering::Relaxed)
 }
 
+/// Begins to count launches anew, after a warm-up.
+pub fn forget_launches() {
+    LAUNCHES.store(0, Ordering::Relaxed);
+}
+
 impl Update<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {

@@ -112,6 +112,7 @@ pub fn serve_by(
         inbox,
         gate: gate.clone(),
         stopwatch: stopwatch.clone(),
+        warm_up: None,
     })
     .unwrap();
     let server = Server {
