@@ -108,7 +108,7 @@ impl Crew {
     }
 
     /// Number of workers.
-    pub fn len(&self) -> usize {
+    pub fn workers(&self) -> usize {
         self.slots.len()
     }
 
@@ -156,8 +156,8 @@ impl Crew {
         self.restarted += 1;
         // Early: its gradient is here and is thrown away. Held: it never began. Else the thread is told, between two steps.
         if slot.early.take().is_none() && slot.held.take().is_none() && slot.busy {
-            let told = slot.outbox.as_ref().map(|outbox| outbox.try_send(Order::Cancel(number)));
-            debug_assert!(told.is_some_and(|t| t.is_ok()), "the outbox has room for a cancellation (I1)");
+            let told = slot.outbox.as_ref().is_some_and(|outbox| outbox.try_send(Order::Cancel(number)).is_ok());
+            debug_assert!(told, "the outbox has room for a cancellation (I1)");
         }
     }
 
@@ -256,11 +256,11 @@ impl Crew {
     fn send(&mut self, worker: usize, job: Job) -> Result<()> {
         let slot = &mut self.slots[worker];
         slot.busy = true;
-        match slot.outbox.as_ref().map(|outbox| outbox.try_send(Order::Job(job))) {
-            Some(Ok(())) => Ok(()),
-            // The thread ended on its own: its last message says why.
-            _ => self.receive().map(|_| ()).and(Err(Error::failed(format!("worker {worker} is gone")))),
+        if slot.outbox.as_ref().is_some_and(|outbox| outbox.try_send(Order::Job(job)).is_ok()) {
+            return Ok(());
         }
+        // The thread ended on its own: its last message says why.
+        self.receive().and(Err(Error::failed(format!("worker {worker} is gone"))))
     }
 }
 

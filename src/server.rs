@@ -214,7 +214,11 @@ impl Server<'_> {
             version: 0,
             recycler: Recycler::new(device.clone(), total),
             sum: zeros(needs.sum),
-            rows: if needs.table { (0..self.crew.len()).map(|_| device.zeros(total)).collect() } else { Vec::new() },
+            rows: if needs.table {
+                (0..self.crew.workers()).map(|_| device.zeros(total)).collect()
+            } else {
+                Vec::new()
+            },
             velocity: zeros(descent.momentum != 0.0),
             losses: device.zeros(RING),
             snapshot: Snapshot { weights, seal: device.seal() },
@@ -249,7 +253,7 @@ impl Server<'_> {
 
     /// The loop.
     fn serve(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
-        for worker in self.rule.begin(self.crew.len()) {
+        for worker in self.rule.begin(self.crew.workers()) {
             self.assign(state, worker, 0.0)?;
         }
         while let Some((time, gradient)) = self.transport.next(&mut self.crew)? {
@@ -297,7 +301,7 @@ impl Server<'_> {
                 break;
             }
             self.start(state, worker, &decision, time)?;
-            if decision.step.is_some() && self.eval_every > 0 && state.version % self.eval_every == 0 {
+            if decision.step.is_some() && self.eval_every > 0 && state.version.is_multiple_of(self.eval_every) {
                 let stopwatch = self.stopwatch.clone();
                 stopwatch.paused(|| self.evaluate(state, outcome))?;
             }
@@ -324,7 +328,7 @@ impl Server<'_> {
             Start::Nobody => {}
             Start::Sender => self.assign(state, sender, now)?,
             Start::Everybody => {
-                for worker in 0..self.crew.len() {
+                for worker in 0..self.crew.workers() {
                     self.assign(state, worker, now)?;
                 }
             }

@@ -57,14 +57,15 @@ fn i1_no_send_blocks_when_a_worker_is_given_many_jobs_at_once() {
 #[test]
 fn i2_a_published_snapshot_is_never_written_again() {
     /// Remembers every snapshot that it was given, with a copy.
-    struct Remember(Box<dyn Objective>, Arc<Mutex<Vec<(Buffer, Vec<f32>)>>>);
+    type Seen = Arc<Mutex<Vec<(Buffer, Vec<f32>)>>>;
+    struct Remember(Box<dyn Objective>, Seen);
     impl Objective for Remember {
         fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
             self.1.lock().unwrap().push((snapshot.weights.clone(), snapshot.weights.host().to_vec()));
             self.0.gradient(snapshot, job)
         }
     }
-    let seen = Arc::new(Mutex::new(Vec::new()));
+    let seen = Seen::default();
     let mut problem = centres(3);
     problem.objectives =
         problem.objectives.into_iter().map(|o| Box::new(Remember(o, seen.clone())) as Box<dyn Objective>).collect();

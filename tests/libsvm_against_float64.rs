@@ -17,7 +17,7 @@ fn made() -> String {
     let mut text = String::new();
     for _ in 0..103 {
         let label = (next() < 0.4) as u8;
-        text += &format!("{}", if label == 1 { "+1" } else { "-1" });
+        text += if label == 1 { "+1" } else { "-1" };
         for k in 1..=12 {
             if next() < 0.5 {
                 text += &format!(" {k}:{:.4}", next() - 0.3 + 0.4 * label as f64);

@@ -41,6 +41,23 @@ fn sound(flags: &str) {
     assert_eq!(launches, arrivals, "{text}");
 }
 
+/// A write on one stream and a read on another, with and without the wait between them.
+fn a_planted_race_is_found() {
+    let folder = common::scratch("planted");
+    let log = folder.join("log");
+    let detector = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/nullcuda/races.py");
+    let races = |wait: &str| {
+        let text = format!("alloc 0x1 1000 4096 @1\nwrite 0xa 1000 @1\nrecord 0xa 0xe @1\n{wait}read 0xb 1000 @1\n");
+        std::fs::write(&log, text).unwrap();
+        let output = Command::new("python3").arg(&detector).arg(&log).arg(&folder).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).to_string())
+    };
+    let (code, text) = races("");
+    assert!(code == Some(1) && text.contains("1 unordered of 2"), "{code:?} {text}");
+    let (code, text) = races("wait 0xb 0xe @1\n");
+    assert!(code == Some(0) && text.contains("0 unordered of 2"), "{code:?} {text}");
+}
+
 /// Steps per second of a run of `updates` updates.
 fn speed(workers: usize) -> f64 {
     let output = run(false, &format!("--dataset synthetic --rule asgd --workers {workers} --updates 600"));
@@ -62,6 +79,7 @@ fn main() {
         .with_ignored_flag(!ready)
     };
     let trials = vec![
+        trial("the race detector finds a planted race", a_planted_race_is_found),
         trial("cnn, asgd, 4 workers: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 200")
         }),

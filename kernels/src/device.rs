@@ -31,11 +31,10 @@ pub enum Device {
     /// Host memory and plain loops.
     Cpu,
     /// A CubeCL device: WGPU or CUDA.
-    Gpu(Gpu),
+    Gpu(Arc<Gpu>),
 }
 
 /// A CubeCL device with what every launch needs.
-#[derive(Clone)]
 pub struct Gpu {
     /// The client; each thread that uses it gets its own stream.
     pub client: Client,
@@ -82,7 +81,7 @@ impl Device {
         let client = device.client();
         let unused = client.create_from_slice(&[0; 16]);
         let overlaps = matches!(device, cubecl::Device::Cuda(_));
-        Device::Gpu(Gpu { client, device, unused, overlaps })
+        Device::Gpu(Arc::new(Gpu { client, device, unused, overlaps }))
     }
 
     /// `cpu`, `wgpu` or `cuda`.

@@ -40,9 +40,16 @@ pub struct Images {
 }
 
 #[derive(Clone)]
+struct DeviceStore {
+    pixels: Handle,
+    labels: Handle,
+    scale: Handle,
+}
+
+#[derive(Clone)]
 enum Store {
     Host { pixels: Arc<Vec<u8>>, labels: Arc<Vec<u8>> },
-    Device { pixels: Handle, labels: Handle, scale: Handle },
+    Device(Box<DeviceStore>),
 }
 
 /// The samples of one worker, on the device.
@@ -103,18 +110,18 @@ impl Images {
         std: [f32; 3],
     ) -> Self {
         assert_eq!(pixels.len(), labels.len() * shape.pixels(), "one label per image");
-        assert!(shape.channels <= 3 && shape.pixels() % 4 == 0, "images are packed four pixels to a word");
+        assert!(shape.channels <= 3 && shape.pixels().is_multiple_of(4), "images are packed four pixels to a word");
         let scale = [mean[0], mean[1], mean[2], 1.0 / std[0], 1.0 / std[1], 1.0 / std[2]];
         let count = labels.len();
         let store = match device {
             Device::Cpu => Store::Host { pixels: Arc::new(pixels), labels: Arc::new(labels) },
             Device::Gpu(gpu) => {
                 let labels: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
-                Store::Device {
+                Store::Device(Box::new(DeviceStore {
                     pixels: gpu.client.create(Bytes::from_bytes_vec(pixels)),
                     labels: gpu.client.create(Bytes::from_elems(labels)),
                     scale: gpu.client.create(Bytes::from_elems(scale.to_vec())),
-                }
+                }))
             }
         };
         Images { shape, count, scale, store }
@@ -148,12 +155,12 @@ impl Images {
         debug_assert!(size > 0, "a batch holds a sample");
         match (device, &self.store) {
             (Device::Cpu, Store::Host { pixels, labels }) => self.on_cpu(plan, at, &draw, size, pixels, labels),
-            (Device::Gpu(gpu), Store::Device { pixels, labels, scale }) => {
+            (Device::Gpu(gpu), Store::Device(store)) => {
                 let rows = match &draw {
                     Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
                     _ => gpu.unused(),
                 };
-                self.on_gpu(gpu, plan, at, [pixels.clone(), labels.clone(), scale.clone(), rows], size)
+                self.on_gpu(gpu, plan, at, store, rows, size)
             }
             _ => unreachable!("a set is drawn from on the device that holds it"),
         }
@@ -201,7 +208,8 @@ impl Images {
         gpu: &Gpu,
         plan: Plan,
         at: Place,
-        [pixels, labels, scale, rows]: [Handle; 4],
+        store: &DeviceStore,
+        rows: Handle,
         size: usize,
     ) -> (Buffer, Buffer) {
         let values = size * self.shape.pixels();
@@ -214,9 +222,9 @@ impl Images {
                 &gpu.client,
                 CubeCount::Static(values.max(targets).div_ceil(256) as u32, 1, 1),
                 CubeDim::new_1d(256),
-                BufferArg::from_raw_parts(pixels, self.count * self.shape.pixels() / 4),
-                BufferArg::from_raw_parts(labels, self.count),
-                BufferArg::from_raw_parts(scale, 6),
+                BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
+                BufferArg::from_raw_parts(store.labels.clone(), self.count),
+                BufferArg::from_raw_parts(store.scale.clone(), 6),
                 BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
                 BufferArg::from_raw_parts(x.clone(), values),
                 BufferArg::from_raw_parts(target.clone(), targets),
@@ -353,7 +361,8 @@ struct Plan {
     augment: Augment,
 }
 
-#[allow(clippy::too_many_arguments)]
+// An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
+#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked)]
 fn gather_kernel(
     pixels: &[u32],
@@ -403,14 +412,12 @@ fn gather_kernel(
         let row_in_image = k % plane / side + (((random & 0xfffu32) * span) >> 12u32) - pad;
         let column = column + ((((random >> 12u32) & 0xfffu32) * span) >> 12u32) - pad;
         let mut value = 0.0f32;
-        if row_in_image < side {
-            if column < side {
-                let at = row * values + c * plane + row_in_image * side + column;
-                let word = pixels[(at / 4u32) as usize];
-                let byte = (word >> (8u32 * (at % 4u32))) & 255u32;
-                let level = f32::cast_from(byte) * (1.0f32 / 255.0f32);
-                value = (level - scale[c as usize]) * scale[(c + 3u32) as usize];
-            }
+        if row_in_image < side && column < side {
+            let at = row * values + c * plane + row_in_image * side + column;
+            let word = pixels[(at / 4u32) as usize];
+            let byte = (word >> (8u32 * (at % 4u32))) & 255u32;
+            let level = f32::cast_from(byte) * (1.0f32 / 255.0f32);
+            value = (level - scale[c as usize]) * scale[(c + 3u32) as usize];
         }
         x[ABSOLUTE_POS] = value;
     }

@@ -294,7 +294,8 @@ struct Plan {
     places: Vec<(usize, usize)>,
 }
 
-#[allow(clippy::too_many_arguments)]
+// An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
+#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked)]
 fn update_kernel<N: Size>(
     gradients: &Sequence<Box<[Vector<f32, N>]>>,
@@ -338,7 +339,7 @@ fn update_kernel<N: Size>(
                 row[at] = g;
             }
             if comptime!(plan.kind == Kind::Local) {
-                sum[at] = sum[at] + g;
+                sum[at] += g;
             }
             if comptime!(plan.kind == Kind::Sum || plan.kind == Kind::Table) {
                 if comptime!(!plan.steps || plan.keeps == Keep::All) {

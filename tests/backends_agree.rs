@@ -1,0 +1,43 @@
+//! The same run on WGPU and on the CPU: the order is identical, the weights agree up to rounding.
+
+mod common;
+
+use common::{events, train, weights};
+use libtest_mimic::{Arguments, Trial};
+
+/// A few updates on tiny batches; a software adapter takes seconds for each.
+fn agree(model: &str, rule: &str, data: &str) {
+    let flags = format!(
+        "--dataset {data} --model {model} --rule {rule} --workers 2 --batch 2 --delay fixed:1,2 --clock virtual --updates 4 --eval-every 0 --seed 6 --lr 0.02"
+    );
+    let (cpu, wgpu) = (train(&format!("{flags} --backend cpu")), train(&format!("{flags} --backend wgpu")));
+    let order =
+        |folder| events(folder).into_iter().map(|e| (e.time, e.worker, e.version, e.effect)).collect::<Vec<_>>();
+    assert_eq!(order(&cpu), order(&wgpu));
+    for (a, b) in events(&cpu).iter().zip(events(&wgpu)) {
+        let (a, b) = (a.loss.unwrap(), b.loss.unwrap());
+        assert!((a - b).abs() < 1e-3 * (1.0 + a.abs()), "losses {a} and {b}");
+    }
+    for (a, b) in weights(&cpu).iter().zip(weights(&wgpu)) {
+        assert!((a - b).abs() < 1e-3, "weights {a} and {b}");
+    }
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let file = common::scratch("rows").join("rows.txt");
+    std::fs::write(&file, "1 1:0.5 2:-1\n-1 2:2 3:1\n1 1:-1 3:0.3\n-1 1:1\n1 2:0.7\n-1 3:-1\n").unwrap();
+    let libsvm = format!("libsvm:{}", file.display());
+    let trials = [("cnn", "dude", "synthetic"), ("mlp", "sync", "synthetic"), ("logreg", "asgd", libsvm.as_str())]
+        .map(|(model, rule, data)| {
+            let data = data.to_string();
+            Trial::test(format!("{model} with {rule}: wgpu agrees with cpu{without}"), move || {
+                agree(model, rule, &data);
+                Ok(())
+            })
+            .with_ignored_flag(!without.is_empty())
+        })
+        .into();
+    libtest_mimic::run(&arguments, trials).exit();
+}
