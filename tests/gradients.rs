@@ -34,7 +34,7 @@ fn check(problem: &mut Problem, step: f32, tolerance: f64) {
     for (segment, gradient) in layout.segments().iter().zip(&buffers) {
         let mut random = keyed([segment.start as u64, 1, 2, 3]);
         let direction: Vec<f32> =
-            (0..segment.len).map(|_| if random.next_u32() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+            (0..segment.len).map(|_| if random.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
         // Along the gradient's own signs the derivative is largest, and rounding matters least.
         let direction: Vec<f32> = if gradient.host().iter().any(|g| *g != 0.0) {
             gradient.host().iter().zip(&direction).map(|(g, d)| if *g == 0.0 { *d } else { g.signum() }).collect()
