@@ -34,7 +34,7 @@ enum Command {
         /// Folder of the run [default: runs/<time>-<rule>]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-        /// Print what was launched and where the time went
+        /// Print how many kernels the updates launched
         #[arg(long)]
         profile: bool,
     },

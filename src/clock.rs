@@ -51,6 +51,8 @@ pub enum DelayModel {
 pub const DELAYS: &str = "none, fixed:S1,S2,.., poisson:S1,.., normal:S1,.., uniform:S1,.., truncnormal:MEAN,STD, exp:M1,.., shifted-exp:SHIFT,MEAN, pareto:SCALE,SHAPE";
 /// Lower end of the truncated normal distribution, in seconds.
 const TRUNCATED_AT: f64 = 0.1;
+/// The longest job: some 30,000 years.
+const LONGEST: f64 = 1e12;
 
 impl FromStr for DelayModel {
     type Err = Error;
@@ -77,6 +79,7 @@ impl FromStr for DelayModel {
         Ok(match name {
             "none" if numbers.is_empty() => DelayModel::None,
             "fixed" => DelayModel::Fixed(some(numbers, 0.0)?),
+            "poisson" if numbers.iter().any(|x| *x > 1e9) => return Err(wrong("a mean above 1e9 is not drawn")),
             "poisson" => DelayModel::Poisson(some(numbers, f64::MIN_POSITIVE)?),
             "normal" => DelayModel::Normal(some(numbers, 0.0)?),
             "uniform" => DelayModel::Uniform(some(numbers, f64::MIN_POSITIVE)?),
@@ -126,7 +129,7 @@ impl DelayModel {
     pub fn draw(&self, seed: u64, worker: usize, job: u64) -> f64 {
         let mut random = keyed([seed, 0x64656c61, worker as u64, job]);
         let own = |s: &[f64]| s[worker % s.len()];
-        match self {
+        let time: f64 = match self {
             DelayModel::None => 0.0,
             DelayModel::Fixed(s) => own(s),
             DelayModel::Poisson(s) => Poisson::new(own(s)).expect("checked").sample(&mut random),
@@ -143,7 +146,9 @@ impl DelayModel {
                 shift + Exp::new(1.0 / (mean - shift)).expect("checked").sample(&mut random)
             }
             DelayModel::Pareto { scale, shape } => Pareto::new(*scale, *shape).expect("checked").sample(&mut random),
-        }
+        };
+        // A heavy tail may overflow; times stay finite, so that a log can be read again.
+        time.min(LONGEST)
     }
 }
 

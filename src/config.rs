@@ -206,7 +206,12 @@ impl Options {
             let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
             table.insert(key.trim().into(), parsed.unwrap_or_else(|| toml::Value::String(value.into())));
         }
-        let given = toml::Table::try_from(flags).expect("flags are plain data");
+        let given = toml::Table::try_from(flags).map_err(|e| {
+            Error::usage(format!(
+                "a flag cannot be written to a configuration: {e} (whole numbers go up to {}, paths are UTF-8)",
+                i64::MAX
+            ))
+        })?;
         table.extend(given);
         table.try_into().map_err(|e: toml::de::Error| Error::usage(format!("configuration: {}", e.message())))
     }
@@ -238,13 +243,12 @@ impl Options {
         if self.updates == Some(0) {
             return Err(Error::usage("--updates 0: at least one update is needed"));
         }
-        let batch =
-            match text(&self.batch, "32").as_str() {
-                "full" => None,
-                n => Some(n.parse().ok().filter(|n| *n > 0).ok_or_else(|| {
-                    Error::usage(format!("--batch {n} is neither a whole number above 0 nor `full`"))
-                })?),
-            };
+        let batch = match text(&self.batch, "32").as_str() {
+            "full" => None,
+            n => Some(n.parse().ok().filter(|n| (1..=1usize << 24).contains(n)).ok_or_else(|| {
+                Error::usage(format!("--batch {n} is neither a whole number from 1 to 16777216 nor `full`"))
+            })?),
+        };
         let dataset = match text(&self.dataset, "auto").split_once(':') {
             Some(("libsvm", file)) => Dataset::Libsvm(file.into()),
             Some(("quadratic", file)) => Dataset::Quadratic(file.into()),
@@ -282,7 +286,11 @@ impl Options {
         if let Some(augment) = self.augment.as_deref().filter(|a| !["crop-flip", "crop", "none"].contains(a)) {
             return Err(Error::usage(format!("--augment `{augment}` is not one of crop-flip, crop, none")));
         }
-        let unlimited = self.updates.is_none() && self.time.is_none() && self.epochs.is_none();
+        // The end of its log ends a replay.
+        let unlimited = !matches!(clock, Clock::Replay(_))
+            && self.updates.is_none()
+            && self.time.is_none()
+            && self.epochs.is_none();
         Ok(Settings {
             rule: text(&self.rule, "dude").parse()?,
             workers: self.workers,

@@ -8,7 +8,8 @@
 //!   gradient arrives.
 
 use crate::error::{Error, Result};
-use crate::worker::{Gradient, Job, Message, Order, Snapshot, Worker};
+use crate::problem::Snapshot;
+use crate::worker::{Gradient, Job, Message, Order, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +26,8 @@ pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// the null driver: 250 steps a second without, 380 with (`benches/RESULTS.md`). Best effort: nothing depends on it.
 pub fn share_a_core() {
     if let Some(cores) = core_affinity::get_core_ids().filter(|cores| cores.len() > 1) {
-        core_affinity::set_for_current(cores[cores.len() - 1]);
+        // Not the same core for every process.
+        core_affinity::set_for_current(cores[std::process::id() as usize % cores.len()]);
     }
 }
 
@@ -59,11 +61,12 @@ impl Crew {
         threads: Option<usize>,
         mut make: impl FnMut(usize, Receiver<Order>, Sender<Message>) -> Worker,
     ) -> Result<Self> {
-        // Each worker has at most one message in flight, so the inbox never fills; an outbox holds a job and its cancellation.
+        // Each worker has at most one message in flight, so the inbox never fills; an outbox holds at most
+        // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
         let mut crew = Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0 };
         for i in 0..workers {
-            let (outbox, orders) = bounded(2);
+            let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
             let body = move || match threads {
                 None => {

@@ -1,6 +1,6 @@
 //! What a person sees while a run goes on: a bar on a terminal, plain lines otherwise.
 
-use crate::server::{Limits, Outcome};
+use crate::record::{Limits, Outcome};
 use crate::stopwatch::Stopwatch;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -14,18 +14,17 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 pub struct Progress {
     bar: Option<ProgressBar>,
     limits: Limits,
-    batch: usize,
     shown: Instant,
 }
 
 impl Progress {
-    /// A display for a run with these limits and batch size.
-    pub fn new(limits: Limits, batch: usize) -> Self {
+    /// A display for a run with these limits.
+    pub fn new(limits: Limits) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}").expect("a valid template");
             ProgressBar::new(1000).with_style(style)
         });
-        Progress { bar, limits, batch, shown: Instant::now() }
+        Progress { bar, limits, shown: Instant::now() }
     }
 
     /// Called at every arrival; shows something every so often.
@@ -39,14 +38,14 @@ impl Progress {
         let share = |now: f64, limit: Option<f64>| limit.map_or(0.0, |limit| now / limit);
         let done = share(updates as f64, self.limits.updates.map(|u| u as f64))
             .max(share(outcome.time, self.limits.time))
-            .max(share(outcome.gradients as f64, self.limits.gradients.map(|g| g as f64)))
+            .max(share(outcome.samples as f64, self.limits.samples.map(|s| s as f64)))
             .min(1.0);
         let left = if done > 0.0 { format!(", {} left", span(seconds / done - seconds)) } else { String::new() };
         let loss = outcome.recent_loss.map_or("…".into(), |l| format!("{l:.4}"));
         let line = format!(
             "update {updates}, {:.1} updates/s, {:.0} samples/s, loss {loss}, mean staleness {:.1}{left}",
             updates as f64 / seconds,
-            outcome.gradients as f64 * self.batch as f64 / seconds,
+            outcome.samples as f64 / seconds,
             outcome.staleness as f64 / outcome.gradients.max(1) as f64,
         );
         match &self.bar {

@@ -10,15 +10,16 @@
 
 use crate::crew::Crew;
 use crate::error::Result;
-use crate::problem::Evaluator;
+use crate::problem::{Evaluator, Snapshot};
 use crate::progress::Progress;
-use crate::record::{Columns, Evaluation, Event, RunFolder};
+use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
-use crate::worker::{Gate, Gradient, Snapshot};
+use crate::worker::{Gate, Gradient};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::{Buffer, Device, Layout, Step, Update, update};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Losses stay on the device until this many have come together: one read per so many arrivals.
@@ -33,17 +34,6 @@ pub struct Descent {
     pub weight_decay: f64,
     /// β of heavy-ball momentum; 0 for none.
     pub momentum: f64,
-}
-
-/// When to stop; whichever comes first.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Limits {
-    /// After so many updates.
-    pub updates: Option<u64>,
-    /// At the first arrival after so many seconds on the run's axis.
-    pub time: Option<f64>,
-    /// When so many gradients have arrived.
-    pub gradients: Option<u64>,
 }
 
 /// Model and slots on the device.
@@ -148,6 +138,8 @@ impl State {
 pub struct Server<'a> {
     /// Decides.
     pub rule: Box<dyn Rule>,
+    /// Where it computes.
+    pub device: Device,
     /// The workers.
     pub crew: Crew,
     /// The clock.
@@ -160,45 +152,18 @@ pub struct Server<'a> {
     pub folder: &'a mut RunFolder,
     /// What the metrics are.
     pub columns: Columns,
+    /// Samples per gradient of each worker.
+    pub batches: Vec<usize>,
     /// Updates between evaluations; 0 for the end alone.
     pub eval_every: u64,
     /// When to stop.
     pub limits: Limits,
     /// For people.
     pub progress: Progress,
-    /// On a GPU the server submits with a permit like everybody: launches of a device are issued one by one anyway, and a
-    /// second producer only takes the core that the issuing thread needs. `None` on the CPU, where an update is computed.
-    pub gate: Option<Gate>,
-}
-
-/// What a run came to.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// The final version.
-    pub updates: u64,
-    /// Arrivals.
-    pub gradients: u64,
-    /// Arrivals that were not applied.
-    pub dropped: u64,
-    /// Jobs given up.
-    pub restarted: u64,
-    /// The last arrival's time.
-    pub time: f64,
-    /// Real seconds, evaluation left out.
-    pub wall_seconds: f64,
-    /// Sum of all staleness.
-    pub staleness: u64,
-    /// The largest staleness.
-    pub max_staleness: u64,
-    /// Mean of the latest batch losses.
-    pub recent_loss: Option<f64>,
-    /// The last evaluation, and the version at which it was made.
-    pub evaluation: Evaluation,
-    evaluated: Option<u64>,
-    /// The flat weights, on the host.
-    pub weights: Vec<f32>,
-    /// Somebody asked to stop.
-    pub interrupted: bool,
+    /// The workers' gate, closed while the server evaluates.
+    pub gate: Gate,
+    /// The latest losses, for the running mean.
+    pub recent: VecDeque<f64>,
 }
 
 impl Server<'_> {
@@ -271,9 +236,9 @@ impl Server<'_> {
             })?;
 
             let effect = match (decision.step.is_some(), decision.fold) {
-                (true, _) => "step",
-                (false, Fold::Drop) => "drop",
-                (false, _) => "fold",
+                (true, _) => Effect::Step,
+                (false, Fold::Drop) => Effect::Drop,
+                (false, _) => Effect::Fold,
             };
             self.transport.decided(effect, state.version)?;
             pending.push(Event {
@@ -283,11 +248,12 @@ impl Server<'_> {
                 version,
                 staleness,
                 loss: None,
-                effect: effect.into(),
+                effect,
                 t: state.version,
             });
             outcome.gradients += 1;
-            outcome.dropped += (effect == "drop") as u64;
+            outcome.dropped += (effect == Effect::Drop) as u64;
+            outcome.samples += self.batches[worker] as u64;
             outcome.staleness += staleness;
             outcome.max_staleness = outcome.max_staleness.max(staleness);
             outcome.time = time;
@@ -296,25 +262,32 @@ impl Server<'_> {
             }
 
             let ends = self.limits.updates.is_some_and(|limit| state.version >= limit)
-                || self.limits.gradients.is_some_and(|limit| outcome.gradients >= limit);
+                || self.limits.samples.is_some_and(|limit| outcome.samples >= limit);
             if ends {
                 break;
             }
             self.start(state, worker, &decision, time)?;
             if decision.step.is_some() && self.eval_every > 0 && state.version.is_multiple_of(self.eval_every) {
                 let stopwatch = self.stopwatch.clone();
-                stopwatch.paused(|| self.evaluate(state, outcome))?;
+                if self.columns == Columns::Images {
+                    self.note(state, outcome, pending)?;
+                }
+                // Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
+                let gate = self.gate.clone();
+                gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))?;
             }
             self.progress.show(&self.stopwatch, state.version, outcome);
         }
         Ok(())
     }
 
-    /// Runs what talks to the device, with a permit where there is a gate.
+    /// Runs what talks to the device.
     fn submit<T>(&self, work: impl FnOnce() -> T) -> T {
-        match &self.gate {
-            Some(gate) => gate.pass(work),
-            None => work(),
+        // On a GPU the server submits with a permit like everybody: a device's launches are issued one by one anyway, and a
+        // second producer only takes the core that the issuing thread needs. On the CPU an update is computed here.
+        match self.device {
+            Device::Gpu(_) => self.gate.pass(work),
+            Device::Cpu => work(),
         }
     }
 
@@ -354,13 +327,15 @@ impl Server<'_> {
             return Ok(());
         }
         let losses = self.submit(|| state.device.download(&state.losses))?;
-        let mut sum = 0.0;
         for (event, loss) in pending.iter_mut().zip(losses) {
             event.loss = loss.is_finite().then_some(loss);
-            sum += loss as f64;
+            if self.recent.len() == RING {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(loss as f64);
             self.folder.event(event)?;
         }
-        outcome.recent_loss = Some(sum / pending.len() as f64);
+        outcome.recent_loss = Some(self.recent.iter().sum::<f64>() / self.recent.len() as f64);
         pending.clear();
         Ok(())
     }

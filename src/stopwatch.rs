@@ -25,7 +25,7 @@ impl Default for Stopwatch {
 impl Stopwatch {
     fn nanos(&self) -> u64 {
         match self.paused_at.load(Ordering::Acquire) {
-            RUNNING => self.start.elapsed().as_nanos() as u64 - self.pauses.load(Ordering::Acquire),
+            RUNNING => (self.start.elapsed().as_nanos() as u64).saturating_sub(self.pauses.load(Ordering::Acquire)),
             stopped => stopped,
         }
     }

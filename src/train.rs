@@ -4,14 +4,14 @@ use crate::backend::{self, Backend};
 use crate::config::{Clock, Dataset, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
-use crate::problem::{self, ImageOptions, Problem};
+use crate::problem::{self, ImageOptions, Problem, Snapshot};
 use crate::progress::{Progress, span};
-use crate::record::{Columns, RunFolder, Summary};
+use crate::record::{Columns, Limits, Outcome, RunFolder, Summary};
 use crate::rule::Needs;
-use crate::server::{Descent, Limits, Outcome, Server};
+use crate::server::{Descent, Server};
 use crate::stopwatch::Stopwatch;
 use crate::transport::{Replay, Transport, Virtual, Wall};
-use crate::worker::{Gate, LocalSteps, Snapshot, Worker};
+use crate::worker::{Gate, LocalSteps, Worker};
 use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
 use stagger_kernels::gather::Augment;
@@ -38,6 +38,19 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let threads = matches!(backend.device, Device::Cpu)
         .then(|| settings.threads_per_worker.unwrap_or((backend::cores() / workers).max(1)));
 
+    if let (Data::Libsvm(rows), Some(have)) = (&data, backend.memory) {
+        let need = 4 * rows.len() as u64 * (rows.dimension as u64 + 1);
+        if need > have {
+            return Err(Error::usage(format!(
+                "the {} rows of dimension {} take {} GiB as a dense matrix, and {} has {}: use a smaller file",
+                rows.len(),
+                rows.dimension,
+                need >> 30,
+                backend.name,
+                have >> 30
+            )));
+        }
+    }
     let mut resolved = options.clone();
     let problem = build(&settings, data, workers, &backend.device, &mut resolved)?;
     problem.description.iter().for_each(|line| println!("{line}"));
@@ -57,7 +70,8 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let mut folder = RunFolder::create(&path, &config, problem.columns)?;
     catch_signals();
 
-    let Problem { layout, initial, objectives, evaluator, columns, batch, samples, .. } = problem;
+    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, .. } = problem;
+    let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());
     let (delay, seed) = (settings.delay.clone(), settings.seed);
     let transport: Box<dyn Transport> = match (&settings.clock, replay) {
@@ -68,7 +82,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let limits = Limits {
         updates: settings.updates,
         time: settings.time,
-        gradients: settings.epochs.map(|e| ((e * samples as f64) / batch as f64).ceil() as u64),
+        samples: settings.epochs.map(|e| (e * samples as f64).ceil() as u64),
     };
     println!(
         "model      {} parameters in {} tensors, {} samples per gradient; rule {}, {workers} workers{}, clock {}",
@@ -101,16 +115,19 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let crew = stopwatch.paused(|| Crew::start(workers, threads, make))?;
     let server = Server {
         rule,
+        device: backend.device.clone(),
         crew,
         transport,
         stopwatch,
         evaluator,
         folder: &mut folder,
         columns,
+        batches,
         eval_every: resolved.eval_every.unwrap_or(0),
         limits,
-        progress: Progress::new(limits, batch),
-        gate: threads.is_none().then(|| gate.clone()),
+        progress: Progress::new(limits),
+        gate: gate.clone(),
+        recent: Default::default(),
     };
     if threads.is_none() {
         share_a_core();
@@ -151,6 +168,13 @@ fn read(settings: &Settings) -> Result<Data> {
 }
 
 fn workers(settings: &Settings, data: &Data) -> Result<usize> {
+    // Checked before anything is made for each worker.
+    let at_most = |samples: usize| match settings.workers.unwrap_or(8) {
+        n if n > samples => Err(Error::usage(format!(
+            "--workers {n}: there are only {samples} training samples, and every worker needs one"
+        ))),
+        n => Ok(n),
+    };
     match data {
         Data::Quadratic(centres) => match settings.workers {
             Some(n) if n != centres.len() => {
@@ -161,7 +185,8 @@ fn workers(settings: &Settings, data: &Data) -> Result<usize> {
             }
             _ => Ok(centres.len()),
         },
-        _ => Ok(settings.workers.unwrap_or(8)),
+        Data::Images { set, .. } => at_most(set.train.labels.len()),
+        Data::Libsvm(rows) => at_most(rows.len()),
     }
 }
 
@@ -174,6 +199,9 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
         _ => Ok(only.to_string()),
     };
     let init = |default: f32| settings.init.unwrap_or(default);
+    if !matches!(data, Data::Libsvm(_)) && settings.regularizer != problem::Regularizer::None {
+        return Err(Error::usage("--regularizer is for libsvm data; images have --weight-decay"));
+    }
     match data {
         Data::Quadratic(centres) => {
             resolved.model = Some(model("quadratic")?);
@@ -326,7 +354,7 @@ fn check_memory(
             gib(need),
             backend.name,
             gib(have),
-            problem.batch,
+            problem.batches.iter().max().unwrap_or(&1),
             gib(table)
         )));
     }
@@ -397,7 +425,7 @@ fn summarise(
         time: outcome.time,
         wall_seconds: outcome.wall_seconds,
         gradients_per_second: outcome.gradients as f64 / seconds,
-        samples_per_second: (outcome.gradients * batch as u64) as f64 / seconds,
+        samples_per_second: outcome.samples as f64 / seconds,
         mean_staleness: outcome.staleness as f64 / outcome.gradients.max(1) as f64,
         max_staleness: outcome.max_staleness,
         final_train_loss: finite(match columns {

@@ -10,21 +10,12 @@
 //!
 //! Shutdown: the server drops the outboxes, `recv` fails, the thread ends, and with the last thread the inbox disconnects.
 
-use crate::problem::Objective;
+use crate::problem::{Objective, Snapshot};
 use crate::stopwatch::Stopwatch;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use stagger_kernels::{Buffer, Device, Fold, Layout, Seal, Step, Update};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-/// The weights of one version, shared and never written again (I2). Cloning copies no byte.
-#[derive(Clone)]
-pub struct Snapshot {
-    /// The flat weights.
-    pub weights: Buffer,
-    /// Orders a reader behind the update that made them.
-    pub seal: Seal,
-}
 
 /// A gradient to be computed.
 pub struct Job {
@@ -97,6 +88,16 @@ impl Gate {
         let (give, take) = bounded(permits);
         (0..permits).for_each(|_| give.send(()).expect("the channel has room for every permit"));
         Gate { take, give }
+    }
+
+    /// Runs `work` while nobody has a permit: waits for those who have one, and keeps the others out. For the server
+    /// alone; two at a time would wait for each other.
+    pub fn closed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let permits = self.give.capacity().expect("the channel is bounded");
+        (0..permits).for_each(|_| self.take.recv().expect("the gate holds both ends"));
+        let result = work();
+        (0..permits).for_each(|_| self.give.send(()).expect("the gate holds both ends"));
+        result
     }
 
     /// Runs `work` with a permit.
@@ -201,22 +202,23 @@ impl Worker {
         Ok(Message::Gradient(gradient))
     }
 
-    /// Computes the job's gradient; `None` if it was given up between two local steps.
+    /// Computes the job's gradient; `None` if it was given up before it, or between two local steps.
     fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
         if self.local.steps <= 1 {
-            let gate = self.gate.clone();
-            let gradient = gate.pass(|| -> Result<Gradient, String> {
+            return self.gate.clone().pass(|| {
+                if self.given_up(job.number) {
+                    return Ok(None);
+                }
                 let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
-                self.sealed(job.number, buffers, loss)
-            })?;
-            return Ok(Some(gradient));
+                self.sealed(job.number, buffers, loss).map(Some)
+            });
         }
         let steps = self.local.steps as u64;
         let mut sum = self.device.zeros(self.layout.total());
         let mut losses = self.device.zeros(1);
         let mut current = job.snapshot.clone();
         for u in 0..steps {
-            if u > 0 && self.cancelled(job.number) {
+            if self.given_up(job.number) {
                 return Ok(None);
             }
             let gate = self.gate.clone();
@@ -258,8 +260,16 @@ impl Worker {
         Ok(Gradient { worker: self.index, job, buffers, loss, seal })
     }
 
-    fn cancelled(&self, job: u64) -> bool {
-        self.outbox.try_iter().any(|order| matches!(order, Order::Cancel(number) if number == job))
+    /// Whether the job was cancelled, or the run is over.
+    fn given_up(&self, job: u64) -> bool {
+        loop {
+            match self.outbox.try_recv() {
+                Ok(Order::Cancel(number)) if number == job => return true,
+                Ok(_) => {}
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return true,
+            }
+        }
     }
 }
 

@@ -4,13 +4,11 @@ mod common;
 
 use common::{serve, serve_by};
 use stagger::error::Result;
-use stagger::problem::{Objective, Problem, quadratic};
-use stagger::record::Event;
+use stagger::problem::{Objective, Problem, Snapshot, quadratic};
+use stagger::record::{Effect, Event, Limits};
 use stagger::rule::{Arrival, Decision, Fold, Needs, Rule, Start, Step};
-use stagger::server::Limits;
 use stagger::stopwatch::Stopwatch;
 use stagger::transport::Wall;
-use stagger::worker::Snapshot;
 use stagger_kernels::{Buffer, Device};
 use std::sync::{Arc, Mutex};
 
@@ -39,7 +37,7 @@ fn updates(n: u64) -> Limits {
 }
 
 fn arrivals(n: u64) -> Limits {
-    Limits { gradients: Some(n), ..Limits::default() }
+    Limits { samples: Some(n), ..Limits::default() }
 }
 
 fn who(events: &[Event]) -> Vec<(f64, usize, u64)> {
@@ -97,7 +95,7 @@ fn i3_i4_the_version_counts_updates_and_staleness_is_the_servers() {
     let mut t = 0;
     for event in &events {
         assert_eq!(event.staleness, t - event.version);
-        t += (event.effect == "step") as u64;
+        t += (event.effect == Effect::Step) as u64;
         assert_eq!(event.t, t);
     }
 }
@@ -219,7 +217,7 @@ fn dude_keeps_its_sum_equal_to_the_mean_of_its_table() {
     let (mut x, mut rows) = (vec![2.0f64], vec![0.0f64; n]);
     for event in &events {
         rows[event.worker] = x[event.version as usize] - event.worker as f64;
-        if event.effect == "step" {
+        if event.effect == Effect::Step {
             let direction = rows.iter().sum::<f64>() / n as f64;
             x.push(x.last().unwrap() - 0.05 * direction);
         }

@@ -60,6 +60,7 @@ fn cuda_without_a_driver() {
 fn worker_counts_that_cannot_be() {
     refused(&["--workers", "0"], &["--workers 0"]);
     refused(&["--dataset", "synthetic", "--workers", "10001"], &["--workers 10001", "10000 training samples"]);
+    refused(&["--dataset", "synthetic", "--workers", "10000000000"], &["there are only 10000"]);
     let file = centres();
     let dataset = format!("quadratic:{}", file.display());
     refused(&["--dataset", &dataset, "--workers", "5"], &["--workers 5", "3 centres"]);
@@ -137,6 +138,35 @@ fn the_written_configuration_repeats_the_run() {
             "{name} differs"
         );
     }
+}
+
+#[test]
+fn numbers_that_no_run_can_use() {
+    refused(&["--seed", "9223372036854775808"], &["9223372036854775807"]);
+    refused(&["--delay", "poisson:1e20"], &["poisson:1e20"]);
+    refused(&["--batch", "4611686018427387904"], &["--batch 4611686018427387904"]);
+    let shards = ["--dataset", "synthetic", "--partition", "shards:2305843009213693952"];
+    refused(&shards, &["shards:2305843009213693952"]);
+    refused(&["--dataset", "synthetic", "--regularizer", "l2:0.1"], &["--regularizer"]);
+}
+
+#[test]
+fn equal_logits_are_right_by_chance() {
+    let folder =
+        train("--dataset synthetic --model logreg --init const:0 --lr 0 --updates 1 --workers 1 --backend cpu");
+    let accuracy = common::summary(&folder)["final_test_accuracy"].as_f64().unwrap();
+    assert!((accuracy - 0.1).abs() < 1e-6, "{accuracy}");
+}
+
+#[test]
+fn a_replay_ends_with_its_log() {
+    let data =
+        format!("--dataset quadratic:{} --rule asgd --delay fixed:0.1,0.2,0.3 --backend cpu", centres().display());
+    let first = train(&format!("{data} --clock virtual --time 200"));
+    let log = first.join("events.jsonl");
+    let replay = train(&format!("{data} --clock replay:{}", log.display()));
+    assert!(common::events(&first).len() > 1000);
+    assert!(std::fs::read(&log).unwrap() == std::fs::read(replay.join("events.jsonl")).unwrap());
 }
 
 #[test]

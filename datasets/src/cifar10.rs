@@ -112,7 +112,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Downloads the official archive to `folder`, resuming a partial download, checks its SHA-256 and unpacks it.
 ///
 /// `progress` is called with the bytes so far and in all. Nothing partial is ever given the final name: the archive is
-/// `*.part` until its sum is right, and the files are unpacked in a folder beside the final one that is then renamed.
+/// `*.part` until its sum is right, and the files are unpacked in a folder beside the final one, then renamed into it.
 pub fn fetch(url: &str, folder: &Path, progress: impl FnMut(u64, u64)) -> Result<PathBuf> {
     fetch_checked(url, folder, ARCHIVE_SHA256, ARCHIVE_BYTES, progress)
 }
@@ -125,8 +125,7 @@ fn fetch_checked(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<PathBuf> {
     let target = folder.join(FOLDER);
-    if find(&target).is_some() {
-        verify(&target)?;
+    if find(&target).is_some() && verify(&target).is_ok() {
         return Ok(target);
     }
     fs::create_dir_all(folder).map_err(|e| DataError(format!("cannot create {}: {e}", folder.display())))?;
@@ -176,7 +175,7 @@ fn fetch_checked(
     Ok(target)
 }
 
-/// Unpacks the batch files (and nothing else) of the archive at `part` and renames their folder into place.
+/// Unpacks the batch files (and nothing else) of the archive at `part` and renames them into place.
 fn unpack(part: &Path, folder: &Path) -> Result<()> {
     let bad = |e: std::io::Error| DataError(format!("cannot unpack {}: {e}", part.display()));
     let fresh = folder.join(format!("{FOLDER}.part"));
@@ -189,7 +188,14 @@ fn unpack(part: &Path, folder: &Path) -> Result<()> {
             entry.unpack(fresh.join(name)).map_err(bad)?;
         }
     }
-    fs::rename(&fresh, folder.join(FOLDER)).map_err(bad)
+    // File by file, so that a damaged set that is already there is mended.
+    let target = folder.join(FOLDER);
+    fs::create_dir_all(&target).map_err(bad)?;
+    for entry in fs::read_dir(&fresh).map_err(bad)? {
+        let entry = entry.map_err(bad)?;
+        fs::rename(entry.path(), target.join(entry.file_name())).map_err(bad)?;
+    }
+    fs::remove_dir(&fresh).map_err(bad)
 }
 
 #[cfg(test)]

@@ -82,11 +82,11 @@ impl Partition {
             )));
         }
         if let Partition::Shards(k) = self
-            && workers * k > all
+            && workers.checked_mul(*k).is_none_or(|need| need > all)
         {
             return Err(DataError(format!(
                 "--partition {self}: {workers} workers with {k} shards each need {} samples, there are {all}",
-                workers * k
+                workers.saturating_mul(*k)
             )));
         }
         // Keyed by the attempt too, so a draw that leaves a worker empty-handed is replaced by another, always the same.

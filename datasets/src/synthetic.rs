@@ -31,7 +31,7 @@ pub fn generate(seed: u64) -> ImageData {
         test: images(seed, 1, TEST),
         channels: 3,
         side: SIDE,
-        classes: (0..10).map(|c| format!("{} deg, wavelength {}", 36 * (c / 2), WAVELENGTHS[c % 2])).collect(),
+        classes: (0..10).map(|c| format!("{}° {}", 36 * (c / 2), ["fine", "wide"][c % 2])).collect(),
         mean: [0.5; 3],
         std: [0.25; 3],
     }

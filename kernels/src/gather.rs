@@ -220,7 +220,7 @@ impl Images {
         unsafe {
             gather_kernel::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(values.max(targets).div_ceil(256) as u32, 1, 1),
+                cubes(values.max(targets)),
                 CubeDim::new_1d(256),
                 BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
                 BufferArg::from_raw_parts(store.labels.clone(), self.count),
@@ -269,7 +269,7 @@ impl Part {
                 unsafe {
                     draw_kernel::launch_unchecked(
                         &gpu.client,
-                        CubeCount::Static(size.div_ceil(256) as u32, 1, 1),
+                        cubes(size),
                         CubeDim::new_1d(256),
                         BufferArg::from_raw_parts(rows.clone(), self.len),
                         BufferArg::from_raw_parts(handle.clone(), size),
@@ -304,6 +304,12 @@ impl Augment {
         let crop = |bits: u32| ((bits * span) >> 12) as usize;
         (crop(random & 0xfff), crop((random >> 12) & 0xfff), self.flip && random >> 31 == 1)
     }
+}
+
+/// Cubes of 256 units for `len` elements, folded in two dimensions: WGPU allows 65,535 in one.
+fn cubes(len: usize) -> CubeCount {
+    let count = len.div_ceil(256).max(1) as u32;
+    CubeCount::Static(count.min(32_768), count.div_ceil(32_768), 1)
 }
 
 /// Where in its worker's walk a batch begins: plain numbers, worked out once on the host.

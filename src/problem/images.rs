@@ -1,11 +1,10 @@
 //! Image classification: every worker draws from its own part of a set that lies on the device once.
 
-use super::{Evaluator, Objective, Problem};
+use super::{Evaluator, Objective, Problem, Snapshot};
 use crate::error::{Error, Result};
 use crate::model::Net;
 use crate::params::{attach, buffer, burn_device, gradients, initial_weights, layout_of, tensor};
 use crate::record::{Columns, Evaluation};
-use crate::worker::Snapshot;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use stagger_datasets::ImageData;
@@ -56,6 +55,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let initial = initial_weights(&layout, seed);
     let largest = parts.iter().map(Vec::len).max().unwrap_or(1);
     let samples = parts.iter().map(Vec::len).sum();
+    let batches = parts.iter().map(|p| batch.unwrap_or(p.len())).collect();
     let activation = 4 * batch.unwrap_or(largest).max(EVALUATION_BATCH) * net.activations(data.channels, data.side);
 
     let shape = ImageShape { channels: data.channels, side: data.side, classes };
@@ -85,7 +85,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         initial,
         objectives,
         columns: Columns::Images,
-        batch: batch.unwrap_or(largest),
+        batches,
         samples,
         activation_bytes: activation as u64,
         data_bytes,
@@ -150,9 +150,9 @@ impl Evaluator for TestSet {
             let x = tensor::<4>(&self.device, &x, [size, shape.channels, shape.side, shape.side]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
             let logits = plain.forward(x);
-            // Right where the target's logit is not below the largest.
-            let own = (logits.clone() * y.clone()).sum_dim(1);
-            let right = own.greater_equal(logits.clone().max_dim(1)).float().sum();
+            // 1 at every maximum; where several tie, each is right with its share.
+            let top = logits.clone().greater_equal(logits.clone().max_dim(1)).float();
+            let right = ((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0)).sum();
             let loss = (log_softmax(logits, 1) * y).sum().neg();
             let pair = Tensor::cat(vec![loss, right], 0);
             sums = Some(sums.map_or(pair.clone(), |sums| sums + pair));

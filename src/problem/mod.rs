@@ -8,8 +8,16 @@ pub use theory::{Regularizer, libsvm, quadratic};
 
 use crate::error::Result;
 use crate::record::{Columns, Evaluation};
-use crate::worker::Snapshot;
-use stagger_kernels::{Buffer, Layout};
+use stagger_kernels::{Buffer, Layout, Seal};
+
+/// The weights of one version, shared and never written again (I2). Cloning copies no byte.
+#[derive(Clone)]
+pub struct Snapshot {
+    /// The flat weights.
+    pub weights: Buffer,
+    /// Orders a reader behind the update that made them.
+    pub seal: Seal,
+}
 
 /// A worker's objective f_i. The one seam of a worker's step: (weights, job number) → gradient buffers and loss.
 pub trait Objective: Send {
@@ -37,8 +45,8 @@ pub struct Problem {
     pub evaluator: Box<dyn Evaluator>,
     /// What its metrics are.
     pub columns: Columns,
-    /// Samples per gradient (of the largest part when the batch is the whole part).
-    pub batch: usize,
+    /// Samples per gradient of each worker.
+    pub batches: Vec<usize>,
     /// Training samples that somebody holds.
     pub samples: usize,
     /// Rough bytes of activations and batch of one worker's step.

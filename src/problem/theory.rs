@@ -3,11 +3,10 @@
 //! Workers compute in f32 on the device by explicit formulas; the full objective and its gradient are evaluated in f64 on
 //! the host, from the data as read, which makes the evaluation an independent check of the workers.
 
-use super::{Evaluator, Objective, Problem};
+use super::{Evaluator, Objective, Problem, Snapshot};
 use crate::error::{Error, Result};
 use crate::params::{buffer, tensor};
 use crate::record::{Columns, Evaluation};
-use crate::worker::Snapshot;
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
 use stagger_datasets::libsvm::SparseRows;
@@ -98,7 +97,7 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
         initial: vec![init; layout.total()],
         objectives,
         columns: Columns::Theory,
-        batch: 1,
+        batches: vec![1; centres.len()],
         samples: centres.len(),
         activation_bytes: 16 * dimension as u64,
         data_bytes: (4 * centres.len() * dimension) as u64,
@@ -197,7 +196,7 @@ pub fn libsvm(
         layout,
         objectives,
         columns: Columns::Theory,
-        batch: batch.unwrap_or(largest),
+        batches: parts.iter().map(|p| batch.unwrap_or(p.len())).collect(),
         samples,
         activation_bytes: (4 * batch.unwrap_or(0) * d + 32 * largest) as u64,
         data_bytes: (4 * samples * (d + 1)) as u64,

@@ -1,10 +1,15 @@
 //! What a run leaves behind: its folder with the event log, metrics, summary, configuration and weights.
 
+mod outcome;
+
+pub use outcome::{Limits, Outcome};
+
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use stagger_kernels::Layout;
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -24,10 +29,32 @@ pub struct Event {
     pub staleness: u64,
     /// The batch loss; null where it is not finite.
     pub loss: Option<f32>,
-    /// `step`, `fold` or `drop`.
-    pub effect: String,
+    /// What became of it.
+    pub effect: Effect,
     /// The version after it.
     pub t: u64,
+}
+
+/// What became of an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// The server stepped.
+    Step,
+    /// It was folded into the server's state.
+    Fold,
+    /// It was not applied.
+    Drop,
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Effect::Step => "step",
+            Effect::Fold => "fold",
+            Effect::Drop => "drop",
+        })
+    }
 }
 
 /// What an evaluation found. What does not apply is absent.

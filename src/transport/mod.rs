@@ -10,6 +10,7 @@ pub use virtual_time::Virtual;
 
 use crate::crew::Crew;
 use crate::error::Result;
+use crate::record::Effect;
 use crate::worker::Gradient;
 
 /// A clock.
@@ -21,7 +22,7 @@ pub trait Transport {
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>>;
 
     /// Told what became of the arrival, so that a replay can compare.
-    fn decided(&mut self, _effect: &str, _t: u64) -> Result<()> {
+    fn decided(&mut self, _effect: Effect, _t: u64) -> Result<()> {
         Ok(())
     }
 }

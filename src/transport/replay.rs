@@ -3,7 +3,7 @@
 use super::Transport;
 use crate::crew::Crew;
 use crate::error::{Error, Result};
-use crate::record::Event;
+use crate::record::{Effect, Event};
 use crate::worker::Gradient;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,8 +22,11 @@ impl Replay {
         let mut events: Vec<Event> = Vec::new();
         for (k, line) in BufReader::new(std::fs::File::open(path).map_err(unreadable)?).lines().enumerate() {
             let line = line.map_err(unreadable)?;
-            let event: Event = serde_json::from_str(&line)
+            let mut event: Event = serde_json::from_str(&line)
                 .map_err(|e| Error::usage(format!("{} line {}: not an event of a run ({e})", path.display(), k + 1)))?;
+            if let Some(time) = exact_time(&line) {
+                event.time = time;
+            }
             if event.seq != k as u64 {
                 return Err(Error::usage(format!(
                     "{} line {}: seq is {} instead of {k}: lines are missing",
@@ -55,6 +58,12 @@ impl Replay {
     }
 }
 
+/// The recorded time to the last bit: serde_json's fast reader of numbers may be off by one unit in the last place.
+fn exact_time(line: &str) -> Option<f64> {
+    let (_, rest) = line.split_once("\"time\":")?;
+    rest.split([',', '}']).next()?.trim().parse().ok()
+}
+
 impl Transport for Replay {
     fn begin(&mut self, _worker: usize, _job: u64, _now: f64) -> f64 {
         0.0
@@ -76,7 +85,7 @@ impl Transport for Replay {
         Ok(Some((time, gradient)))
     }
 
-    fn decided(&mut self, effect: &str, t: u64) -> Result<()> {
+    fn decided(&mut self, effect: Effect, t: u64) -> Result<()> {
         match self.current.take() {
             Some(event) if event.effect != effect || event.t != t => {
                 let (seq, then) = (event.seq, event.effect);

@@ -1,12 +1,14 @@
 //! What several tests share: running the program, and running a server around a rule of the test's own.
 #![allow(dead_code)]
 
+pub mod simulate;
+
 use stagger::crew::Crew;
 use stagger::problem::Problem;
 use stagger::progress::Progress;
-use stagger::record::{Event, RunFolder};
+use stagger::record::{Event, Limits, Outcome, RunFolder};
 use stagger::rule::Rule;
-use stagger::server::{Descent, Limits, Outcome, Server};
+use stagger::server::{Descent, Server};
 use stagger::stopwatch::Stopwatch;
 use stagger::transport::{Transport, Virtual};
 use stagger::worker::{Gate, LocalSteps, Worker};
@@ -97,7 +99,7 @@ pub fn serve_by(
 ) -> (Outcome, Vec<Event>) {
     let path = scratch("served");
     let mut folder = RunFolder::create(&path, "", problem.columns).unwrap();
-    let Problem { layout, initial, objectives, evaluator, columns, .. } = problem;
+    let Problem { layout, initial, objectives, evaluator, columns, batches, .. } = problem;
     let (workers, mut objectives) = (objectives.len(), objectives.into_iter());
     let shared = Arc::new(layout.clone());
     let local = LocalSteps { steps: rule.needs().local_steps, lr: lr as f32 };
@@ -117,16 +119,19 @@ pub fn serve_by(
     .unwrap();
     let server = Server {
         rule,
+        device: Device::Cpu,
         crew,
         transport,
         stopwatch,
         evaluator,
         folder: &mut folder,
         columns,
+        batches,
         eval_every: 0,
         limits,
-        progress: Progress::new(limits, 1),
-        gate: None,
+        progress: Progress::new(limits),
+        gate,
+        recent: Default::default(),
     };
     let descent = Descent { lr, weight_decay: 0.0, momentum: 0.0 };
     let outcome = server.run(&Device::Cpu, &layout, descent, initial).unwrap();

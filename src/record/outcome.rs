@@ -1,0 +1,47 @@
+//! When a run stops, and what it came to: plain numbers.
+
+use super::Evaluation;
+
+/// When to stop; whichever comes first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After so many updates.
+    pub updates: Option<u64>,
+    /// At the first arrival after so many seconds on the run's axis.
+    pub time: Option<f64>,
+    /// When so many samples have been drawn by the gradients that arrived.
+    pub samples: Option<u64>,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The final version.
+    pub updates: u64,
+    /// Arrivals.
+    pub gradients: u64,
+    /// Samples that they drew.
+    pub samples: u64,
+    /// Arrivals that were not applied.
+    pub dropped: u64,
+    /// Jobs given up.
+    pub restarted: u64,
+    /// The last arrival's time.
+    pub time: f64,
+    /// Real seconds, evaluation left out.
+    pub wall_seconds: f64,
+    /// Sum of all staleness.
+    pub staleness: u64,
+    /// The largest staleness.
+    pub max_staleness: u64,
+    /// Mean of the latest batch losses.
+    pub recent_loss: Option<f64>,
+    /// The last evaluation.
+    pub evaluation: Evaluation,
+    /// The version of that evaluation.
+    pub evaluated: Option<u64>,
+    /// The flat weights, on the host.
+    pub weights: Vec<f32>,
+    /// Somebody asked to stop.
+    pub interrupted: bool,
+}
