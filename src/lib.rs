@@ -19,6 +19,9 @@
 //!                 └→ record::RunFolder: events.jsonl, metrics.csv
 //! ```
 //!
+//! On the CPU and on WGPU a replica's parameters are views of the snapshot itself. On CUDA the snapshot is first pulled into
+//! a buffer of the worker's own stream by one launch ([`stagger_kernels::device::Replica`] says why).
+//!
 //! # The map
 //!
 //! | module | what it does | knows |
