@@ -98,8 +98,14 @@ fn main() {
             sound("--dataset synthetic --model resnet18 --rule asgd --workers 4 --updates 40")
         }),
         trial("eight workers submit no slower than one", || {
-            let (one, eight) = (speed(1), speed(8));
-            // Two runs one after the other on a shared machine: a tenth is noise.
+            // In turn, and the best of each, so that a disturbance of the machine hits neither alone.
+            let (mut one, mut eight) = (0f64, 0f64);
+            for _ in 0..2 {
+                one = one.max(speed(1));
+                eight = eight.max(speed(8));
+            }
+            println!("one worker {one} steps/s, eight workers {eight}");
+            // What is left is noise of a shared machine: a tenth.
             assert!(eight >= 0.9 * one, "{one} steps/s with one worker, {eight} with eight");
         }),
     ];
