@@ -55,9 +55,6 @@ impl From<stagger_datasets::DataError> for Error {
 
 impl From<stagger_kernels::DeviceError> for Error {
     fn from(error: stagger_kernels::DeviceError) -> Self {
-        match error {
-            stagger_kernels::DeviceError::Unavailable(text) => Error::Usage(text),
-            failed => Error::Failed(failed.to_string()),
-        }
+        Error::Failed(error.to_string())
     }
 }

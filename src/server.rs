@@ -168,8 +168,8 @@ pub struct Server<'a> {
 
 impl Server<'_> {
     /// Runs to the limit and leaves the workers stopped. `initial` are the weights of version 0.
-    pub fn run(mut self, device: &Device, layout: &Layout, descent: Descent, initial: Vec<f32>) -> Result<Outcome> {
-        let needs = self.rule.needs();
+    pub fn run(mut self, layout: &Layout, descent: Descent, initial: Vec<f32>) -> Result<Outcome> {
+        let (needs, device) = (self.rule.needs(), self.device.clone());
         let total = layout.total();
         let zeros = |wanted: bool| wanted.then(|| device.zeros(total));
         let weights = device.upload(initial);

@@ -133,7 +133,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         share_a_core();
     }
     let descent = Descent { lr: settings.lr, weight_decay: settings.weight_decay, momentum: settings.momentum };
-    let outcome = server.run(&backend.device, &layout, descent, initial)?;
+    let outcome = server.run(&layout, descent, initial)?;
 
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);

@@ -71,7 +71,7 @@ pub enum Message {
     },
 }
 
-/// Lets a few workers compute at a time. Permits are handed out in the order of asking.
+/// Lets a few workers compute at a time. A permit that comes back goes to somebody who waits for one.
 ///
 /// On a GPU one permit: a device's launches are issued by one thread of the runtime anyway, and more producers only
 /// starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,

@@ -134,7 +134,7 @@ pub fn serve_by(
         recent: Default::default(),
     };
     let descent = Descent { lr, weight_decay: 0.0, momentum: 0.0 };
-    let outcome = server.run(&Device::Cpu, &layout, descent, initial).unwrap();
+    let outcome = server.run(&layout, descent, initial).unwrap();
     let events = events(&path);
     (outcome, events)
 }
