@@ -2,6 +2,7 @@
 
 use crate::config::Options;
 use crate::error::{Error, Result};
+use crate::rule::{self, Cost};
 use clap::{Parser, Subcommand};
 use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{cifar10, default_folder};
@@ -137,30 +138,66 @@ fn data(command: Data) -> Result<()> {
 }
 
 fn rules(name: Option<String>, json: bool) -> Result<()> {
-    let chosen: Vec<_> = crate::rule::RULES.iter().filter(|e| name.as_ref().is_none_or(|n| n == e.name)).collect();
+    let chosen: Vec<_> = rule::entries().filter(|e| name.as_ref().is_none_or(|n| n == e.name)).collect();
     if let Some(name) = name.as_ref().filter(|_| chosen.is_empty()) {
         return Err(Error::usage(format!("no rule is called `{name}`; `stagger rules` lists them")));
     }
     if json {
-        let list: Vec<_> = chosen
-            .iter()
-            .map(|e| {
-                let keys: Vec<_> = e
-                    .keys
-                    .iter()
-                    .map(|k| serde_json::json!({"name": k.name, "default": k.default, "meaning": k.meaning}))
-                    .collect();
-                serde_json::json!({"name": e.name, "summary": e.summary, "paper": e.paper, "parameters": keys})
-            })
-            .collect();
+        let list: Vec<_> = chosen.iter().map(|e| describe(e)).collect();
         println!("{}", serde_json::to_string_pretty(&list).expect("plain data"));
         return Ok(());
     }
-    for entry in chosen {
-        println!("{:<8} {} ({})", entry.name, entry.summary, entry.paper);
+    if let (Some(_), [entry]) = (name, chosen.as_slice()) {
+        println!("{}  ({})\n", entry.name, entry.paper);
+        entry.about().for_each(|line| println!("{line}"));
+        let Cost { server, worker, copies, biased } = entry.cost;
+        println!("\nserver {server} d, each worker {worker} d beside its replica, models sent per update: {copies}");
+        println!("limit under unequal speeds and data: {}", limit(biased));
+        println!(
+            "\n{}",
+            if entry.keys.is_empty() { "no parameters" } else { "parameters (--rule NAME:key=value,key=value)" }
+        );
         for key in entry.keys {
-            println!("{:<8}   {}={}  {}", "", key.name, key.default, key.meaning);
+            println!("  {:<12} {} [default: {}]", key.name, key.meaning, key.default);
         }
+        return Ok(());
+    }
+    println!(
+        "server, worker: copies of the parameters kept there, besides a worker's replica. models: sent out per update."
+    );
+    println!("limit: where it ends under unequal speeds and data: unbiased is the minimiser of (1/n) Σ f_i.");
+    println!(
+        "`stagger rules NAME` tells all about one: recurrence, source, what is proved, where we differ, parameters.\n"
+    );
+    println!("{:<15} {:<6} {:<25} {:<13} {:<9} rule (paper)", "name", "server", "worker", "models", "limit");
+    for e in chosen {
+        let Cost { server, worker, copies, biased } = e.cost;
+        let limit = limit(biased);
+        println!("{:<15} {server:<6} {worker:<25} {copies:<13} {limit:<9} {} ({})", e.name, e.summary, e.paper);
     }
     Ok(())
+}
+
+fn limit(biased: bool) -> &'static str {
+    if biased { "biased" } else { "unbiased" }
+}
+
+fn describe(entry: &rule::Entry) -> serde_json::Value {
+    let keys: Vec<_> = entry
+        .keys
+        .iter()
+        .map(|k| serde_json::json!({"name": k.name, "default": k.default, "meaning": k.meaning}))
+        .collect();
+    let Cost { server, worker, copies, biased } = entry.cost;
+    serde_json::json!({
+        "name": entry.name,
+        "summary": entry.summary,
+        "paper": entry.paper,
+        "about": entry.about().collect::<Vec<_>>().join("\n"),
+        "server_copies": server,
+        "worker_copies": worker,
+        "models_per_update": copies,
+        "biased": biased,
+        "parameters": keys,
+    })
 }

@@ -6,8 +6,10 @@ use crate::clock::DelayModel;
 use crate::error::{Error, Result};
 use crate::problem::Regularizer;
 use crate::rule::RuleSpec;
+use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use stagger_datasets::partition::Partition;
+use stagger_kernels::Dtype;
 use std::path::{Path, PathBuf};
 
 /// The flags of `train`, which are also the keys of its configuration file (with `_` for `-`).
@@ -58,10 +60,22 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
-    /// Heavy-ball momentum at the server [default: 0]
+    /// Momentum at the server [default: 0]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
+    /// Updates from one momentum part to the next: 1 is heavy-ball momentum, more is delayed Nesterov momentum [default: 1 for one worker and for rules without stale gradients, else the number of workers]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum_every: Option<u64>,
+    /// Scale every gradient down to at most this norm
+    #[arg(long, value_name = "NORM")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
+    /// Learning rate over the updates: constant, step:EVERY,FACTOR, linear:T, cosine:T, inverse-sqrt:T or warmup:T [default: constant]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Weight decay, of the current weights [default: 0]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +120,7 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads_per_worker: Option<usize>,
-    /// Precision of the tables of dude and its family: f32 [default: f32]
+    /// Precision of the table rows of dude and its family: f32 or bf16 [default: f32]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_dtype: Option<String>,
@@ -172,6 +186,10 @@ pub struct Settings {
     pub time_scale: f64,
     pub lr: f64,
     pub momentum: f64,
+    pub momentum_every: Option<u64>,
+    pub clip: Option<f64>,
+    pub schedule: Schedule,
+    pub table_dtype: Dtype,
     pub weight_decay: f64,
     pub batch: Option<usize>,
     pub updates: Option<u64>,
@@ -229,10 +247,19 @@ impl Options {
             }
             value => Ok(value),
         };
-        for (flag, value) in [("table-dtype", &self.table_dtype), ("precision", &self.precision)] {
-            if let Some(value) = value.as_ref().filter(|v| *v != "f32") {
-                return Err(Error::usage(format!("--{flag} {value} is not supported yet; use f32")));
-            }
+        if let Some(value) = self.precision.as_ref().filter(|v| *v != "f32") {
+            return Err(Error::usage(format!("--precision {value} is not supported yet; use f32")));
+        }
+        let table_dtype = match text(&self.table_dtype, "f32").as_str() {
+            "f32" => Dtype::F32,
+            "bf16" => Dtype::Bf16,
+            other => return Err(Error::usage(format!("--table-dtype {other} is neither f32 nor bf16"))),
+        };
+        if self.momentum_every == Some(0) {
+            return Err(Error::usage("--momentum-every 0: at least one update is needed"));
+        }
+        if self.momentum_every.is_some() && self.momentum.unwrap_or(0.0) == 0.0 {
+            return Err(Error::usage("--momentum-every needs --momentum"));
         }
         if self.workers == Some(0) {
             return Err(Error::usage("--workers 0: at least one worker is needed"));
@@ -307,6 +334,10 @@ impl Options {
                 x if x < 1.0 => x,
                 x => return Err(Error::usage(format!("--momentum {x} must lie below 1"))),
             },
+            momentum_every: self.momentum_every,
+            clip: positive("clip", self.clip)?,
+            schedule: text(&self.schedule, "constant").parse()?,
+            table_dtype,
             weight_decay: number("weight-decay", self.weight_decay, 0.0, 0.0)?,
             batch,
             updates: if unlimited { Some(1000) } else { self.updates },

@@ -6,6 +6,10 @@
 //!   thrown away here without becoming an arrival.
 //! * A queued job keeps the snapshot of the version at which it was assigned, and begins the moment its predecessor's
 //!   gradient arrives.
+//!
+//! A crew works on threads, or on the spot ([`Crew::on_the_spot`]): then a gradient is computed by the server's own thread when
+//! its turn comes. That is the same run under the clocks that decide the order themselves, and for gradients that cost next to
+//! nothing it spares a hand-over between threads per arrival.
 
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
@@ -39,15 +43,52 @@ pub struct Crew {
     restarted: u64,
 }
 
+/// What a worker is given to do.
+pub struct Assignment {
+    /// The model.
+    pub snapshot: Snapshot,
+    /// Its version.
+    pub version: u64,
+    /// Learning rate of local steps.
+    pub lr: f32,
+    /// Local steps.
+    pub steps: u32,
+    /// The job's time as a share of a full job's.
+    pub share: f64,
+}
+
+/// A job that counts as running.
+pub struct Running {
+    /// The worker's job number.
+    pub number: u64,
+    /// When it began, on the run's axis.
+    pub began: f64,
+    /// What it is.
+    pub assignment: Assignment,
+}
+
+/// Decides how long a job takes; told its worker, its number and its share of a full job's time when it begins, it answers with
+/// the seconds that the worker has to wait for in reality.
+pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
+
+/// Who computes.
+enum Hand {
+    /// A thread that is told through a channel.
+    Thread(Sender<Order>),
+    /// The server's own thread. (The sender keeps the worker's channel open.)
+    Here { worker: Box<Worker>, job: Option<Job>, _open: Sender<Order> },
+    /// Nobody any more.
+    Gone,
+}
+
 struct Slot {
-    outbox: Option<Sender<Order>>,
-    /// The job that counts as running, and the version at which it computes.
-    running: Option<(u64, u64)>,
+    hand: Hand,
+    running: Option<Running>,
     /// The thread has an order in hand (perhaps one that was given up meanwhile).
     busy: bool,
     /// To be sent when the thread comes back from a job that was given up.
     held: Option<Job>,
-    queue: VecDeque<(Snapshot, u64)>,
+    queue: VecDeque<Assignment>,
     early: Option<Gradient>,
     next_job: u64,
 }
@@ -88,15 +129,7 @@ impl Crew {
                 Error::failed(format!("cannot start the thread of worker {i}: {e}; use fewer --workers"))
             })?;
             crew.threads.push(thread);
-            crew.slots.push(Slot {
-                outbox: Some(outbox),
-                running: None,
-                busy: false,
-                held: None,
-                queue: VecDeque::new(),
-                early: None,
-                next_job: 0,
-            });
+            crew.slots.push(Slot::new(Hand::Thread(outbox)));
         }
         for _ in 0..workers {
             match crew.message()? {
@@ -110,6 +143,20 @@ impl Crew {
         Ok(crew)
     }
 
+    /// A crew without threads, for clocks that ask for one worker's gradient at a time.
+    pub fn on_the_spot(
+        workers: usize,
+        mut make: impl FnMut(usize, Receiver<Order>, Sender<Message>) -> Worker,
+    ) -> Self {
+        let (answer, inbox) = bounded(1);
+        let mut slot = |i| {
+            let (outbox, orders) = bounded(1);
+            let worker = Box::new(make(i, orders, answer.clone()));
+            Slot::new(Hand::Here { worker, job: None, _open: outbox })
+        };
+        Crew { slots: (0..workers).map(&mut slot).collect(), inbox, threads: Vec::new(), restarted: 0 }
+    }
+
     /// Number of workers.
     pub fn workers(&self) -> usize {
         self.slots.len()
@@ -120,30 +167,24 @@ impl Crew {
         self.restarted
     }
 
-    /// Gives `worker` a job on `snapshot` of version `version`: it begins now if the worker is free, else it is queued.
-    /// `begin(worker, job)` is told when a job begins and answers with the seconds that it is to wait for.
-    pub fn assign(
-        &mut self,
-        worker: usize,
-        snapshot: Snapshot,
-        version: u64,
-        begin: impl FnMut(usize, u64) -> f64,
-    ) -> Result<()> {
-        self.slots[worker].queue.push_back((snapshot, version));
-        self.next_job(worker, begin)
+    /// Gives `worker` something to do at time `now`: it begins now if the worker is free, else it is queued.
+    pub fn assign(&mut self, worker: usize, assignment: Assignment, now: f64, begin: Begin) -> Result<()> {
+        self.slots[worker].queue.push_back(assignment);
+        self.next_job(worker, now, begin)
     }
 
     /// Begins the worker's next queued job if it is free.
-    pub fn next_job(&mut self, worker: usize, mut begin: impl FnMut(usize, u64) -> f64) -> Result<()> {
+    pub fn next_job(&mut self, worker: usize, now: f64, begin: Begin) -> Result<()> {
         let slot = &mut self.slots[worker];
         if slot.running.is_some() {
             return Ok(());
         }
-        let Some((snapshot, version)) = slot.queue.pop_front() else { return Ok(()) };
+        let Some(assignment) = slot.queue.pop_front() else { return Ok(()) };
         let number = slot.next_job;
         slot.next_job += 1;
-        slot.running = Some((number, version));
-        let job = Job { number, snapshot, delay: begin(worker, number) };
+        let (snapshot, lr, steps) = (assignment.snapshot.clone(), assignment.lr, assignment.steps);
+        let job = Job { number, snapshot, delay: begin(worker, number, assignment.share), lr, steps };
+        slot.running = Some(Running { number, began: now, assignment });
         if slot.busy {
             slot.held = Some(job);
             return Ok(());
@@ -155,12 +196,18 @@ impl Crew {
     pub fn cancel(&mut self, worker: usize) {
         let slot = &mut self.slots[worker];
         slot.queue.clear();
-        let Some((number, _)) = slot.running.take() else { return };
+        let Some(Running { number, .. }) = slot.running.take() else { return };
         self.restarted += 1;
         // Early: its gradient is here and is thrown away. Held: it never began. Else the thread is told, between two steps.
         if slot.early.take().is_none() && slot.held.take().is_none() && slot.busy {
-            let told = slot.outbox.as_ref().is_some_and(|outbox| outbox.try_send(Order::Cancel(number)).is_ok());
-            debug_assert!(told, "the outbox has room for a cancellation (I1)");
+            match &mut slot.hand {
+                Hand::Thread(outbox) => {
+                    let told = outbox.try_send(Order::Cancel(number)).is_ok();
+                    debug_assert!(told, "the outbox has room for a cancellation (I1)");
+                }
+                Hand::Here { job, .. } => (*job, slot.busy) = (None, false),
+                Hand::Gone => {}
+            }
         }
     }
 
@@ -176,6 +223,9 @@ impl Crew {
             if let Some(gradient) = self.take(worker) {
                 return Ok(gradient);
             }
+            if matches!(self.slots[worker].hand, Hand::Here { .. }) {
+                return self.compute(worker);
+            }
             if self.slots[worker].running.is_none() {
                 return Err(Error::failed(format!(
                     "worker {worker} is waited for but has no job: the schedule is wrong"
@@ -185,20 +235,39 @@ impl Crew {
         }
     }
 
-    /// The job that `worker` is running, with its version.
-    pub fn running(&self, worker: usize) -> Option<(u64, u64)> {
-        self.slots[worker].running
+    /// The job that `worker` is running.
+    pub fn running(&self, worker: usize) -> Option<&Running> {
+        self.slots[worker].running.as_ref()
     }
 
-    /// Ends the running job of a worker whose gradient has arrived; returns its version.
-    pub fn arrived(&mut self, worker: usize) -> u64 {
-        self.slots[worker].running.take().expect("an arrival answers a running job").1
+    /// Ends the running job of a worker whose gradient has arrived, and returns it.
+    pub fn arrived(&mut self, worker: usize) -> Running {
+        self.slots[worker].running.take().expect("an arrival answers a running job")
+    }
+
+    /// Computes a worker's job here and now.
+    fn compute(&mut self, worker: usize) -> Result<Gradient> {
+        // Looked at here, for no channel is waited on.
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("interrupted".into()));
+        }
+        let slot = &mut self.slots[worker];
+        let Hand::Here { worker: hand, job, .. } = &mut slot.hand else { unreachable!("asked for by who computes here") };
+        let Some(job) = job.take() else {
+            return Err(Error::failed(format!("worker {worker} is waited for but has no job: the schedule is wrong")));
+        };
+        slot.busy = false;
+        match hand.answer(job) {
+            Message::Gradient(gradient) => Ok(gradient),
+            Message::Failed { worker, job, reason } => Err(failed(worker, job, reason)),
+            _ => unreachable!("nobody cancels a job that is computed on the spot"),
+        }
     }
 
     /// Drops the outboxes and waits for the threads.
     pub fn stop(&mut self) {
         for slot in &mut self.slots {
-            slot.outbox = None;
+            slot.hand = Hand::Gone;
             slot.queue.clear();
             slot.held = None;
             slot.early = None;
@@ -235,7 +304,7 @@ impl Crew {
                 Message::Gradient(gradient) => {
                     let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
                     slot.busy = false;
-                    if slot.running.is_some_and(|(job, _)| job == gradient.job) {
+                    if slot.running.as_ref().is_some_and(|job| job.number == gradient.job) {
                         slot.early = Some(gradient);
                         return Ok(worker);
                     }
@@ -246,9 +315,7 @@ impl Crew {
                     worker
                 }
                 Message::Ready => unreachable!("every worker was ready before the first job"),
-                Message::Failed { worker, job, reason } => {
-                    return Err(Error::failed(format!("worker {worker} failed in its job {job}: {reason}")));
-                }
+                Message::Failed { worker, job, reason } => return Err(failed(worker, job, reason)),
             };
             if let Some(job) = self.slots[worker].held.take() {
                 self.send(worker, job)?;
@@ -259,12 +326,27 @@ impl Crew {
     fn send(&mut self, worker: usize, job: Job) -> Result<()> {
         let slot = &mut self.slots[worker];
         slot.busy = true;
-        if slot.outbox.as_ref().is_some_and(|outbox| outbox.try_send(Order::Job(job)).is_ok()) {
+        let told = match &mut slot.hand {
+            Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
+            Hand::Here { job: hand, .. } => hand.replace(job).is_none(),
+            Hand::Gone => false,
+        };
+        if told {
             return Ok(());
         }
         // The thread ended on its own: its last message says why.
         self.receive().and(Err(Error::failed(format!("worker {worker} is gone"))))
     }
+}
+
+impl Slot {
+    fn new(hand: Hand) -> Self {
+        Slot { hand, running: None, busy: false, held: None, queue: VecDeque::new(), early: None, next_job: 0 }
+    }
+}
+
+fn failed(worker: usize, job: u64, reason: String) -> Error {
+    Error::failed(format!("worker {worker} failed in its job {job}: {reason}"))
 }
 
 impl Drop for Crew {

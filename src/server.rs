@@ -1,135 +1,51 @@
-//! The server: one loop over arrivals, and the only owner of weights, slots and rule.
+//! The server: one loop over arrivals, and the only owner of weights, slots and rule (the device's side of them: `state`).
 //!
 //! Invariants kept here:
-//! * I2: new weights go to a fresh buffer; a published snapshot is never written again.
-//! * I3: the version grows by one per server update and by nothing else.
 //! * I4: staleness is t - v, from the server's own books.
-//! * I6: only this thread touches weights, slots and rule.
+//! * I6: only this thread touches weights, slots and rule (but for a rule whose workers write the weights: Hogwild!).
 //! * I7: every arrival is applied once, or logged as dropped: arrivals = applied + dropped.
-//! * I8: a gradient's seal is bound by the update's launch; a snapshot is sealed after the launch that made it.
 
-use crate::crew::Crew;
+use crate::crew::{Assignment, Crew};
 use crate::error::Result;
-use crate::problem::{Evaluator, Snapshot};
+use crate::problem::Evaluator;
 use crate::progress::Progress;
 use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
+use crate::state::{Descent, State};
 use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
-use crate::worker::{Gate, Gradient};
-use stagger_kernels::device::Recycler;
-use stagger_kernels::{Buffer, Device, Layout, Step, Update, update};
+use crate::worker::Gate;
+use stagger_kernels::{Device, Layout, Live};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Losses stay on the device until this many have come together: one read per so many arrivals.
 const RING: usize = 64;
+/// A rule that follows the loss is told of it once per as many arrivals as there are workers, but not more often than this.
+const LOSS_RING: usize = 8;
 
-/// Settings of the update that are not the rule's.
-#[derive(Clone, Copy, Debug)]
-pub struct Descent {
-    /// η.
-    pub lr: f64,
-    /// λ, of the current weights.
-    pub weight_decay: f64,
-    /// β of heavy-ball momentum; 0 for none.
-    pub momentum: f64,
+/// Batch losses, as they are read from the device.
+#[derive(Default)]
+pub struct Losses {
+    /// The latest, for the mean that people see.
+    recent: VecDeque<f64>,
+    /// Those of the block of arrivals that is being gathered, and the mean of the last whole block, which rules are told.
+    /// Blocks are counted in arrivals, so that an evaluation in between changes nothing.
+    block: Vec<f64>,
+    told: Option<f64>,
+    /// Arrivals of a block, which is also the length of the ring on the device.
+    ring: usize,
 }
 
-/// Model and slots on the device.
-struct State {
-    device: Device,
-    /// Of the gradients: the model's, or one flat segment after local steps.
-    layout: Layout,
-    descent: Descent,
-    snapshot: Snapshot,
-    version: u64,
-    recycler: Recycler,
-    sum: Option<Buffer>,
-    rows: Vec<Buffer>,
-    velocity: Option<Buffer>,
-    losses: Buffer,
-}
-
-impl State {
-    /// Compiles the rule's update before the clock counts: a step of rate 0 on buffers that are thrown away.
-    fn warm_up(&self) -> Result<()> {
-        if matches!(self.device, Device::Cpu) {
-            return Ok(());
+impl Losses {
+    fn push(&mut self, loss: f64) {
+        if self.recent.len() == RING {
+            self.recent.pop_front();
         }
-        let zeros = || self.device.zeros(self.snapshot.weights.len());
-        let (mut sum, mut row, mut velocity, mut fresh) = (zeros(), zeros(), zeros(), zeros());
-        let gradient: Vec<Buffer> = self.layout.segments().iter().map(|s| self.device.zeros(s.len)).collect();
-        for steps in [false, true] {
-            let fold = match (self.sum.is_some(), self.rows.is_empty()) {
-                (false, _) => update::Fold::Direct { scale: 1.0 },
-                (true, true) => update::Fold::Sum { sum: &mut sum, scale: 1.0 },
-                (true, false) => update::Fold::Table { sum: &mut sum, row: &mut row, scale: 1.0 },
-            };
-            let step = Step {
-                fresh: &mut fresh,
-                lr: 0.0,
-                keep: if self.rows.is_empty() { 0.0 } else { 1.0 },
-                weight_decay: self.descent.weight_decay as f32,
-                momentum: self.velocity.is_some().then_some((&mut velocity, 0.5)),
-            };
-            Update {
-                layout: &self.layout,
-                gradient: &gradient,
-                seal: &self.snapshot.seal,
-                weights: &self.snapshot.weights,
-                fold,
-                step: steps.then_some(step),
-                loss: &self.device.zeros(1),
-                losses: &mut self.device.zeros(1),
-                slot: 0,
-            }
-            .run(&self.device);
-        }
-        update::forget_launches();
-        Ok(self.device.sync()?)
-    }
-
-    /// One launch: fold, and perhaps step. The loss goes to `slot` of the ring.
-    fn apply(&mut self, gradient: &Gradient, decision: &Decision, slot: usize) {
-        let sum = self.sum.as_mut();
-        let fold = match decision.fold {
-            Fold::Drop => update::Fold::Nothing,
-            Fold::Direct => update::Fold::Direct { scale: 1.0 },
-            Fold::Sum { scale } => {
-                update::Fold::Sum { sum: sum.expect("the rule asked for a sum"), scale: scale as f32 }
-            }
-            Fold::Table { scale } => update::Fold::Table {
-                sum: sum.expect("the rule asked for a sum"),
-                row: &mut self.rows[gradient.worker],
-                scale: scale as f32,
-            },
-        };
-        let mut fresh = decision.step.map(|_| self.recycler.take());
-        let beta = self.descent.momentum as f32;
-        let step = decision.step.zip(fresh.as_mut()).map(|(step, fresh)| Step {
-            fresh,
-            lr: (self.descent.lr * step.scale) as f32,
-            keep: step.keep as f32,
-            weight_decay: self.descent.weight_decay as f32,
-            momentum: self.velocity.as_mut().map(|v| (v, beta)),
-        });
-        Update {
-            layout: &self.layout,
-            gradient: &gradient.buffers,
-            seal: &gradient.seal,
-            weights: &self.snapshot.weights,
-            fold,
-            step,
-            loss: &gradient.loss,
-            losses: &mut self.losses,
-            slot,
-        }
-        .run(&self.device);
-        if let Some(weights) = fresh {
-            let snapshot = Snapshot { weights, seal: self.device.seal() };
-            self.recycler.retire(std::mem::replace(&mut self.snapshot, snapshot).weights);
-            self.version += 1;
+        self.recent.push_back(loss);
+        self.block.push(loss);
+        if self.block.len() == self.ring {
+            self.told = Some(self.block.drain(..).sum::<f64>() / self.ring as f64);
         }
     }
 }
@@ -162,37 +78,32 @@ pub struct Server<'a> {
     pub progress: Progress,
     /// The workers' gate, closed while the server evaluates.
     pub gate: Gate,
-    /// The latest losses, for the running mean.
-    pub recent: VecDeque<f64>,
+    /// Batch losses that have been read.
+    pub losses: Losses,
+    /// On a GPU: the same rule once more, to be rehearsed before the clock starts.
+    pub rehearsal: Option<Box<dyn Rule>>,
+    /// The weights that the workers write themselves, for a rule that has such.
+    pub live: Option<Live>,
 }
 
 impl Server<'_> {
     /// Runs to the limit and leaves the workers stopped. `initial` are the weights of version 0.
     pub fn run(mut self, layout: &Layout, descent: Descent, initial: Vec<f32>) -> Result<Outcome> {
-        let (needs, device) = (self.rule.needs(), self.device.clone());
-        let total = layout.total();
-        let zeros = |wanted: bool| wanted.then(|| device.zeros(total));
-        let weights = device.upload(initial);
-        let mut state = State {
-            layout: if needs.local_steps > 1 { layout.flat() } else { layout.clone() },
-            descent,
-            version: 0,
-            recycler: Recycler::new(device.clone(), total),
-            sum: zeros(needs.sum),
-            rows: if needs.table {
-                (0..self.crew.workers()).map(|_| device.zeros(total)).collect()
-            } else {
-                Vec::new()
-            },
-            velocity: zeros(descent.momentum != 0.0),
-            losses: device.zeros(RING),
-            snapshot: Snapshot { weights, seal: device.seal() },
-            device: device.clone(),
-        };
+        let (needs, device, workers) = (self.rule.needs(), self.device.clone(), self.crew.workers());
+        let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
-        stopwatch.paused(|| state.warm_up())?;
+        if let Some(rule) = self.rehearsal.take() {
+            let rehearse = || {
+                let few = workers.min(2);
+                State::new(&device, layout, needs, descent, few, initial.clone(), ring, None).rehearse(rule, workers)
+            };
+            stopwatch.paused(rehearse)?;
+        }
+        let live = self.live.take();
+        let mut state = State::new(&device, layout, needs, descent, workers, initial, ring, live);
+        self.losses.ring = ring;
         let mut outcome = Outcome::default();
-        let mut pending: Vec<Event> = Vec::with_capacity(RING);
+        let mut pending: Vec<Event> = Vec::with_capacity(ring);
         let result = self.serve(&mut state, &mut outcome, &mut pending);
         outcome.wall_seconds = self.stopwatch.seconds();
         outcome.restarted = self.crew.restarted();
@@ -202,15 +113,16 @@ impl Server<'_> {
             Err(crate::error::Error::Interrupted(_)) => true,
             Err(error) => {
                 // What arrived before the failure is kept.
-                let _ = self.note(&state, &mut outcome, &mut pending);
+                let _ = self.note(&mut state, &mut outcome, &mut pending);
                 let _ = self.folder.flush();
                 return Err(error);
             }
             Ok(()) => false,
         };
-        self.note(&state, &mut outcome, &mut pending)?;
-        self.evaluate(&state, &mut outcome)?;
+        self.note(&mut state, &mut outcome, &mut pending)?;
+        self.evaluate(&mut state, &mut outcome)?;
         self.folder.flush()?;
+        state.catch_up();
         outcome.weights = device.download(&state.snapshot.weights)?;
         self.progress.done();
         Ok(outcome)
@@ -226,14 +138,17 @@ impl Server<'_> {
                 break;
             }
             let worker = gradient.worker;
-            let version = self.crew.arrived(worker);
+            let job = self.crew.arrived(worker);
+            let (version, steps) = (job.assignment.version, job.assignment.steps);
             let staleness = state.version - version;
-            let arrival = Arrival { worker, version, t: state.version, staleness, time };
+            let (seconds, loss) = (time - job.began, self.losses.told);
+            let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
             let decision = self.rule.on_arrival(&arrival);
             self.submit(|| {
-                state.apply(&gradient, &decision, pending.len());
+                state.apply(&gradient, &job.assignment.snapshot.weights, &decision, pending.len());
                 state.device.flush()
             })?;
+            state.done_with(job);
 
             let effect = match (decision.step.is_some(), decision.fold) {
                 (true, _) => Effect::Step,
@@ -253,11 +168,11 @@ impl Server<'_> {
             });
             outcome.gradients += 1;
             outcome.dropped += (effect == Effect::Drop) as u64;
-            outcome.samples += self.batches[worker] as u64;
+            outcome.samples += self.batches[worker] as u64 * steps.max(1) as u64;
             outcome.staleness += staleness;
             outcome.max_staleness = outcome.max_staleness.max(staleness);
             outcome.time = time;
-            if pending.len() == RING {
+            if outcome.gradients.is_multiple_of(self.losses.ring as u64) {
                 self.note(state, outcome, pending)?;
             }
 
@@ -313,37 +228,48 @@ impl Server<'_> {
         }
         // The sender is free: what was queued for it begins now, if nothing was assigned that did so already.
         let transport = &mut self.transport;
-        self.crew.next_job(sender, |worker, job| transport.begin(worker, job, now))
+        self.crew.next_job(sender, now, &mut |worker, job, share| transport.begin(worker, job, now, share))
     }
 
     fn assign(&mut self, state: &State, worker: usize, now: f64) -> Result<()> {
+        let (steps, most) = (self.rule.steps(worker), self.rule.needs().local.steps);
+        let assignment = Assignment {
+            snapshot: state.model_of(worker),
+            version: state.version,
+            lr: state.rate() as f32,
+            steps: steps.max(1),
+            share: if most > 1 { steps as f64 / most as f64 } else { 1.0 },
+        };
         let transport = &mut self.transport;
-        self.crew.assign(worker, state.snapshot.clone(), state.version, |worker, job| transport.begin(worker, job, now))
+        let begin = &mut |worker, job, share| transport.begin(worker, job, now, share);
+        self.crew.assign(worker, assignment, now, begin)
     }
 
     /// Reads the ring of losses and writes the arrivals that it belongs to.
-    fn note(&mut self, state: &State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
+    fn note(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
         if pending.is_empty() {
             return Ok(());
         }
-        let losses = self.submit(|| state.device.download(&state.losses))?;
+        let losses = self.submit(|| match state.loose.is_empty() {
+            true => state.device.download(&state.losses),
+            false => state.device.download_each(&std::mem::take(&mut state.loose)),
+        })?;
         for (event, loss) in pending.iter_mut().zip(losses) {
             event.loss = loss.is_finite().then_some(loss);
-            if self.recent.len() == RING {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(loss as f64);
+            self.losses.push(loss as f64);
             self.folder.event(event)?;
         }
-        outcome.recent_loss = Some(self.recent.iter().sum::<f64>() / self.recent.len() as f64);
+        let recent = &self.losses.recent;
+        outcome.recent_loss = Some(recent.iter().sum::<f64>() / recent.len() as f64);
         pending.clear();
         Ok(())
     }
 
-    fn evaluate(&mut self, state: &State, outcome: &mut Outcome) -> Result<()> {
+    fn evaluate(&mut self, state: &mut State, outcome: &mut Outcome) -> Result<()> {
         if outcome.evaluated == Some(state.version) {
             return Ok(());
         }
+        state.catch_up();
         outcome.evaluation = self.evaluator.evaluate(&state.snapshot.weights)?;
         outcome.evaluated = Some(state.version);
         self.folder.evaluation(state.version, outcome.time, outcome.recent_loss, &outcome.evaluation, self.columns)?;

@@ -7,15 +7,16 @@ use crate::error::{Error, Result};
 use crate::problem::{self, ImageOptions, Problem, Snapshot};
 use crate::progress::{Progress, span};
 use crate::record::{Columns, Limits, Outcome, RunFolder, Summary};
-use crate::rule::Needs;
-use crate::server::{Descent, Server};
+use crate::rule::{Needs, Optimizer, Setting};
+use crate::server::Server;
+use crate::state::Descent;
 use crate::stopwatch::Stopwatch;
 use crate::transport::{Replay, Transport, Virtual, Wall};
-use crate::worker::{Gate, LocalSteps, Worker};
+use crate::worker::{Gate, Worker};
 use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
 use stagger_kernels::gather::Augment;
-use stagger_kernels::{Device, update};
+use stagger_kernels::{Device, Dtype, Live, Row, row, update};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +33,11 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let settings = options.resolve()?;
     let data = read(&settings)?;
     let workers = workers(&settings, &data)?;
-    let rule = settings.rule.build(workers)?;
+    let seconds = (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect();
+    let setting = Setting { workers, seed: settings.seed, lr: settings.lr, seconds };
+    let rule = settings.rule.build(&setting)?;
+    let needs = rule.needs();
+    combines(&settings, &needs)?;
     let backend = backend::open(settings.backend)?;
     println!("backend    {}", backend.why);
     let threads = matches!(backend.device, Device::Cpu)
@@ -54,8 +59,16 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let mut resolved = options.clone();
     let problem = build(&settings, data, workers, &backend.device, &mut resolved)?;
     problem.description.iter().for_each(|line| println!("{line}"));
-    check_memory(&backend, &problem, workers, threads, rule.needs(), settings.momentum != 0.0)?;
-    fill(&mut resolved, &settings, workers, &backend.device, threads, &problem);
+    let descent = Descent {
+        lr: settings.lr,
+        schedule: settings.schedule,
+        weight_decay: settings.weight_decay,
+        momentum: settings.momentum,
+        momentum_every: settings.momentum_every.unwrap_or(if needs.synchronous { 1 } else { workers as u64 }),
+        table_dtype: settings.table_dtype,
+    };
+    check_memory(&backend, &problem, workers, threads, &needs, &descent)?;
+    fill(&mut resolved, &settings, workers, &backend.device, threads, &problem, &descent);
 
     // A log is read before the folder is made: it may be the folder's own.
     let replay = match &settings.clock {
@@ -70,7 +83,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let mut folder = RunFolder::create(&path, &config, problem.columns)?;
     catch_signals();
 
-    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, .. } = problem;
+    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, cheap, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());
     let (delay, seed) = (settings.delay.clone(), settings.seed);
@@ -94,7 +107,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         resolved.clock.as_deref().unwrap_or("wall"),
     );
     let gate = Gate::new(threads.map_or(1, |t| (backend::cores() / t).max(1)));
-    let local = LocalSteps { steps: rule.needs().local_steps, lr: settings.lr as f32 };
+    let live = needs.live.then(|| Live::new(&backend.device, initial.clone()));
     let shared = Arc::new(layout.clone());
     let mut objectives = objectives.into_iter();
     let warm_up = threads
@@ -105,14 +118,22 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         objective: objectives.next().expect("one objective per worker"),
         device: backend.device.clone(),
         layout: shared.clone(),
-        local,
+        local: needs.local,
+        clip: settings.clip.map(|c| c as f32),
+        live: live.clone().map(|live| (live, settings.weight_decay as f32)),
         outbox,
         inbox,
         gate: gate.clone(),
         stopwatch: stopwatch.clone(),
         warm_up: warm_up.clone(),
     };
-    let crew = stopwatch.paused(|| Crew::start(workers, threads, make))?;
+    // Gradients that cost next to nothing are not worth a thread each, where the clock asks for one at a time anyway.
+    let on_the_spot = cheap && threads.is_some() && settings.clock != Clock::Wall;
+    let crew = match on_the_spot {
+        true => Crew::on_the_spot(workers, make),
+        false => stopwatch.paused(|| Crew::start(workers, threads, make))?,
+    };
+    let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let server = Server {
         rule,
         device: backend.device.clone(),
@@ -127,12 +148,13 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         limits,
         progress: Progress::new(limits),
         gate: gate.clone(),
-        recent: Default::default(),
+        losses: Default::default(),
+        rehearsal,
+        live,
     };
     if threads.is_none() {
         share_a_core();
     }
-    let descent = Descent { lr: settings.lr, weight_decay: settings.weight_decay, momentum: settings.momentum };
     let outcome = server.run(&layout, descent, initial)?;
 
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
@@ -257,6 +279,7 @@ fn fill(
     device: &Device,
     threads: Option<usize>,
     problem: &Problem,
+    descent: &Descent,
 ) {
     let evaluate = match (problem.columns, settings.updates) {
         (Columns::Theory, Some(updates)) => (updates / 10_000).max(1),
@@ -272,6 +295,8 @@ fn fill(
     resolved.clock.get_or_insert("wall".into());
     resolved.lr = Some(settings.lr);
     resolved.momentum = Some(settings.momentum);
+    resolved.momentum_every = (settings.momentum != 0.0).then_some(descent.momentum_every);
+    resolved.schedule = Some(settings.schedule.to_string());
     resolved.weight_decay = Some(settings.weight_decay);
     resolved.batch.get_or_insert("32".into());
     resolved.updates = settings.updates;
@@ -280,12 +305,12 @@ fn fill(
     resolved.regularizer.get_or_insert("none".into());
     resolved.eval_every.get_or_insert(evaluate);
     resolved.threads_per_worker = threads;
-    resolved.table_dtype = Some("f32".into());
+    resolved.table_dtype = Some(if settings.table_dtype == Dtype::F32 { "f32" } else { "bf16" }.into());
     resolved.precision = Some("f32".into());
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
-const ARITHMETIC: [&str; 15] = [
+const ARITHMETIC: [&str; 18] = [
     "rule",
     "workers",
     "dataset",
@@ -293,6 +318,9 @@ const ARITHMETIC: [&str; 15] = [
     "partition",
     "lr",
     "momentum",
+    "momentum_every",
+    "clip",
+    "schedule",
     "weight_decay",
     "batch",
     "seed",
@@ -330,27 +358,71 @@ fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what the rule's mathematics has no place for, with the reason.
+fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
+    let rule = settings.rule.name();
+    let refuse =
+        |what: &str, why: &str| Err(Error::usage(format!("{what} does not combine with --rule {rule}: {why}")));
+    if settings.momentum != 0.0 {
+        if needs.mixes {
+            return refuse("--momentum", "it mixes models, so the server has no direction that momentum could gather");
+        }
+        if needs.live {
+            return refuse("--momentum", "its workers write the weights themselves, and there is no order to remember");
+        }
+        if needs.optimizer != Optimizer::Plain {
+            return refuse("--momentum", "its server has a momentum of its own (see `stagger rules`)");
+        }
+    }
+    if settings.weight_decay != 0.0 && needs.mixes {
+        return refuse(
+            "--weight-decay",
+            "it mixes models, so there is no step of the server's that weights could decay in",
+        );
+    }
+    if settings.table_dtype != Dtype::F32 && needs.tables == 0 {
+        return refuse("--table-dtype bf16", "it keeps no table of gradients");
+    }
+    if needs.live && settings.clock != Clock::Wall {
+        return refuse(
+            "--clock virtual or replay",
+            "its workers write the weights whenever they can, which no clock can order; use --clock wall",
+        );
+    }
+    Ok(())
+}
+
 /// Compares what the run needs with what the device has.
 fn check_memory(
     backend: &Backend,
     problem: &Problem,
     workers: usize,
     threads: Option<usize>,
-    needs: Needs,
-    momentum: bool,
+    needs: &Needs,
+    descent: &Descent,
 ) -> Result<()> {
     let Some(have) = backend.memory else { return Ok(()) };
-    let model = 4 * problem.layout.total() as u64;
-    let table = if needs.table { workers as u64 * model } else { 0 };
-    // A snapshot and a gradient per worker, the newest weights and the next, sum and velocity.
-    let copies = 2 * workers as u64 + 2 + needs.sum as u64 + momentum as u64;
+    let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
+    let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
+    let table = needs.tables as u64 * n * row;
+    // Of the server: newest weights and the next, sums, base, momentum.
+    let drive = match needs.optimizer {
+        Optimizer::Plain => (descent.momentum != 0.0) as u64 * (1 + (descent.momentum_every > 1) as u64),
+        Optimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
+        Optimizer::AmsGrad(..) => 3,
+    };
+    let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
+    // Of each worker: snapshot and gradient; its own model; squares; the sum and the moments of local steps.
+    let local = if needs.local.steps > 1 { 2 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
+    let each = 2 + needs.own as u64 + needs.squares as u64 + local;
     // On a GPU every stream keeps its own pool; on the CPU only those with a permit compute.
     let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
-    let need = copies * model + table + computing * problem.activation_bytes + problem.data_bytes;
+    let need = (server + n * each) * model + table + computing * problem.activation_bytes + problem.data_bytes;
     if need > have {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        let narrower = if table > 0 && descent.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
         return Err(Error::usage(format!(
-            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}) or a smaller --batch (now {}); the table takes {:.1} GiB",
+            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}){narrower} or a smaller --batch (now {}); the table takes {:.1} GiB",
             gib(need),
             backend.name,
             gib(have),
@@ -469,6 +541,9 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
     println!("weights    SHA-256 {}", s.weights_sha256);
     if profile {
         println!("launches   {} update launches for {} arrivals", s.update_launches, s.gradients);
+        if row::resums() > 0 {
+            println!("           {} more that derived the sum from its table anew", row::resums());
+        }
     }
     println!("folder     {}", folder.display());
 }

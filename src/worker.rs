@@ -11,11 +11,16 @@
 //! Shutdown: the server drops the outboxes, `recv` fails, the thread ends, and with the last thread the inbox disconnects.
 
 use crate::problem::{Objective, Snapshot};
+use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
-use stagger_kernels::{Buffer, Device, Fold, Layout, Seal, Step, Update};
+use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+
+/// AdamW's constants, of local steps.
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
 
 /// A gradient to be computed.
 pub struct Job {
@@ -25,6 +30,10 @@ pub struct Job {
     pub snapshot: Snapshot,
     /// Injected job time that is waited for, in seconds of the wall clock; 0 under simulated time.
     pub delay: f64,
+    /// Learning rate of local steps (and of a worker that writes the weights itself).
+    pub lr: f32,
+    /// Local steps, at most [`Local::steps`].
+    pub steps: u32,
 }
 
 /// From the server to a worker.
@@ -43,6 +52,8 @@ pub struct Gradient {
     pub job: u64,
     /// One buffer per segment of the layout (one in all after local steps).
     pub buffers: Vec<Buffer>,
+    /// One float with which the gradient is multiplied when it is read, if it was clipped.
+    pub factor: Option<Buffer>,
     /// The batch loss: one float on the device.
     pub loss: Buffer,
     /// Orders the server behind the backward pass.
@@ -115,15 +126,6 @@ impl Gate {
     }
 }
 
-/// Steps that a worker takes on its own before it answers with the sum of its gradients.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalSteps {
-    /// U; 0 and 1 mean one plain gradient.
-    pub steps: u32,
-    /// The local learning rate.
-    pub lr: f32,
-}
-
 /// Everything that a worker's thread owns.
 pub struct Worker {
     /// Its number.
@@ -135,7 +137,11 @@ pub struct Worker {
     /// The model's layout.
     pub layout: Arc<Layout>,
     /// Local steps per job.
-    pub local: LocalSteps,
+    pub local: Local,
+    /// Gradients are clipped to this norm.
+    pub clip: Option<f32>,
+    /// The weights that everybody writes, and their weight decay, for a rule that has such.
+    pub live: Option<(Live, f32)>,
     /// Orders come from here.
     pub outbox: Receiver<Order>,
     /// Answers go there.
@@ -163,13 +169,7 @@ impl Worker {
         while let Ok(order) = self.outbox.recv() {
             // A cancellation that comes after the answer finds nothing to give up.
             let Order::Job(job) = order else { continue };
-            let number = job.number;
-            let answer = catch_unwind(AssertUnwindSafe(|| self.answer(job)));
-            let message = match answer {
-                Ok(Ok(message)) => message,
-                Ok(Err(reason)) => Message::Failed { worker: self.index, job: number, reason },
-                Err(panic) => Message::Failed { worker: self.index, job: number, reason: panic_text(&*panic) },
-            };
+            let message = self.answer(job);
             let failed = matches!(message, Message::Failed { .. });
             if self.inbox.send(message).is_err() || failed {
                 return;
@@ -185,7 +185,17 @@ impl Worker {
         })
     }
 
-    fn answer(&mut self, job: Job) -> Result<Message, String> {
+    /// Computes a job and waits for its time; a failure or a panic becomes a message.
+    pub fn answer(&mut self, job: Job) -> Message {
+        let number = job.number;
+        match catch_unwind(AssertUnwindSafe(|| self.compute_and_wait(job))) {
+            Ok(Ok(message)) => message,
+            Ok(Err(reason)) => Message::Failed { worker: self.index, job: number, reason },
+            Err(panic) => Message::Failed { worker: self.index, job: number, reason: panic_text(&*panic) },
+        }
+    }
+
+    fn compute_and_wait(&mut self, job: Job) -> Result<Message, String> {
         let until = self.stopwatch.seconds() + job.delay;
         let Some(gradient) = self.compute(&job)? else { return Ok(Message::Cancelled { worker: self.index }) };
         // The injected time is waited for without a permit. Evaluation stops the clock, so ask it again after waking.
@@ -209,39 +219,69 @@ impl Worker {
                 if self.given_up(job.number) {
                     return Ok(None);
                 }
-                let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
-                self.sealed(job.number, buffers, loss).map(Some)
+                let seen = self.live.as_ref().map(|(live, _)| live.read(&self.device));
+                let seen = seen.map(|weights| Snapshot { weights, seal: Seal::default() });
+                let snapshot = seen.as_ref().unwrap_or(&job.snapshot);
+                let (buffers, loss) = self.objective.gradient(snapshot, job.number).map_err(|e| e.to_string())?;
+                let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
+                if let Some((live, decay)) = &self.live {
+                    live.step(&self.device, &self.layout, &buffers, factor.as_ref(), job.lr, *decay);
+                }
+                self.sealed(job.number, buffers, factor, loss).map(Some)
             });
         }
-        let steps = self.local.steps as u64;
-        let mut sum = self.device.zeros(self.layout.total());
-        let mut losses = self.device.zeros(1);
+        let (total, stride) = (self.layout.total(), self.local.steps as u64);
+        let zeros = || self.device.zeroed(total);
+        let mut sum = zeros();
+        let mut losses = self.device.zeroed(1);
+        // AdamW's moments begin at zero in every job: a gradient is a function of its snapshot alone (I5).
+        let mut moments = self.local.adamw.map(|_| (zeros(), zeros()));
         let mut current = job.snapshot.clone();
-        for u in 0..steps {
+        for u in 0..job.steps as u64 {
             if self.given_up(job.number) {
                 return Ok(None);
             }
             let gate = self.gate.clone();
             gate.pass(|| -> Result<(), String> {
                 let (buffers, loss) =
-                    self.objective.gradient(&current, job.number * steps + u).map_err(|e| e.to_string())?;
-                let mut fresh = self.device.uninitialised(self.layout.total());
+                    self.objective.gradient(&current, job.number * stride + u).map_err(|e| e.to_string())?;
+                let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
+                let mut fresh = self.device.uninitialised(total);
+                let power = u as i32 + 1;
+                let method = moments.as_mut().map_or(Method::Plain, |(first, second)| Method::Adam {
+                    first,
+                    second,
+                    largest: None,
+                    constants: Adam {
+                        beta1: BETA1,
+                        beta2: BETA2,
+                        epsilon: 1e-8,
+                        correction1: 1.0 - BETA1.powi(power),
+                        correction2: 1.0 - BETA2.powi(power),
+                    },
+                });
+                let proximal =
+                    (self.local.proximal > 0.0 && u > 0).then_some((&job.snapshot.weights, self.local.proximal as f32));
                 Update {
-                    layout: &self.layout,
-                    gradient: &buffers,
-                    seal: &Seal::default(),
+                    gradient: Incoming {
+                        layout: &self.layout,
+                        buffers: &buffers,
+                        factor: factor.as_ref(),
+                        seal: &job.snapshot.seal,
+                        loss: &loss,
+                        losses: &mut losses,
+                        slot: 0,
+                    },
                     weights: &current.weights,
-                    fold: Fold::Local { sum: &mut sum, scale: 1.0 },
+                    fold: Fold::Local { sum: &mut sum, proximal },
                     step: Some(Step {
                         fresh: &mut fresh,
-                        lr: self.local.lr,
+                        lr: self.local.lr.map_or(job.lr, |lr| lr as f32),
                         keep: 1.0,
-                        weight_decay: 0.0,
-                        momentum: None,
+                        weight_decay: self.local.adamw.unwrap_or(0.0) as f32,
+                        base: None,
+                        method,
                     }),
-                    loss: &loss,
-                    losses: &mut losses,
-                    slot: 0,
                 }
                 .run(&self.device);
                 current = Snapshot { weights: fresh, seal: Seal::default() };
@@ -249,15 +289,15 @@ impl Worker {
             })?;
         }
         let gate = self.gate.clone();
-        gate.pass(|| self.sealed(job.number, vec![sum], losses)).map(Some)
+        gate.pass(|| self.sealed(job.number, vec![sum], None, losses)).map(Some)
     }
 
     /// Invariant I8: the seal is made after the last write is enqueued. The flush waits for the thread that issues
     /// launches, not for the device, and keeps the permit: two submitting threads would spin against that thread.
-    fn sealed(&self, job: u64, buffers: Vec<Buffer>, loss: Buffer) -> Result<Gradient, String> {
+    fn sealed(&self, job: u64, buffers: Vec<Buffer>, factor: Option<Buffer>, loss: Buffer) -> Result<Gradient, String> {
         let seal = self.device.seal();
         self.device.flush().map_err(|e| e.to_string())?;
-        Ok(Gradient { worker: self.index, job, buffers, loss, seal })
+        Ok(Gradient { worker: self.index, job, buffers, factor, loss, seal })
     }
 
     /// Whether the job was cancelled, or the run is over.

@@ -9,12 +9,39 @@ use stagger::record::Effect;
 /// A rule, and its golden trace: time and x of the first updates on the quadratic with centres 0, 3, -6, speeds 1, 2, 3,
 /// x_0 = 2 and learning rate 0.1.
 const ROWS: &[(&str, &str)] = &[
-    ("sync", "3:1.7 6:1.43 9:1.187 12:0.9683 15:0.77147 18:0.594323"),
+    ("sync", SYNC),
     ("asgd", "1:1.8 2:1.62 2:1.72 3:1.558 3:0.758 4:0.6022"),
-    ("dude", "3:1.7 4:1.41 5:1.129667 5:0.859333 6:0.598344 6:0.347356"),
+    ("delay-adaptive", "1:1.8 2:1.62 2:1.72 3:1.558 3:0.958 4:0.8022"),
+    ("staleness", "1:1.8 2:1.62 2:1.67 3:1.508 3:1.308 4:1.1572"),
+    ("ringmaster:r=2", "1:1.8 2:1.62 3:1.458 4:1.3122 5:1.18098 6:1.062882"),
+    ("ringmaster:r=2,stops=false", "1:1.8 2:1.62 3:1.458 4:1.3122 5:1.18098 6:1.062882"),
+    ("rescaled", "1:1.9 2:1.805 2:1.905 3:1.81475 3:0.61475 4:0.524012"),
+    ("dude", DUDE),
+    ("ace", DUDE),
+    ("aced:max_age=100", DUDE),
     ("dude:c=2", "3:1.7 5:1.42 6:1.159333 7:0.916689 9:0.69891 10:0.506412"),
-    ("dude:c=3", "3:1.7 6:1.43 9:1.187 12:0.9683 15:0.77147 18:0.594323"),
+    ("dude:c=3", SYNC),
+    ("mifa:available=1", SYNC),
+    ("ca2fl:b=3", SYNC),
+    ("ksync:k=2", "2:1.95 4:1.905 6:1.8645 8:1.82805 10:1.795245 12:1.765721"),
+    ("ksync:k=3", SYNC),
+    ("kbatchsync:k=3", "2:1.9 4:1.81 6:1.729 8:1.6561 10:1.59049 12:1.531441"),
+    ("kasync:k=2", KASYNC),
+    ("waiting:b=2", KASYNC),
+    ("kasync:k=3", SYNC),
+    ("kbatchasync:k=2", "2:1.8 3:1.76 4:1.272 5:1.2684 6:1.29138 7:0.83996"),
+    ("rennala:s=4", "3:1.875 6:1.7625 9:1.66125 12:1.570125 15:1.488112 18:1.414301"),
+    ("malenia", SYNC),
+    ("malenia:s=3", SYNC),
+    ("ringleader", "3:1.7 4:1.4 4:1.1 6:0.865 7:0.631667 8:0.398333"),
+    ("hybrid:threshold=step,step=4,flush=mean", "1:1.8 2:1.62 2:1.72 3:1.239 4:1.217 6:1.194567"),
+    ("shuffled:order=2-0-1", "1:1.8 2:1.9 3:1.71 3:0.91 5:1.039 6:0.9351"),
+    ("localsgd:u=1", SYNC),
 ];
+
+const SYNC: &str = "3:1.7 6:1.43 9:1.187 12:0.9683 15:0.77147 18:0.594323";
+const DUDE: &str = "3:1.7 4:1.41 5:1.129667 5:0.859333 6:0.598344 6:0.347356";
+const KASYNC: &str = "2:1.95 3:1.4525 4:1.432375 6:1.439137 7:0.994556 8:1.022871";
 
 /// Rules without a trace of their own in the literature's example; they take part in everything else.
 const MORE: &[&str] = &["dude:init=keep-busy", "dude:init=zero", "dude:c=2,init=keep-busy"];

@@ -101,6 +101,22 @@ impl Device {
         self.upload(vec![0.0; len])
     }
 
+    /// A buffer of `len` zeros that are written on the device: no byte crosses the bus.
+    pub fn zeroed(&self, len: usize) -> Buffer {
+        let Device::Gpu(gpu) = self else { return self.zeros(len) };
+        let buffer = self.uninitialised(len);
+        // SAFETY: the buffer holds `len` floats.
+        unsafe {
+            fill_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(len.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                BufferArg::from_raw_parts(buffer.handle(), len),
+            )
+        }
+        buffer
+    }
+
     /// A buffer of `len` floats whose content is to be overwritten before it is read.
     pub fn uninitialised(&self, len: usize) -> Buffer {
         match self {
@@ -118,6 +134,17 @@ impl Device {
                 Ok(bytemuck::pod_collect_to_vec(&bytes))
             }
             _ => unreachable!("a host buffer never meets a GPU"),
+        }
+    }
+
+    /// The single floats of several buffers, in one wait.
+    pub fn download_each(&self, buffers: &[Buffer]) -> Result<Vec<f32>, DeviceError> {
+        match self {
+            Device::Cpu => Ok(buffers.iter().map(|b| b.host()[0]).collect()),
+            Device::Gpu(gpu) => {
+                let all = gpu.client.read(buffers.iter().map(Buffer::handle).collect()).map_err(failed)?;
+                Ok(all.iter().map(|bytes| bytemuck::pod_read_unaligned(&bytes[..4])).collect())
+            }
         }
     }
 
@@ -182,6 +209,11 @@ impl Gpu {
     /// A buffer of 16 bytes that no kernel touches.
     pub(crate) fn unused(&self) -> Handle {
         self.unused.clone()
+    }
+
+    /// How many buffers one launch may bind.
+    pub(crate) fn bindings(&self) -> usize {
+        self.client.properties().hardware.max_bindings as usize
     }
 }
 
@@ -266,20 +298,29 @@ impl Replica {
             self.own = Some((here, device.uninitialised(published.len())));
         }
         let own = self.own.as_ref().expect("just made").1.clone();
-        let len = published.len() / 4;
-        // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four.
-        unsafe {
-            pull_kernel::launch_unchecked(
-                &gpu.client,
-                CubeCount::Static(len.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
-                CubeDim::new_1d(256),
-                4,
-                BufferArg::from_raw_parts(published.handle(), len),
-                BufferArg::from_raw_parts(gpu.sealed(seal), 4),
-                BufferArg::from_raw_parts(own.handle(), len),
-            )
-        }
+        copy_sealed(gpu, published, gpu.sealed(seal), &own);
         own
+    }
+}
+
+/// Copies a whole flat buffer in one launch.
+pub(crate) fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer) {
+    copy_sealed(gpu, from, gpu.unused(), to);
+}
+
+fn copy_sealed(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer) {
+    let len = from.len() / 4;
+    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four.
+    unsafe {
+        pull_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(len.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+            CubeDim::new_1d(256),
+            4,
+            BufferArg::from_raw_parts(from.handle(), len),
+            BufferArg::from_raw_parts(seal, 4),
+            BufferArg::from_raw_parts(to.handle(), len),
+        )
     }
 }
 
@@ -291,35 +332,28 @@ impl Default for Replica {
 
 /// Weight buffers that come round again, so that an update allocates nothing.
 ///
-/// On the CPU a retired buffer is reused once the last snapshot of it is gone. On a GPU CubeCL's own pools do this.
+/// On the CPU a buffer is reused once its last holder gives it back. On a GPU CubeCL's own pools do this.
 pub struct Recycler {
     device: Device,
     len: usize,
-    retired: Vec<Buffer>,
+    free: Vec<Buffer>,
 }
 
 impl Recycler {
     /// Buffers of `len` floats on `device`.
     pub fn new(device: Device, len: usize) -> Self {
-        Recycler { device, len, retired: Vec::new() }
+        Recycler { device, len, free: Vec::new() }
     }
 
     /// A buffer to be overwritten whole.
     pub fn take(&mut self) -> Buffer {
-        let free = self.retired.iter().position(|b| match b {
-            Buffer::Host { bytes, .. } => Arc::strong_count(bytes) == 1,
-            Buffer::Device { .. } => false,
-        });
-        match free {
-            Some(k) => self.retired.swap_remove(k),
-            None => self.device.uninitialised(self.len),
-        }
+        self.free.pop().unwrap_or_else(|| self.device.uninitialised(self.len))
     }
 
-    /// Gives a buffer back. Readers of it may still be there.
-    pub fn retire(&mut self, buffer: Buffer) {
-        if matches!(buffer, Buffer::Host { .. }) {
-            self.retired.push(buffer);
+    /// Takes a holder's share of a buffer: it is free if that was the last one.
+    pub fn give(&mut self, buffer: Buffer) {
+        if matches!(&buffer, Buffer::Host { bytes, .. } if Arc::strong_count(bytes) == 1) {
+            self.free.push(buffer);
         }
     }
 }
@@ -330,6 +364,16 @@ fn pull_kernel<N: Size>(from: &[Vector<f32, N>], _seal: &[f32], to: &mut [Vector
     let mut i = ABSOLUTE_POS;
     while i < to.len() {
         to[i] = from[i];
+        i += stride;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn fill_kernel(to: &mut [f32]) {
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    let mut i = ABSOLUTE_POS;
+    while i < to.len() {
+        to[i] = 0.0f32;
         i += stride;
     }
 }
@@ -349,9 +393,9 @@ mod tests {
         let first = pool.take();
         let snapshot = first.clone();
         let address = first.host().as_ptr();
-        pool.retire(first);
+        pool.give(first);
         assert_ne!(pool.take().host().as_ptr(), address);
-        drop(snapshot);
+        pool.give(snapshot);
         assert_eq!(pool.take().host().as_ptr(), address);
     }
 

@@ -6,6 +6,10 @@
 //! | [`cuda`] | whether CUDA can be used here |
 //! | [`layout`] | where each parameter lies in the flat weight buffer |
 //! | [`update`] | the fused update: one launch folds a gradient and makes the new weights |
+//! | [`row`] | table rows in f32 and bf16 |
+//! | [`mixing`] | the updates of rules that mix models |
+//! | [`clip`] | the factor that clips a gradient by its norm |
+//! | [`live`] | weights that everybody writes without a lock |
 //! | [`gather`] | draw a batch from the u8 training set, normalise, crop, flip |
 //! | [`random`] | counter-based randomness, the same numbers on host and device |
 //!
@@ -13,13 +17,19 @@
 //! This crate knows no rule, no worker and no thread.
 #![deny(missing_docs)]
 
+pub mod clip;
 pub mod cuda;
 pub mod device;
 pub mod gather;
 pub mod layout;
+pub mod live;
+pub mod mixing;
 pub mod random;
+pub mod row;
 pub mod update;
 
 pub use device::{Buffer, Device, DeviceError, Seal};
 pub use layout::{Layout, Segment};
-pub use update::{Fold, Step, Update};
+pub use live::Live;
+pub use row::{Dtype, Row};
+pub use update::{Adam, Fold, Incoming, Method, Step, Update};

@@ -89,6 +89,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         samples,
         activation_bytes: activation as u64,
         data_bytes,
+        cheap: false,
         description,
     })
 }

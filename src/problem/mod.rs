@@ -53,6 +53,8 @@ pub struct Problem {
     pub activation_bytes: u64,
     /// Bytes of the data on the device.
     pub data_bytes: u64,
+    /// Whether a gradient costs less than handing it from thread to thread.
+    pub cheap: bool,
     /// Lines for people: the data, and who holds what.
     pub description: Vec<String>,
 }

@@ -4,18 +4,20 @@
 //! s += g_i / n  for each of the n answers at x_t ;   x_{t+1} = x_t - η s ;   s = 0 ;   x_{t+1} to all
 //! ```
 //!
-//! The baseline of every paper of the field (for instance Dekel et al., 2012, "Optimal distributed online prediction
-//! using mini-batches"). Every worker weighs 1/n whatever the size of its part. Converges to the minimiser of
-//! (1/n) Σ f_i under any speeds, at the pace of the slowest worker.
+//! The baseline of every paper of the field (for instance Dekel et al. 2012, "Optimal distributed online prediction using
+//! mini-batches"). Every worker weighs 1/n whatever the size of its part. Proved: rate O(1/√(nT)) under any heterogeneity,
+//! at the pace of the slowest worker.
 
-use super::{Arrival, Decision, Entry, Fold, Needs, Rule, Start};
+use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "sync",
     summary: "synchronous SGD: wait for all workers, step along their mean",
     paper: "Dekel et al. 2012",
+    source: include_str!("sync.rs"),
+    cost: Cost { server: "2", worker: "0", copies: "n", biased: false },
     keys: &[],
-    build: |_, workers| Ok(Box::new(Sync { workers, answered: 0 })),
+    build: |_, setting| Ok(Box::new(Sync { workers: setting.workers, answered: 0 })),
 };
 
 struct Sync {
@@ -25,7 +27,7 @@ struct Sync {
 
 impl Rule for Sync {
     fn needs(&self) -> Needs {
-        Needs { sum: true, ..Needs::default() }
+        Needs { synchronous: true, ..Needs::sum() }
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
@@ -41,11 +43,11 @@ impl Rule for Sync {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{RuleSpec, Start, tests::arrive};
+    use super::super::{Start, tests::*};
 
     #[test]
     fn it_steps_once_all_have_answered() {
-        let mut rule = "sync".parse::<RuleSpec>().unwrap().build(2).unwrap();
+        let mut rule = rule("sync", 2);
         assert!(arrive(&mut *rule, 1, 0, 0).step.is_none());
         let last = arrive(&mut *rule, 0, 0, 0);
         assert!(last.step.is_some_and(|s| s.keep == 0.0) && last.start == Start::Everybody);

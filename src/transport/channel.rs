@@ -21,8 +21,8 @@ pub struct Wall {
 }
 
 impl Transport for Wall {
-    fn begin(&mut self, worker: usize, job: u64, _now: f64) -> f64 {
-        self.delay.draw(self.seed, worker, job) * self.time_scale
+    fn begin(&mut self, worker: usize, job: u64, _now: f64, share: f64) -> f64 {
+        self.delay.draw(self.seed, worker, job) * share * self.time_scale
     }
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {

@@ -15,8 +15,9 @@ use crate::worker::Gradient;
 
 /// A clock.
 pub trait Transport {
-    /// Worker `worker` begins its job `job` at time `now`. Returns the seconds that the worker has to wait for in reality.
-    fn begin(&mut self, worker: usize, job: u64, now: f64) -> f64;
+    /// Worker `worker` begins its job `job` at time `now`, which takes `share` of a full job's time. Returns the seconds that
+    /// the worker has to wait for in reality.
+    fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64;
 
     /// The next arrival and its time, or `None` when there is none to come.
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>>;

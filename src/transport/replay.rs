@@ -65,13 +65,13 @@ fn exact_time(line: &str) -> Option<f64> {
 }
 
 impl Transport for Replay {
-    fn begin(&mut self, _worker: usize, _job: u64, _now: f64) -> f64 {
+    fn begin(&mut self, _worker: usize, _job: u64, _now: f64, _share: f64) -> f64 {
         0.0
     }
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
         let Some(event) = self.events.next() else { return Ok(None) };
-        let version = crew.running(event.worker).map(|(_, version)| version);
+        let version = crew.running(event.worker).map(|job| job.assignment.version);
         if version != Some(event.version) {
             let here = version.map_or("has no job".into(), |v| format!("computes at version {v}"));
             return Err(self.other_run(format!(

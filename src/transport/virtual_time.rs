@@ -49,8 +49,8 @@ impl Virtual {
 }
 
 impl Transport for Virtual {
-    fn begin(&mut self, worker: usize, job: u64, now: f64) -> f64 {
-        let time = now + self.delay.draw(self.seed, worker, job);
+    fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64 {
+        let time = now + self.delay.draw(self.seed, worker, job) * share;
         self.events.push(Reverse(Finish { time, worker, job }));
         0.0
     }
@@ -58,7 +58,7 @@ impl Transport for Virtual {
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
         while let Some(Reverse(finish)) = self.events.pop() {
             // A job that was given up leaves its event behind.
-            if crew.running(finish.worker).is_some_and(|(job, _)| job == finish.job) {
+            if crew.running(finish.worker).is_some_and(|job| job.number == finish.job) {
                 return Ok(Some((finish.time, crew.from(finish.worker)?)));
             }
         }
@@ -74,9 +74,9 @@ mod tests {
     fn equal_times_go_to_the_lowest_worker() {
         let mut clock = Virtual::new("fixed:2,1,2".parse().unwrap(), 0);
         for worker in [2, 1, 0] {
-            clock.begin(worker, 0, 0.0);
+            clock.begin(worker, 0, 0.0, 1.0);
         }
-        clock.begin(1, 1, 1.0);
+        clock.begin(1, 1, 1.0, 1.0);
         let order: Vec<_> = std::iter::from_fn(|| clock.events.pop()).map(|Reverse(f)| (f.time, f.worker)).collect();
         assert_eq!(order, [(1.0, 1), (2.0, 0), (2.0, 1), (2.0, 2)]);
     }

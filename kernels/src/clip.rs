@@ -1,0 +1,107 @@
+//! Clipping by norm: the factor min(1, limit / ‖g‖) of a gradient that lies in several buffers, as one float on the device.
+//!
+//! The gradient itself is not rewritten: whoever reads it multiplies by the factor. The sum of squares is taken in a fixed
+//! order (units in stripes, then groups of units), so the same gradient has the same factor every time.
+
+use crate::device::{Buffer, Device};
+use crate::layout::Layout;
+use cubecl::prelude::*;
+
+/// Units of the first pass; the second gathers as many groups as it has members.
+const UNITS: usize = 4096;
+const GROUPS: usize = 64;
+
+/// The factor that brings the gradient's norm down to `limit`: one float, at most 1.
+pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32) -> Buffer {
+    let Device::Gpu(gpu) = device else {
+        let squares: f64 = gradient.iter().flat_map(|g| g.host()).map(|g| *g as f64 * *g as f64).sum();
+        return device.upload(vec![(limit as f64 / squares.sqrt()).min(1.0) as f32]);
+    };
+    let vector = layout.vector_size();
+    let parts = device.uninitialised(UNITS);
+    let groups = device.uninitialised(GROUPS);
+    let factor = device.uninitialised(1);
+    let room = gpu.bindings().saturating_sub(4).max(1);
+    for (part, gradients) in gradient.chunks(room).enumerate() {
+        // SAFETY: every length is the bound buffer's own, counted in vectors; there are as many parts as units.
+        unsafe {
+            squares_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static((UNITS / 256) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                vector,
+                gradients.iter().map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
+                BufferArg::from_raw_parts(parts.handle(), UNITS),
+                gradients.iter().map(|g| g.len() / vector).collect(),
+                part == 0,
+            )
+        }
+    }
+    // SAFETY: GROUPS units read UNITS / GROUPS parts each; one unit reads GROUPS groups and writes one float.
+    unsafe {
+        gather_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::new_single(),
+            CubeDim::new_1d(GROUPS as u32),
+            BufferArg::from_raw_parts(parts.handle(), UNITS),
+            BufferArg::from_raw_parts(groups.handle(), GROUPS),
+            limit,
+            UNITS / GROUPS,
+            false,
+        );
+        gather_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::new_single(),
+            CubeDim::new_1d(1),
+            BufferArg::from_raw_parts(groups.handle(), GROUPS),
+            BufferArg::from_raw_parts(factor.handle(), 1),
+            limit,
+            GROUPS,
+            true,
+        );
+    }
+    factor
+}
+
+#[cube(launch_unchecked)]
+fn squares_kernel<N: Size>(
+    gradients: &Sequence<Box<[Vector<f32, N>]>>,
+    parts: &mut [f32],
+    #[comptime] lengths: Vec<usize>,
+    #[comptime] anew: bool,
+) {
+    let mut squares = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for k in 0..comptime!(lengths.len()) {
+        let len = comptime!(lengths[k]);
+        let mut i = ABSOLUTE_POS;
+        while i < len {
+            let g = gradients[k][i];
+            squares += g * g;
+            i += comptime!(UNITS);
+        }
+    }
+    let mut total = squares.extract(0usize);
+    #[unroll]
+    for lane in 1..comptime!(N::value()) {
+        total += squares.extract(lane);
+    }
+    if comptime!(!anew) {
+        total += parts[ABSOLUTE_POS];
+    }
+    parts[ABSOLUTE_POS] = total;
+}
+
+#[cube(launch_unchecked)]
+fn gather_kernel(parts: &[f32], out: &mut [f32], limit: f32, #[comptime] members: usize, #[comptime] last: bool) {
+    let mut total = 0.0f32;
+    for k in 0..members {
+        total += parts[ABSOLUTE_POS * members + k];
+    }
+    if comptime!(last) {
+        let norm = f32::sqrt(total);
+        out[ABSOLUTE_POS] = select(norm > limit, limit / norm, 1.0f32);
+    } else {
+        out[ABSOLUTE_POS] = total;
+    }
+}

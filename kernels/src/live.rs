@@ -1,0 +1,131 @@
+//! Weights that everybody writes at once and nobody guards (Hogwild!). They have no version and no snapshot: a reader may see
+//! one parameter before and another after the same step, and of two simultaneous steps one may be lost, parameter by parameter.
+
+use crate::device::{Buffer, Device, Gpu};
+use crate::layout::Layout;
+use cubecl::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The shared weights. Cloning shares them.
+#[derive(Clone)]
+pub enum Live {
+    /// Bits of f32 in host memory.
+    Host(Arc<[AtomicU32]>),
+    /// One buffer that every stream writes in place.
+    Device(Buffer),
+}
+
+impl Live {
+    /// Shared weights that begin as `values`.
+    pub fn new(device: &Device, values: Vec<f32>) -> Self {
+        match device {
+            Device::Cpu => Live::Host(values.into_iter().map(|v| AtomicU32::new(v.to_bits())).collect()),
+            Device::Gpu(_) => Live::Device(device.upload(values)),
+        }
+    }
+
+    /// A copy of the weights as they are seen now.
+    pub fn read(&self, device: &Device) -> Buffer {
+        match (self, device) {
+            (Live::Host(bits), _) => {
+                device.upload(bits.iter().map(|b| f32::from_bits(b.load(Ordering::Relaxed))).collect())
+            }
+            (Live::Device(live), Device::Gpu(gpu)) => {
+                let copy = device.uninitialised(live.len());
+                crate::device::copy(gpu, live, &copy);
+                copy
+            }
+            (Live::Device(_), Device::Cpu) => unreachable!("a device buffer never meets the CPU"),
+        }
+    }
+
+    /// w -= η (factor · g + λ w), parameter by parameter, without a lock.
+    pub fn step(
+        &self,
+        device: &Device,
+        layout: &Layout,
+        gradient: &[Buffer],
+        factor: Option<&Buffer>,
+        lr: f32,
+        decay: f32,
+    ) {
+        match (self, device) {
+            (Live::Host(bits), _) => {
+                let factor = factor.map_or(1.0, |f| f.host()[0]);
+                for (segment, gradient) in layout.segments().iter().zip(gradient) {
+                    for (bits, g) in bits[segment.start..].iter().zip(gradient.host()) {
+                        let w = f32::from_bits(bits.load(Ordering::Relaxed));
+                        bits.store((w - lr * (factor * g + decay * w)).to_bits(), Ordering::Relaxed);
+                    }
+                }
+            }
+            (Live::Device(live), Device::Gpu(gpu)) => on_gpu(gpu, live, layout, gradient, factor, lr, decay),
+            (Live::Device(_), Device::Cpu) => unreachable!("a device buffer never meets the CPU"),
+        }
+    }
+}
+
+fn on_gpu(
+    gpu: &Gpu,
+    live: &Buffer,
+    layout: &Layout,
+    gradient: &[Buffer],
+    factor: Option<&Buffer>,
+    lr: f32,
+    decay: f32,
+) {
+    let vector = layout.vector_size();
+    let room = gpu.bindings().saturating_sub(4).max(1);
+    for (segments, gradients) in layout.segments().chunks(room).zip(gradient.chunks(room)) {
+        let places: Vec<_> = segments.iter().map(|s| (s.start / vector, s.len / vector)).collect();
+        let longest = places.iter().map(|p| p.1).max().unwrap_or(1);
+        // SAFETY: every length is the bound buffer's own, counted in vectors.
+        unsafe {
+            live_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(longest.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                vector,
+                gradients.iter().map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
+                BufferArg::from_raw_parts(live.handle(), live.len() / vector),
+                BufferArg::from_raw_parts(factor.map_or(gpu.unused(), |f| f.handle()), 1),
+                lr,
+                decay,
+                places,
+                factor.is_some(),
+            )
+        }
+        crate::update::count_launch();
+    }
+}
+
+#[allow(clippy::collapsible_if)]
+#[cube(launch_unchecked)]
+fn live_kernel<N: Size>(
+    gradients: &Sequence<Box<[Vector<f32, N>]>>,
+    live: &mut [Vector<f32, N>],
+    factor: &[f32],
+    lr: f32,
+    decay: f32,
+    #[comptime] places: Vec<(usize, usize)>,
+    #[comptime] clipped: bool,
+) {
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    #[unroll]
+    for k in 0..comptime!(places.len()) {
+        let place = comptime!(places[k]);
+        let start = comptime!(place.0);
+        let len = comptime!(place.1);
+        let mut i = ABSOLUTE_POS;
+        while i < len {
+            let mut g = gradients[k][i];
+            if comptime!(clipped) {
+                g *= Vector::new(factor[0]);
+            }
+            let w = live[start + i];
+            live[start + i] = w - (g + w * Vector::new(decay)) * Vector::new(lr);
+            i += stride;
+        }
+    }
+}

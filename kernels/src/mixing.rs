@@ -1,0 +1,249 @@
+//! Rules that mix models instead of stepping along a gradient: one launch makes every new model that an arrival brings.
+//!
+//! The arithmetic, per parameter (w: the server's weights, x: the model at which the gradient g was computed or the worker's
+//! own, p: a peer's own, η: the learning rate):
+//!
+//! ```text
+//! towards   w' = w + α (x - η g - w)                                                    FedAsync
+//! elastic   y = x - η g ;  x' = y - α (y - w) ;  w' = w + α (y - w)                      EASGD
+//! pair      a = (x + p)/2 ;  x' = a - η g ;  p' = a ;  w' = w - (η/n) g                  AD-PSGD; w is the mean of all x
+//! alone     x' = x - η g ;  w' = w - (η/n) g                                             AD-PSGD without a neighbour
+//! ```
+//!
+//! Invariant I2: all new models go to fresh buffers.
+
+use crate::device::{Buffer, Device, Gpu};
+use crate::update::{Incoming, count_launch};
+use cubecl::prelude::*;
+
+/// What is mixed.
+pub enum Mixing<'a> {
+    /// The server moves towards the worker's model.
+    Towards {
+        /// x: the model that the worker was sent.
+        sent: &'a Buffer,
+        /// α.
+        alpha: f32,
+    },
+    /// Server and worker pull at each other.
+    Elastic {
+        /// x: the worker's own model.
+        own: &'a Buffer,
+        /// x'.
+        fresh_own: &'a mut Buffer,
+        /// α.
+        alpha: f32,
+    },
+    /// Two workers average; the server's weights follow their mean.
+    Pair {
+        /// x: the worker's own model.
+        own: &'a Buffer,
+        /// x'.
+        fresh_own: &'a mut Buffer,
+        /// p and p', if there is a peer.
+        peer: Option<(&'a Buffer, &'a mut Buffer)>,
+        /// 1/n.
+        share: f32,
+    },
+}
+
+/// One exchange of models.
+pub struct Exchange<'a> {
+    /// The gradient, or the sum of a worker's local steps.
+    pub gradient: Incoming<'a>,
+    /// w.
+    pub weights: &'a Buffer,
+    /// w'.
+    pub fresh: &'a mut Buffer,
+    /// η.
+    pub lr: f32,
+    /// What is mixed.
+    pub mixing: Mixing<'a>,
+}
+
+impl Exchange<'_> {
+    /// Runs it on `device`.
+    pub fn run(self, device: &Device) {
+        match device {
+            Device::Cpu => self.on_cpu(),
+            Device::Gpu(gpu) => self.on_gpu(gpu),
+        }
+    }
+
+    /// The plain loop: the CPU path, and the reference of the kernel.
+    fn on_cpu(self) {
+        let Exchange { mut gradient, weights, fresh, lr, mut mixing } = self;
+        gradient.on_cpu(|at, g| {
+            let there = at..at + g.len();
+            let (w, fresh) = (&weights.host()[there.clone()], &mut fresh.host_mut()[there.clone()]);
+            match &mut mixing {
+                Mixing::Towards { sent, alpha } => {
+                    let x = &sent.host()[there];
+                    for k in 0..g.len() {
+                        fresh[k] = w[k] + *alpha * (x[k] - lr * g[k] - w[k]);
+                    }
+                }
+                Mixing::Elastic { own, fresh_own, alpha } => {
+                    let (x, new) = (&own.host()[there.clone()], &mut fresh_own.host_mut()[there]);
+                    for k in 0..g.len() {
+                        let y = x[k] - lr * g[k];
+                        let pull = *alpha * (y - w[k]);
+                        (new[k], fresh[k]) = (y - pull, w[k] + pull);
+                    }
+                }
+                Mixing::Pair { own, fresh_own, peer, share } => {
+                    let (x, new) = (&own.host()[there.clone()], &mut fresh_own.host_mut()[there.clone()]);
+                    let mut peer = peer.as_mut().map(|(p, new)| (&p.host()[there.clone()], &mut new.host_mut()[there]));
+                    for k in 0..g.len() {
+                        let mut mean = x[k];
+                        if let Some((p, new)) = &mut peer {
+                            mean = 0.5 * (x[k] + p[k]);
+                            new[k] = mean;
+                        }
+                        new[k] = mean - lr * g[k];
+                        fresh[k] = w[k] - lr * *share * g[k];
+                    }
+                }
+            }
+        });
+    }
+
+    fn on_gpu(self, gpu: &Gpu) {
+        let Exchange { gradient: incoming, weights, fresh, lr, mixing } = self;
+        let vector = incoming.layout.vector_size();
+        let total = incoming.layout.total() / vector;
+        let (none, all) = (|| (gpu.unused(), 1), |buffer: &Buffer| (buffer.handle(), total));
+        let (way, own, fresh_own, peer, fresh_peer, alpha) = match &mixing {
+            Mixing::Towards { sent, alpha } => (Way::Towards, all(sent), none(), none(), none(), *alpha),
+            Mixing::Elastic { own, fresh_own, alpha } => {
+                (Way::Elastic, all(own), all(fresh_own), none(), none(), *alpha)
+            }
+            Mixing::Pair { own, fresh_own, peer: Some((peer, fresh_peer)), share } => {
+                (Way::Pair, all(own), all(fresh_own), all(peer), all(fresh_peer), *share)
+            }
+            Mixing::Pair { own, fresh_own, peer: None, share } => {
+                (Way::Alone, all(own), all(fresh_own), none(), none(), *share)
+            }
+        };
+        let room = gpu.bindings().saturating_sub(10).max(1);
+        let segments = incoming.layout.segments();
+        for (part, (segments, gradients)) in segments.chunks(room).zip(incoming.buffers.chunks(room)).enumerate() {
+            let plan = Plan {
+                way,
+                clipped: incoming.factor.is_some(),
+                notes_loss: part == 0,
+                places: segments.iter().map(|s| (s.start / vector, s.len / vector)).collect(),
+            };
+            let longest = plan.places.iter().map(|p| p.1).max().unwrap_or(1);
+            // SAFETY: every length is the bound buffer's own, counted in vectors; a slot that the plan does not touch is
+            // bound to a small buffer that is long enough for its declared length.
+            unsafe {
+                let arg = |slot: &(cubecl::server::Handle, usize)| BufferArg::from_raw_parts(slot.0.clone(), slot.1);
+                mixing_kernel::launch_unchecked(
+                    &gpu.client,
+                    CubeCount::Static(longest.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+                    CubeDim::new_1d(256),
+                    vector,
+                    gradients.iter().map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
+                    arg(&all(weights)),
+                    arg(&all(fresh)),
+                    arg(&own),
+                    arg(&fresh_own),
+                    arg(&peer),
+                    arg(&fresh_peer),
+                    arg(&incoming.factor.map_or(none(), |f| (f.handle(), 1))),
+                    BufferArg::from_raw_parts(incoming.loss.handle(), 1),
+                    BufferArg::from_raw_parts(incoming.losses.handle(), incoming.losses.len()),
+                    BufferArg::from_raw_parts(gpu.sealed(incoming.seal), 4),
+                    lr,
+                    alpha,
+                    incoming.slot as u32,
+                    plan,
+                )
+            }
+            count_launch();
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Way {
+    Towards,
+    Elastic,
+    Pair,
+    Alone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    way: Way,
+    clipped: bool,
+    notes_loss: bool,
+    /// (start in the flat buffer, length) of each gradient, in vectors.
+    places: Vec<(usize, usize)>,
+}
+
+#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
+#[cube(launch_unchecked)]
+fn mixing_kernel<N: Size>(
+    gradients: &Sequence<Box<[Vector<f32, N>]>>,
+    weights: &[Vector<f32, N>],
+    fresh: &mut [Vector<f32, N>],
+    own: &[Vector<f32, N>],
+    fresh_own: &mut [Vector<f32, N>],
+    peer: &[Vector<f32, N>],
+    fresh_peer: &mut [Vector<f32, N>],
+    factor: &[f32],
+    loss: &[f32],
+    losses: &mut [f32],
+    _seal: &[f32],
+    lr: f32,
+    alpha: f32,
+    slot: u32,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(plan.notes_loss) {
+        if ABSOLUTE_POS == 0 {
+            losses[slot as usize] = loss[0];
+        }
+    }
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    #[unroll]
+    for k in 0..comptime!(plan.places.len()) {
+        let place = comptime!(plan.places[k]);
+        let start = comptime!(place.0);
+        let len = comptime!(place.1);
+        let mut i = ABSOLUTE_POS;
+        while i < len {
+            let at = start + i;
+            let mut g = gradients[k][i];
+            if comptime!(plan.clipped) {
+                g *= Vector::new(factor[0]);
+            }
+            let move_by = g * Vector::new(lr);
+            let w = weights[at];
+            let x = own[at];
+            if comptime!(plan.way == Way::Towards) {
+                fresh[at] = w + (x - move_by - w) * Vector::new(alpha);
+            }
+            if comptime!(plan.way == Way::Elastic) {
+                let y = x - move_by;
+                let pull = (y - w) * Vector::new(alpha);
+                fresh_own[at] = y - pull;
+                fresh[at] = w + pull;
+            }
+            if comptime!(plan.way == Way::Pair) {
+                let mean = (x + peer[at]) * Vector::new(0.5f32);
+                fresh_peer[at] = mean;
+                fresh_own[at] = mean - move_by;
+            }
+            if comptime!(plan.way == Way::Alone) {
+                fresh_own[at] = x - move_by;
+            }
+            if comptime!(plan.way == Way::Pair || plan.way == Way::Alone) {
+                fresh[at] = w - move_by * Vector::new(alpha);
+            }
+            i += stride;
+        }
+    }
+}

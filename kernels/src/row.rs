@@ -1,0 +1,274 @@
+//! Table rows: one worker's latest gradient (or mean of gradients), in f32 or bf16.
+//!
+//! In bf16 (the upper half of an f32, rounded to nearest, ties to even) a row takes half the memory. Two neighbours share a
+//! 32-bit word, the first in the lower half; on a GPU a model whose tensors are not all of even size takes a word for each.
+
+use crate::device::{Buffer, Device, Gpu};
+use crate::layout::Layout;
+use crate::update::Slot;
+use cubecl::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How the entries of a table are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits: the exponent of f32, 8 bits of significand.
+    Bf16,
+}
+
+/// One row of a table.
+pub struct Row {
+    values: Buffer,
+    dtype: Dtype,
+}
+
+/// An f32 rounded to bf16.
+fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+fn from_bf16(x: u16) -> f32 {
+    f32::from_bits((x as u32) << 16)
+}
+
+impl Row {
+    /// A row of zeros for a model of this layout.
+    pub fn zeros(device: &Device, layout: &Layout, dtype: Dtype) -> Self {
+        Row { values: device.zeros(Self::floats(layout, dtype)), dtype }
+    }
+
+    /// 32-bit words of a row.
+    pub fn floats(layout: &Layout, dtype: Dtype) -> usize {
+        match dtype {
+            Dtype::F32 => layout.total(),
+            Dtype::Bf16 if layout.vector_size() == 1 => layout.total(),
+            Dtype::Bf16 => layout.total() / 2,
+        }
+    }
+
+    /// The first `total` values on the host, for tests and for looking into a run.
+    pub fn download(&self, device: &Device, layout: &Layout) -> Result<Vec<f32>, crate::DeviceError> {
+        let words = device.download(&self.values)?;
+        if !self.packed() {
+            return Ok(words);
+        }
+        let apart = layout.vector_size() == 1 && matches!(device, Device::Gpu(_));
+        let low = |w: &f32| f32::from_bits(w.to_bits() << 16);
+        Ok(match apart {
+            true => words.iter().map(low).collect(),
+            false => words.iter().flat_map(|w| [low(w), f32::from_bits(w.to_bits() & 0xffff_0000)]).collect(),
+        })
+    }
+
+    pub(crate) fn packed(&self) -> bool {
+        self.dtype == Dtype::Bf16
+    }
+
+    /// The row as an argument of a kernel with vectors of `vector` floats: as vectors, or as `words`; the form that it does
+    /// not have is a stand-in.
+    pub(crate) fn bind(&self, gpu: &Gpu, vector: usize, words: bool) -> Slot {
+        match (words, self.packed()) {
+            (false, false) => (self.values.handle(), self.values.len() / vector),
+            (true, true) => (self.values.handle(), self.values.len()),
+            _ => (gpu.unused(), 1),
+        }
+    }
+
+    /// Rewrites the entries of `there`: `renew(k, r)` gives the new value and what is to be handed on; `changed` gets the new
+    /// value as it was stored.
+    pub(crate) fn on_cpu(
+        &mut self,
+        there: Range<usize>,
+        mut renew: impl FnMut(usize, f32) -> (f32, f32),
+        mut changed: impl FnMut(usize, f32, f32),
+    ) {
+        match self.dtype {
+            Dtype::F32 => {
+                for (k, r) in self.values.host_mut()[there].iter_mut().enumerate() {
+                    let (new, old) = renew(k, *r);
+                    *r = new;
+                    changed(k, new, old);
+                }
+            }
+            Dtype::Bf16 => {
+                let halves: &mut [u16] = bytemuck::cast_slice_mut(self.values.host_mut());
+                for (k, r) in halves[there].iter_mut().enumerate() {
+                    let (new, old) = renew(k, from_bf16(*r));
+                    *r = to_bf16(new);
+                    changed(k, from_bf16(*r), old);
+                }
+            }
+        }
+    }
+
+    /// Reads the entries of `there`.
+    pub(crate) fn read_on_cpu(&self, there: Range<usize>, mut read: impl FnMut(usize, f32)) {
+        match self.dtype {
+            Dtype::F32 => self.values.host()[there].iter().enumerate().for_each(|(k, r)| read(k, *r)),
+            Dtype::Bf16 => {
+                let halves: &[u16] = bytemuck::cast_slice(self.values.host());
+                halves[there].iter().enumerate().for_each(|(k, r)| read(k, from_bf16(*r)));
+            }
+        }
+    }
+}
+
+static RESUMS: AtomicU64 = AtomicU64::new(0);
+
+/// Launches of this process that summed rows (0 on the CPU).
+pub fn resums() -> u64 {
+    RESUMS.load(Ordering::Relaxed)
+}
+
+/// sum = scale · Σ rows: takes the rounding out of a sum that was kept by increments.
+pub fn resum(device: &Device, layout: &Layout, sum: &mut Buffer, rows: &[&Row], scale: f32) {
+    match device {
+        Device::Cpu => {
+            let s = sum.host_mut();
+            s.fill(0.0);
+            rows.iter().for_each(|row| row.read_on_cpu(0..s.len(), |k, r| s[k] += r));
+            s.iter_mut().for_each(|s| *s *= scale);
+        }
+        Device::Gpu(gpu) => add(gpu, layout.vector_size(), sum, rows, scale, true),
+    }
+}
+
+/// sum (+)= scale · Σ rows, as many rows a launch as the device binds.
+pub(crate) fn add(gpu: &Gpu, vector: usize, sum: &Buffer, rows: &[&Row], scale: f32, anew: bool) {
+    let vectors = sum.len() / vector;
+    let room = gpu.bindings().saturating_sub(8).max(1);
+    for (part, rows) in rows.chunks(room).enumerate() {
+        let packed = rows[0].packed();
+        let plan = Adding { rows: rows.len(), packed, anew: anew && part == 0 };
+        // SAFETY: every length is the bound buffer's own, counted in vectors (or in words where rows are packed).
+        unsafe {
+            let arg = |slot: Slot| BufferArg::from_raw_parts(slot.0, slot.1);
+            add_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(vectors.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                vector,
+                rows.iter().filter(|_| !packed).map(|r| arg(r.bind(gpu, vector, false))).collect(),
+                rows.iter().filter(|_| packed).map(|r| arg(r.bind(gpu, vector, true))).collect(),
+                BufferArg::from_raw_parts(sum.handle(), vectors),
+                scale,
+                plan,
+            )
+        }
+        RESUMS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Adding {
+    rows: usize,
+    packed: bool,
+    anew: bool,
+}
+
+#[cube(launch_unchecked)]
+fn add_kernel<N: Size>(
+    rows: &Sequence<Box<[Vector<f32, N>]>>,
+    packed: &Sequence<Box<[u32]>>,
+    sum: &mut [Vector<f32, N>],
+    scale: f32,
+    #[comptime] plan: Adding,
+) {
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    let mut at = ABSOLUTE_POS;
+    while at < sum.len() {
+        let mut total = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for r in 0..comptime!(plan.rows) {
+            if comptime!(plan.packed) {
+                total += unpack::<N>(&packed[r], at);
+            } else {
+                total += rows[r][at];
+            }
+        }
+        let mut new = total * Vector::new(scale);
+        if comptime!(!plan.anew) {
+            new += sum[at];
+        }
+        sum[at] = new;
+        at += stride;
+    }
+}
+
+/// The vector at `at` of a packed row.
+#[cube]
+pub(crate) fn unpack<N: Size>(words: &[u32], at: usize) -> Vector<f32, N> {
+    let size = comptime!(N::value());
+    let mut values = Vector::<f32, N>::new(0.0f32);
+    if comptime!(size == 1) {
+        values.insert(0usize, f32::reinterpret(words[at] << 16u32));
+    } else {
+        #[unroll]
+        for pair in 0..comptime!(size / 2) {
+            let word = words[at * comptime!(size / 2) + pair];
+            values.insert(comptime!(2 * pair), f32::reinterpret(word << 16u32));
+            values.insert(comptime!(2 * pair + 1), f32::reinterpret(word & 0xffff_0000u32));
+        }
+    }
+    values
+}
+
+/// Stores a vector at `at` of a packed row, and returns what a reader will see.
+#[cube]
+pub(crate) fn pack<N: Size>(words: &mut [u32], at: usize, values: Vector<f32, N>) -> Vector<f32, N> {
+    let size = comptime!(N::value());
+    let mut stored = Vector::<f32, N>::new(0.0f32);
+    if comptime!(size == 1) {
+        let low = round(values.extract(0usize));
+        words[at] = low;
+        stored.insert(0usize, f32::reinterpret(low << 16u32));
+    } else {
+        #[unroll]
+        for pair in 0..comptime!(size / 2) {
+            let low = round(values.extract(comptime!(2 * pair)));
+            let high = round(values.extract(comptime!(2 * pair + 1)));
+            words[at * comptime!(size / 2) + pair] = low | (high << 16u32);
+            stored.insert(comptime!(2 * pair), f32::reinterpret(low << 16u32));
+            stored.insert(comptime!(2 * pair + 1), f32::reinterpret(high << 16u32));
+        }
+    }
+    stored
+}
+
+/// The upper half of an f32, rounded to nearest, ties to even.
+#[cube]
+fn round(x: f32) -> u32 {
+    let bits = u32::reinterpret(x);
+    let rounded = (bits + 0x7fffu32 + ((bits >> 16u32) & 1u32)) >> 16u32;
+    // Not a number stays so: rounding up its bits could wrap around to zero.
+    select((bits & 0x7fff_ffffu32) > 0x7f80_0000u32, (bits >> 16u32) | 0x40u32, rounded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_and_ties_to_even() {
+        for (x, bits) in [
+            (1.0, 0x3f80),
+            (f32::from_bits(0x3f80_8000), 0x3f80),
+            (f32::from_bits(0x3f81_8000), 0x3f82),
+            (f32::from_bits(0x3f80_8001), 0x3f81),
+            (-2.5, 0xc020),
+            (f32::INFINITY, 0x7f80),
+        ] {
+            assert_eq!(to_bf16(x), bits, "{x}");
+        }
+        assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
+        assert_eq!(from_bf16(to_bf16(0.15625)), 0.15625);
+    }
+}

@@ -1,0 +1,50 @@
+//! Local SGD: all workers take U steps from the same model, then their models are averaged.
+//!
+//! ```text
+//! worker: U steps y -= η g_i(y) from y = x_t     server: x_{t+1} = x_t - (η/n) Σ_i Σ_u g_i^u  (the mean of all y) ;  x_{t+1} to all
+//! ```
+//!
+//! Stich 2019; McMahan et al. 2017 (FedAvg). Proved: O(1/√(TnU)) for nonconvex f, with a drift of order η²U²ζ² when the f_i
+//! differ. The papers fix no U; ours is 5.
+
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Local, Needs, Rule, Start};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "localsgd",
+    summary: "local SGD: U local steps each, then the mean of all models",
+    paper: "Stich 2019",
+    source: include_str!("localsgd.rs"),
+    cost: Cost { server: "2", worker: "0", copies: "n", biased: false },
+    keys: &[Key { name: "u", default: "5", meaning: "local steps per job" }],
+    build: |keys, setting| {
+        let steps = keys.count("u", 5, 1..=1 << 16)? as u32;
+        Ok(Box::new(LocalSgd { n: setting.workers, steps, answered: 0 }))
+    },
+};
+
+struct LocalSgd {
+    n: usize,
+    steps: u32,
+    answered: usize,
+}
+
+impl Rule for LocalSgd {
+    fn needs(&self) -> Needs {
+        Needs { local: Local { steps: self.steps, ..Local::default() }, synchronous: true, ..Needs::sum() }
+    }
+
+    fn on_arrival(&mut self, _: &Arrival) -> Decision {
+        self.answered = (self.answered + 1) % self.n;
+        let fold = Decision::fold(Fold::Sum { scale: 1.0 / self.n as f64 });
+        if self.answered == 0 { fold.step(0.0, Start::Everybody) } else { fold }
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn it_is_synchronous_sgd_over_local_steps() {
+    use super::tests::*;
+    let mut rule = rule("localsgd:u=3", 2);
+    assert_eq!(rule.needs().local.steps, 3);
+    assert_eq!([0, 1].map(|i| arrive(&mut *rule, i, 0, 0).step.is_some()), [false, true]);
+}

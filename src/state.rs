@@ -1,0 +1,357 @@
+//! The server's state on the device, and the one launch with which an arrival changes it.
+//!
+//! Invariants kept here:
+//! * I2: new models go to fresh buffers; a published snapshot is never written again.
+//! * I3: the version grows by one per server update and by nothing else.
+//! * I8: a gradient's seal is bound by the update's launch; a snapshot is sealed after the launch that made it.
+
+use crate::crew::Running;
+use crate::error::Result;
+use crate::problem::Snapshot;
+use crate::rule::{Arrival, Decision, Fold, Needs, Optimizer, Rule, Start};
+use crate::schedule::Schedule;
+use crate::worker::Gradient;
+use stagger_kernels::device::Recycler;
+use stagger_kernels::mixing::{Exchange, Mixing};
+use stagger_kernels::{Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Step, Update, row, update};
+use std::collections::VecDeque;
+
+/// A sum that is kept by increments is derived from its table anew after so many arrivals, against drift.
+pub const DERIVE_EVERY: u64 = 4096;
+
+/// Settings of the update that are not the rule's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Descent {
+    /// η.
+    pub lr: f64,
+    /// Its factor over the updates.
+    pub schedule: Schedule,
+    /// λ, of the current weights.
+    pub weight_decay: f64,
+    /// β of momentum; 0 for none.
+    pub momentum: f64,
+    /// Updates from one momentum part to the next: 1 is heavy-ball momentum, more is delayed Nesterov momentum.
+    pub momentum_every: u64,
+    /// How table rows are stored.
+    pub table_dtype: Dtype,
+}
+
+impl Descent {
+    /// η for the update that makes version t + 1.
+    pub fn rate(&self, t: u64) -> f64 {
+        self.lr * self.schedule.factor(t)
+    }
+}
+
+/// What turns directions into steps, with its state.
+enum Drive {
+    Plain,
+    HeavyBall { velocity: Buffer, beta: f32 },
+    Nesterov { velocity: Buffer, pending: Option<Buffer>, beta: f32, every: u64, since: u64 },
+    AmsGrad { moments: [Buffer; 3], constants: Adam },
+}
+
+impl Drive {
+    fn new(needs: &Needs, descent: &Descent, zeros: impl Fn() -> Buffer) -> Self {
+        let nesterov = |beta: f64, every: u64| Drive::Nesterov {
+            velocity: zeros(),
+            pending: (every > 1).then(&zeros),
+            beta: beta as f32,
+            every,
+            since: 0,
+        };
+        match needs.optimizer {
+            Optimizer::Plain if descent.momentum == 0.0 => Drive::Plain,
+            Optimizer::Plain if descent.momentum_every <= 1 => {
+                Drive::HeavyBall { velocity: zeros(), beta: descent.momentum as f32 }
+            }
+            Optimizer::Plain => nesterov(descent.momentum, descent.momentum_every),
+            Optimizer::Nesterov { beta, every } => nesterov(beta, every),
+            Optimizer::AmsGrad(beta1, beta2, epsilon) => Drive::AmsGrad {
+                moments: [zeros(), zeros(), zeros()],
+                constants: Adam {
+                    beta1: beta1 as f32,
+                    beta2: beta2 as f32,
+                    epsilon: epsilon as f32,
+                    correction1: 1.0,
+                    correction2: 1.0,
+                },
+            },
+        }
+    }
+
+    /// The method of the step that comes now.
+    fn method(&mut self) -> Method<'_> {
+        match self {
+            Drive::Plain => Method::Plain,
+            Drive::HeavyBall { velocity, beta } => Method::HeavyBall { velocity, beta: *beta },
+            Drive::Nesterov { velocity, pending, beta, every, since } => {
+                *since = (*since + 1) % *every;
+                Method::Nesterov { velocity, beta: *beta, pending: pending.as_mut(), turn: *since == 0 }
+            }
+            Drive::AmsGrad { moments: [first, second, largest], constants } => {
+                Method::Adam { first, second, largest: Some(largest), constants: *constants }
+            }
+        }
+    }
+}
+
+/// Model and slots on the device.
+pub struct State {
+    pub(crate) device: Device,
+    /// Of the gradients: the model's, or one flat segment after local steps.
+    layout: Layout,
+    descent: Descent,
+    needs: Needs,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) version: u64,
+    recycler: Recycler,
+    /// One per table, at least one if the rule asks for a sum.
+    sums: Vec<Buffer>,
+    tables: Vec<Vec<Row>>,
+    /// Which rows of the first table are in its sum.
+    counted: Vec<bool>,
+    base: Option<Buffer>,
+    squares: Vec<Buffer>,
+    own: Vec<Snapshot>,
+    live: Option<Live>,
+    drive: Drive,
+    arrivals: u64,
+    pub(crate) losses: Buffer,
+    /// Losses of a rule whose workers write the weights themselves: no launch of the server's gathers them.
+    pub(crate) loose: Vec<Buffer>,
+}
+
+impl State {
+    /// The state for a rule with these needs, at version 0.
+    pub fn new(
+        device: &Device,
+        layout: &Layout,
+        needs: Needs,
+        descent: Descent,
+        workers: usize,
+        initial: Vec<f32>,
+        ring: usize,
+        live: Option<Live>,
+    ) -> Self {
+        let total = layout.total();
+        let layout = if needs.local.steps > 1 { layout.flat() } else { layout.clone() };
+        let zeros = || device.zeros(total);
+        let snapshot = Snapshot { weights: device.upload(initial), seal: device.seal() };
+        let rows = |_| (0..workers).map(|_| Row::zeros(device, &layout, descent.table_dtype)).collect();
+        State {
+            sums: (0..needs.tables.max(needs.sum as usize)).map(|_| zeros()).collect(),
+            tables: (0..needs.tables).map(rows).collect(),
+            counted: vec![false; if needs.derived.is_some() { workers } else { 0 }],
+            base: needs.base.then(zeros),
+            squares: (0..if needs.squares { workers } else { 0 }).map(|_| zeros()).collect(),
+            own: vec![snapshot.clone(); if needs.own { workers } else { 0 }],
+            drive: Drive::new(&needs, &descent, zeros),
+            recycler: Recycler::new(device.clone(), total),
+            losses: device.zeros(ring),
+            loose: Vec::new(),
+            version: 0,
+            arrivals: 0,
+            device: device.clone(),
+            layout,
+            descent,
+            needs,
+            snapshot,
+            live,
+        }
+    }
+
+    /// The model that a worker is sent now.
+    pub fn model_of(&self, worker: usize) -> Snapshot {
+        self.own.get(worker).unwrap_or(&self.snapshot).clone()
+    }
+
+    /// η of the update that comes next.
+    pub fn rate(&self) -> f64 {
+        self.descent.rate(self.version)
+    }
+
+    /// A worker's job is over, and with it the server's hold on the model that it was sent.
+    pub fn done_with(&mut self, job: Running) {
+        self.recycler.give(job.assignment.snapshot.weights);
+    }
+
+    /// Brings the snapshot up to date where workers write the weights themselves.
+    pub fn catch_up(&mut self) {
+        if let Some(live) = &self.live {
+            self.snapshot = Snapshot { weights: live.read(&self.device), seal: self.device.seal() };
+        }
+    }
+
+    /// Replaces the server's model: one server update.
+    fn publish(&mut self, weights: Buffer) {
+        let snapshot = Snapshot { weights, seal: self.device.seal() };
+        self.recycler.give(std::mem::replace(&mut self.snapshot, snapshot).weights);
+        self.version += 1;
+    }
+
+    fn publish_own(&mut self, worker: usize, weights: Buffer) {
+        let snapshot = Snapshot { weights, seal: self.device.seal() };
+        self.recycler.give(std::mem::replace(&mut self.own[worker], snapshot).weights);
+    }
+
+    /// One launch: fold, and perhaps step. The loss goes to `slot` of the ring.
+    pub fn apply(&mut self, gradient: &Gradient, sent: &Buffer, decision: &Decision, slot: usize) {
+        self.arrivals += 1;
+        if decision.fold == Fold::Live {
+            self.loose.push(gradient.loss.clone());
+            self.version += 1;
+            return;
+        }
+        let incoming = Incoming {
+            layout: &self.layout,
+            buffers: &gradient.buffers,
+            factor: gradient.factor.as_ref(),
+            seal: &gradient.seal,
+            loss: &gradient.loss,
+            losses: &mut self.losses,
+            slot,
+        };
+        let rate = self.descent.rate(self.version);
+        if let (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) =
+            (decision.fold, decision.step)
+        {
+            let lr = (rate * step.scale) as f32;
+            let (worker, mut fresh) = (gradient.worker, self.recycler.take());
+            let mut fresh_own = self.needs.own.then(|| self.recycler.take());
+            let (mut fresh_peer, mut peer) = (None, None);
+            let mixing = match (decision.fold, &mut fresh_own) {
+                (Fold::Towards { alpha }, _) => Mixing::Towards { sent, alpha: alpha as f32 },
+                (Fold::Elastic { alpha }, Some(fresh_own)) => {
+                    Mixing::Elastic { own: &self.own[worker].weights, fresh_own, alpha: alpha as f32 }
+                }
+                (Fold::Pair { peer: other }, Some(fresh_own)) => {
+                    peer = other;
+                    fresh_peer = other.map(|_| self.recycler.take());
+                    Mixing::Pair {
+                        own: &self.own[worker].weights,
+                        fresh_own,
+                        peer: other.zip(fresh_peer.as_mut()).map(|(j, fresh)| (&self.own[j].weights, fresh)),
+                        share: (1.0 / self.own.len() as f64) as f32,
+                    }
+                }
+                _ => panic!("the rule exchanges models of the workers' own, but did not ask for them"),
+            };
+            let weights = &self.snapshot.weights;
+            Exchange { gradient: incoming, weights, fresh: &mut fresh, lr, mixing }.run(&self.device);
+            if let Some(fresh_own) = fresh_own {
+                self.publish_own(worker, fresh_own);
+            }
+            if let Some((peer, fresh_peer)) = peer.zip(fresh_peer) {
+                self.publish_own(peer, fresh_peer);
+            }
+            return self.publish(fresh);
+        }
+        let asked = "the rule folds into state that it did not ask for";
+        let fold = match decision.fold {
+            Fold::Drop => update::Fold::Nothing,
+            Fold::Direct => update::Fold::Direct { scale: 1.0 },
+            Fold::Sum { scale } => update::Fold::Sum { sum: self.sums.first_mut().expect(asked), scale: scale as f32 },
+            Fold::Row { table, mix, scale, forget } => {
+                if table == 0 && !self.counted.is_empty() {
+                    self.counted[gradient.worker] = true;
+                    decision.retire.iter().for_each(|j| self.counted[*j] = false);
+                }
+                let (before, rest) = self.tables[table].split_at_mut(gradient.worker);
+                let (row, after) = rest.split_first_mut().expect("a row per worker");
+                let retired = decision.retire.iter().map(|&j| match j.checked_sub(gradient.worker + 1) {
+                    None => &before[j],
+                    Some(k) => &after[k],
+                });
+                update::Fold::Row {
+                    sum: &mut self.sums[table],
+                    row,
+                    mix: mix as f32,
+                    scale: scale as f32,
+                    forget,
+                    retired: retired.collect(),
+                }
+            }
+            Fold::Compensated { lambda, decay } => update::Fold::Compensated {
+                sent,
+                lambda: lambda as f32,
+                square: decay.map(|m| (self.squares.get_mut(gradient.worker).expect(asked), m as f32)),
+            },
+            Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. } => panic!("models are mixed by a step"),
+            Fold::Live => unreachable!("handled above"),
+        };
+        let mut fresh = decision.step.map(|_| self.recycler.take());
+        let step = decision.step.zip(fresh.as_mut()).map(|(step, fresh)| Step {
+            fresh,
+            lr: (rate * step.scale) as f32,
+            keep: step.keep as f32,
+            weight_decay: self.descent.weight_decay as f32,
+            base: step.follow.map(|follow| (self.base.as_mut().expect(asked), follow as f32)),
+            method: self.drive.method(),
+        });
+        Update { gradient: incoming, weights: &self.snapshot.weights, fold, step }.run(&self.device);
+        if decision.swap {
+            self.sums.swap(0, 1);
+            self.tables.swap(0, 1);
+        }
+        if let Some(weights) = fresh {
+            self.publish(weights);
+            self.derive();
+        }
+    }
+
+    /// Every so many arrivals, after a step: the sum (or the base) from its table anew.
+    fn derive(&mut self) {
+        let Some(scale) = self.needs.derived.filter(|_| self.arrivals >= DERIVE_EVERY) else { return };
+        self.arrivals = 0;
+        let rows: Vec<&Row> = self.tables[0].iter().zip(&self.counted).filter(|(_, c)| **c).map(|(r, _)| r).collect();
+        let into = self.base.as_mut().unwrap_or(&mut self.sums[0]);
+        if !rows.is_empty() {
+            row::resum(&self.device, &self.layout, into, &rows, scale as f32);
+        }
+    }
+
+    /// Compiles the rule's updates before the clock counts: plays the rule on this (throwaway) state with gradients of zeros, all
+    /// answering in turn. Stops at a decision that cannot be played so.
+    pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize) -> Result<()> {
+        let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
+        let zeros = |len| self.device.zeros(len);
+        let buffers: Vec<Buffer> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
+        let (loss, sent) = (zeros(1), self.snapshot.weights.clone());
+        let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
+        for _ in 0..4 * workers + 16 {
+            let Some((worker, version)) = queue.pop_front() else { break };
+            let (t, steps) = (self.version, rule.steps(worker));
+            let staleness = t - version;
+            let arrival = Arrival { worker, version, t, staleness, time: 0.0, seconds: 1.0, steps, loss: Some(1.0) };
+            let mut decision = rule.on_arrival(&arrival);
+            // Few rows stand for all.
+            decision.retire.iter_mut().for_each(|j| *j %= rows);
+            decision.retire.retain(|j| *j != worker % rows);
+            if let Fold::Pair { peer: Some(peer) } = &mut decision.fold {
+                *peer = (worker + 1) % rows;
+            }
+            let gradient = Gradient {
+                worker: worker % rows,
+                job: 0,
+                buffers: buffers.clone(),
+                factor: None,
+                loss: loss.clone(),
+                seal: self.snapshot.seal.clone(),
+            };
+            self.apply(&gradient, &sent, &decision, 0);
+            let now = self.version;
+            queue.retain(|(i, _)| !decision.restart.contains(i));
+            queue.extend(decision.restart.iter().map(|i| (*i, now)));
+            match decision.start {
+                Start::Nobody => {}
+                Start::Sender => queue.push_back((worker, now)),
+                Start::Everybody => queue.extend((0..workers).map(|i| (i, now))),
+                Start::These(who) => queue.extend(who.into_iter().map(|i| (i, now))),
+            }
+        }
+        self.loose.clear();
+        update::forget_launches();
+        Ok(self.device.sync()?)
+    }
+}
