@@ -252,7 +252,9 @@ impl Crew {
             return Err(Error::Interrupted("interrupted".into()));
         }
         let slot = &mut self.slots[worker];
-        let Hand::Here { worker: hand, job, .. } = &mut slot.hand else { unreachable!("asked for by who computes here") };
+        let Hand::Here { worker: hand, job, .. } = &mut slot.hand else {
+            unreachable!("asked for by who computes here")
+        };
         let Some(job) = job.take() else {
             return Err(Error::failed(format!("worker {worker} is waited for but has no job: the schedule is wrong")));
         };

@@ -6,7 +6,7 @@ use common::{serve, serve_by};
 use stagger::error::Result;
 use stagger::problem::{Objective, Problem, Snapshot, quadratic};
 use stagger::record::{Effect, Event, Limits};
-use stagger::rule::{Arrival, Decision, Fold, Needs, Rule, Start, Step};
+use stagger::rule::{Arrival, Decision, Fold, Local, Needs, Rule, RuleSpec, Setting, Start, Step};
 use stagger::stopwatch::Stopwatch;
 use stagger::transport::Wall;
 use stagger_kernels::{Buffer, Device};
@@ -68,7 +68,7 @@ fn i2_a_published_snapshot_is_never_written_again() {
     problem.objectives =
         problem.objectives.into_iter().map(|o| Box::new(Remember(o, seen.clone())) as Box<dyn Objective>).collect();
     serve(
-        "dude".parse::<stagger::rule::RuleSpec>().unwrap().build(3).unwrap(),
+        "dude".parse::<RuleSpec>().unwrap().build(&Setting::of(3)).unwrap(),
         problem,
         "fixed:1,2,3",
         updates(40),
@@ -173,7 +173,7 @@ fn preemption_gives_up_a_wait_under_the_wall_clock() {
 #[test]
 fn local_steps_arrive_as_the_sum_of_their_gradients() {
     // f(x) = ½ x² from x = 2 with three local steps of rate 0.1: gradients 2, 1.8, 1.62; then w' = 2 - 0.1 · 5.42.
-    let needs = Needs { sum: true, local_steps: 3, ..Needs::default() };
+    let needs = Needs { local: Local { steps: 3, ..Local::default() }, ..Needs::sum() };
     let rule = Box::new(By(needs, |_: &Arrival| Decision::fold(Fold::Sum { scale: 1.0 }).step(0.0, Start::Sender)));
     let (outcome, _) = serve(rule, centres(1), "none", updates(1), 0.1);
     assert!((outcome.weights[0] - (2.0 - 0.542)).abs() < 1e-6, "{}", outcome.weights[0]);
@@ -183,7 +183,7 @@ fn local_steps_arrive_as_the_sum_of_their_gradients() {
 fn a_step_may_scale_the_rate_and_keep_part_of_the_sum() {
     // f(x) = ½ x²: s = 2, w = 2 - 0.1·0.5·2 = 1.9, s = 0.5·2 = 1; s = 1 + 1.9 = 2.9, w = 1.9 - 0.05·2.9.
     let rule = by(|_: &Arrival| Decision {
-        step: Some(Step { scale: 0.5, keep: 0.5 }),
+        step: Some(Step { scale: 0.5, keep: 0.5, follow: None }),
         start: Start::Sender,
         ..Decision::fold(Fold::Sum { scale: 1.0 })
     });
@@ -202,7 +202,7 @@ fn a_worker_that_panics_ends_the_run_with_its_name() {
     let mut problem = centres(3);
     problem.objectives[1] = Box::new(Panics);
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        serve("sync".parse::<stagger::rule::RuleSpec>().unwrap().build(3).unwrap(), problem, "fixed:1", updates(5), 0.1)
+        serve("sync".parse::<RuleSpec>().unwrap().build(&Setting::of(3)).unwrap(), problem, "fixed:1", updates(5), 0.1)
     }));
     let text = stagger::worker::panic_text(&*caught.unwrap_err());
     assert!(text.contains("worker 1") && text.contains("out of luck in job 0"), "{text}");
@@ -212,7 +212,7 @@ fn a_worker_that_panics_ends_the_run_with_its_name() {
 fn dude_keeps_its_sum_equal_to_the_mean_of_its_table() {
     // With exact gradients the table's rows are x_v - c_i, so the direction of each step can be rebuilt from the log.
     let n = 4;
-    let rule = "dude".parse::<stagger::rule::RuleSpec>().unwrap().build(n).unwrap();
+    let rule = "dude".parse::<RuleSpec>().unwrap().build(&Setting::of(n)).unwrap();
     let (outcome, events) = serve(rule, centres(n), "exp:1,2,3,4", updates(200), 0.05);
     let (mut x, mut rows) = (vec![2.0f64], vec![0.0f64; n]);
     for event in &events {

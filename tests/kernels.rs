@@ -6,7 +6,10 @@ use libtest_mimic::{Arguments, Trial};
 use rand_chacha::rand_core::RngCore;
 use stagger_datasets::keyed;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
-use stagger_kernels::{Buffer, Device, Fold, Layout, Seal, Step, Update};
+use stagger_kernels::mixing::{Exchange, Mixing};
+use stagger_kernels::{
+    Adam, Buffer, Device, Dtype, Fold, Incoming, Layout, Live, Method, Row, Seal, Step, Update, clip, row,
+};
 
 /// Random floats within ±1.
 fn floats(len: usize, key: u64) -> Vec<f32> {
@@ -31,23 +34,38 @@ fn even_layout() -> Layout {
     layout
 }
 
+/// Sizes that take vectors of two.
+fn two_layout() -> Layout {
+    let mut layout = Layout::default();
+    layout.push("a".into(), vec![130]);
+    layout.push("b".into(), vec![1026]);
+    layout
+}
+
+/// What is folded, how the step is made, and the rest.
 #[derive(Clone, Copy)]
 struct Case {
     fold: &'static str,
+    method: &'static str,
     step: bool,
     keep: f32,
     decay: f32,
-    beta: f32,
+    clipped: bool,
 }
 
-/// Three updates in a row; returns weights, sum, row, velocity and losses.
+/// Four updates in a row; returns weights, all state and the losses.
 fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
     let total = layout.total();
     let up = |key| device.upload(floats(total, key));
-    let (mut w, mut sum, mut row, mut velocity) = (up(1), up(2), up(3), up(4));
+    let (mut w, mut sum, mut base, sent) = (up(1), up(2), up(3), up(4));
+    let (mut first, mut second, mut third) = (up(5), device.zeroed(total), device.zeros(total));
+    let mut square = device.zeroed(total);
+    let dtype = if case.fold.contains("bf16") { Dtype::Bf16 } else { Dtype::F32 };
+    let mut rows: Vec<Row> = (0..5).map(|_| Row::zeros(device, layout, dtype)).collect();
     // New weights start as NaN: whatever a kernel forgets to write shows.
     let mut losses = device.zeros(4);
-    for k in 0..3u64 {
+    let factor = device.upload(vec![0.37]);
+    for k in 0..4u64 {
         let gradient: Vec<Buffer> = layout
             .segments()
             .iter()
@@ -55,41 +73,131 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
             .map(|(s, seg)| device.upload(floats(seg.len, 10 + 7 * k + s as u64)))
             .collect();
         let mut fresh = device.upload(vec![f32::NAN; total]);
+        let (row, others) = rows.split_at_mut(1);
+        let retired = if case.fold.contains("retire") { others[..k as usize].iter().collect() } else { vec![] };
+        let mean = case.fold.contains("mean");
         let fold = match case.fold {
             "nothing" => Fold::Nothing,
             "direct" => Fold::Direct { scale: 0.5 },
-            "sum" => Fold::Sum { sum: &mut sum, scale: 0.5 },
-            "table" => Fold::Table { sum: &mut sum, row: &mut row, scale: 0.5 },
-            _ => Fold::Local { sum: &mut sum, scale: 0.5 },
+            "sum" | "based" => Fold::Sum { sum: &mut sum, scale: 0.5 },
+            "compensated" => Fold::Compensated { sent: &sent, lambda: 0.3, square: None },
+            "adaptive" => Fold::Compensated { sent: &sent, lambda: 0.3, square: Some((&mut square, 0.9)) },
+            "local" => Fold::Local { sum: &mut sum, proximal: None },
+            "proximal" => Fold::Local { sum: &mut sum, proximal: Some((&sent, 0.2)) },
+            _ => Fold::Row {
+                sum: &mut sum,
+                row: &mut row[0],
+                mix: if mean { 1.0 / (k + 1) as f32 } else { 1.0 },
+                scale: 0.25,
+                forget: mean && k == 0,
+                retired,
+            },
         };
-        let momentum = (case.beta != 0.0).then_some((&mut velocity, case.beta));
-        let step = Step { fresh: &mut fresh, lr: 0.1, keep: case.keep, weight_decay: case.decay, momentum };
+        let constants = Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-3, correction1: 0.5, correction2: 0.25 };
+        let method = match case.method {
+            "plain" => Method::Plain,
+            "heavy ball" => Method::HeavyBall { velocity: &mut first, beta: 0.9 },
+            "nesterov" => Method::Nesterov { velocity: &mut first, beta: 0.9, pending: None, turn: true },
+            "delayed" => {
+                Method::Nesterov { velocity: &mut first, beta: 0.9, pending: Some(&mut second), turn: k % 2 == 1 }
+            }
+            "adam" => Method::Adam { first: &mut first, second: &mut second, largest: None, constants },
+            _ => Method::Adam { first: &mut first, second: &mut second, largest: Some(&mut third), constants },
+        };
+        let based = (case.fold == "based").then_some((&mut base, 0.4));
+        let step = Step { fresh: &mut fresh, lr: 0.1, keep: case.keep, weight_decay: case.decay, base: based, method };
         Update {
-            layout,
-            gradient: &gradient,
-            seal: &Seal::default(),
+            gradient: Incoming {
+                layout,
+                buffers: &gradient,
+                factor: case.clipped.then_some(&factor),
+                seal: &Seal::default(),
+                loss: &device.upload(vec![k as f32 + 0.5]),
+                losses: &mut losses,
+                slot: k as usize,
+            },
             weights: &w,
             fold,
             step: case.step.then_some(step),
-            loss: &device.upload(vec![k as f32 + 0.5]),
-            losses: &mut losses,
-            slot: k as usize,
         }
         .run(device);
+        if case.fold.contains("retire") {
+            // The rows take turns, so that those that retire hold something.
+            rows.rotate_left(1);
+        }
         if case.step {
             w = fresh;
         }
     }
-    let down = |b: &Buffer| device.download(b).unwrap();
-    let parameters =
-        |values: Vec<f32>| layout.segments().iter().flat_map(|s| values[s.start..s.start + s.len].to_vec()).collect();
-    vec![
-        parameters(down(&w)),
-        parameters(down(&sum)),
-        parameters(down(&row)),
-        parameters(down(&velocity)),
-        down(&losses),
-    ]
+    let all: Vec<&Row> = rows.iter().collect();
+    let mut anew = device.upload(floats(total, 9));
+    row::resum(device, layout, &mut anew, &all, 0.2);
+    let down = |b: &Buffer| parameters(layout, device.download(b).unwrap());
+    let mut state: Vec<Vec<f32>> = [&w, &sum, &base, &first, &second, &third, &square, &anew].map(down).to_vec();
+    state.extend(rows.iter().map(|row| parameters(layout, row.download(device, layout).unwrap())));
+    state.push(device.download(&losses).unwrap());
+    state
+}
+
+/// What lies in the model's parameters, without the gaps between them.
+fn parameters(layout: &Layout, values: Vec<f32>) -> Vec<f32> {
+    layout.segments().iter().flat_map(|s| values[s.start..s.start + s.len].to_vec()).collect()
+}
+
+/// Each exchange of models once; returns the new models and the losses.
+fn exchanges(device: &Device, layout: &Layout, clipped: bool) -> Vec<Vec<f32>> {
+    let total = layout.total();
+    let up = |key| device.upload(floats(total, key));
+    let (weights, own, peer) = (up(1), up(2), up(3));
+    let gradient: Vec<Buffer> =
+        layout.segments().iter().enumerate().map(|(s, seg)| device.upload(floats(seg.len, 10 + s as u64))).collect();
+    let factor = device.upload(vec![0.37]);
+    let mut losses = device.zeros(4);
+    let mut found = Vec::new();
+    for (slot, kind) in ["towards", "elastic", "pair", "alone"].into_iter().enumerate() {
+        let nan = || device.upload(vec![f32::NAN; total]);
+        let (mut fresh, mut fresh_own, mut fresh_peer) = (nan(), nan(), nan());
+        let mixing = match kind {
+            "towards" => Mixing::Towards { sent: &own, alpha: 0.6 },
+            "elastic" => Mixing::Elastic { own: &own, fresh_own: &mut fresh_own, alpha: 0.3 },
+            "pair" => {
+                Mixing::Pair { own: &own, fresh_own: &mut fresh_own, peer: Some((&peer, &mut fresh_peer)), share: 0.25 }
+            }
+            _ => Mixing::Pair { own: &own, fresh_own: &mut fresh_own, peer: None, share: 1.0 },
+        };
+        let incoming = Incoming {
+            layout,
+            buffers: &gradient,
+            factor: clipped.then_some(&factor),
+            seal: &Seal::default(),
+            loss: &device.upload(vec![slot as f32 + 0.5]),
+            losses: &mut losses,
+            slot,
+        };
+        Exchange { gradient: incoming, weights: &weights, fresh: &mut fresh, lr: 0.1, mixing }.run(device);
+        let down = |b: &Buffer| parameters(layout, device.download(b).unwrap());
+        found.push(down(&fresh));
+        if kind != "towards" {
+            found.push(down(&fresh_own));
+        }
+        if kind == "pair" {
+            found.push(down(&fresh_peer));
+        }
+    }
+    found.push(device.download(&losses).unwrap());
+    found
+}
+
+/// The clipping factor, and a step on weights that nobody guards.
+fn clip_and_live(device: &Device, layout: &Layout, limit: f32) -> Vec<Vec<f32>> {
+    let gradient: Vec<Buffer> =
+        layout.segments().iter().enumerate().map(|(s, seg)| device.upload(floats(seg.len, 10 + s as u64))).collect();
+    let factor = clip::factor(device, layout, &gradient, limit);
+    let live = Live::new(device, floats(layout.total(), 1));
+    live.step(device, layout, &gradient, Some(&factor), 0.1, 0.01);
+    live.step(device, layout, &gradient, None, 0.1, 0.0);
+    let weights = parameters(layout, device.download(&live.read(device)).unwrap());
+    vec![device.download(&factor).unwrap(), weights]
 }
 
 fn same(a: &[Vec<f32>], b: &[Vec<f32>]) {
@@ -103,7 +211,7 @@ fn same(a: &[Vec<f32>], b: &[Vec<f32>]) {
 
 fn update_equals(case: Case) {
     let gpu = common::wgpu().unwrap();
-    for layout in [odd_layout(), even_layout()] {
+    for layout in [odd_layout(), even_layout(), two_layout()] {
         same(&updates(&gpu, &layout, case), &updates(&Device::Cpu, &layout, case));
     }
 }
@@ -117,22 +225,31 @@ fn update_by_hand(device: &Device) {
         (values[0], values[1]) = (a, b);
         device.upload(values)
     };
-    let (w, mut fresh, mut sum, mut row) = (pad(1.0, 2.0), pad(0.0, 0.0), pad(0.5, -0.5), pad(1.0, 1.0));
-    Update {
-        layout: &layout,
-        gradient: &[device.upload(vec![3.0, -1.0])],
-        seal: &Seal::default(),
-        weights: &w,
-        fold: Fold::Table { sum: &mut sum, row: &mut row, scale: 0.25 },
-        step: Some(Step { fresh: &mut fresh, lr: 0.5, keep: 1.0, weight_decay: 0.0, momentum: None }),
-        loss: &device.upload(vec![7.0]),
-        losses: &mut device.zeros(1),
-        slot: 0,
+    let (w, mut fresh, mut sum) = (pad(1.0, 2.0), pad(0.0, 0.0), pad(0.5, -0.5));
+    let mut row = Row::zeros(device, &layout, Dtype::F32);
+    for (gradient, scale, steps) in [([1.0, 1.0], 0.0, false), ([3.0, -1.0], 0.25, true)] {
+        let method = Method::Plain;
+        let step = Step { fresh: &mut fresh, lr: 0.5, keep: 1.0, weight_decay: 0.0, base: None, method };
+        Update {
+            gradient: Incoming {
+                layout: &layout,
+                buffers: &[device.upload(gradient.to_vec())],
+                factor: None,
+                seal: &Seal::default(),
+                loss: &device.upload(vec![7.0]),
+                losses: &mut device.zeros(1),
+                slot: 0,
+            },
+            weights: &w,
+            fold: Fold::Row { sum: &mut sum, row: &mut row, mix: 1.0, scale, forget: false, retired: vec![] },
+            step: steps.then_some(step),
+        }
+        .run(device);
     }
-    .run(device);
     let read = |b: &Buffer| device.download(b).unwrap()[..2].to_vec();
     // d = (2, -2); s = (0.5 + 0.5, -0.5 - 0.5) = (1, -1); w = (1 - 0.5, 2 + 0.5).
-    assert_eq!((read(&sum), read(&row), read(&fresh)), (vec![1.0, -1.0], vec![3.0, -1.0], vec![0.5, 2.5]));
+    let row = row.download(device, &layout).unwrap()[..2].to_vec();
+    assert_eq!((read(&sum), row, read(&fresh)), (vec![1.0, -1.0], vec![3.0, -1.0], vec![0.5, 2.5]));
 }
 
 fn gather_equals() {
@@ -177,29 +294,75 @@ fn main() {
         })
         .with_ignored_flag(skip),
     ];
-    for fold in ["nothing", "direct", "sum", "table", "local"] {
-        for (step, keep, decay, beta) in [
-            (false, 1.0, 0.0, 0.0),
-            (true, 1.0, 0.0, 0.0),
-            (true, 0.0, 0.0, 0.0),
-            (true, 0.5, 0.01, 0.0),
-            (true, 1.0, 0.01, 0.9),
-        ] {
-            if fold == "nothing" && step {
+    let mut add = |name: String, test: Box<dyn FnOnce() + Send>| {
+        trials.push(
+            Trial::test(name + without, move || {
+                test();
+                Ok(())
+            })
+            .with_ignored_flag(skip),
+        );
+    };
+    let folds = [
+        "nothing",
+        "direct",
+        "sum",
+        "based",
+        "row",
+        "row mean",
+        "row retire",
+        "row bf16",
+        "row bf16 mean",
+        "row bf16 retire",
+        "compensated",
+        "adaptive",
+        "local",
+        "proximal",
+    ];
+    for fold in folds {
+        for (step, keep, decay, clipped) in
+            [(false, 1.0, 0.0, false), (true, 1.0, 0.0, true), (true, 0.0, 0.0, false), (true, 0.5, 0.01, false)]
+        {
+            let own_step = ["compensated", "adaptive", "local", "proximal", "based"].contains(&fold);
+            if fold == "nothing" && step || own_step && !step {
                 continue;
             }
-            let case = Case { fold, step, keep, decay, beta };
-            let name = format!(
-                "update: {fold}, step {step}, keep {keep}, decay {decay}, momentum {beta} equals the plain loop{without}"
-            );
-            trials.push(
-                Trial::test(name, move || {
-                    update_equals(case);
-                    Ok(())
-                })
-                .with_ignored_flag(skip),
+            let case = Case { fold, method: "plain", step, keep, decay, clipped };
+            add(
+                format!(
+                    "update: {fold}, step {step}, keep {keep}, decay {decay}, clipped {clipped} equals the plain loop"
+                ),
+                Box::new(move || update_equals(case)),
             );
         }
     }
+    for method in ["heavy ball", "nesterov", "delayed", "adam", "amsgrad"] {
+        for fold in ["direct", "sum", "row"] {
+            let case = Case { fold, method, step: true, keep: 1.0, decay: 0.01, clipped: false };
+            add(format!("update: {method} on {fold} equals the plain loop"), Box::new(move || update_equals(case)));
+        }
+    }
+    add(
+        "mixing: every exchange equals the plain loop".into(),
+        Box::new(|| {
+            let gpu = common::wgpu().unwrap();
+            for layout in [odd_layout(), even_layout(), two_layout()] {
+                for clipped in [false, true] {
+                    same(&exchanges(&gpu, &layout, clipped), &exchanges(&Device::Cpu, &layout, clipped));
+                }
+            }
+        }),
+    );
+    add(
+        "clip and live: equal the plain loop".into(),
+        Box::new(|| {
+            let gpu = common::wgpu().unwrap();
+            for layout in [odd_layout(), even_layout(), two_layout()] {
+                for limit in [0.5, 1e6] {
+                    same(&clip_and_live(&gpu, &layout, limit), &clip_and_live(&Device::Cpu, &layout, limit));
+                }
+            }
+        }),
+    );
     libtest_mimic::run(&arguments, trials).exit();
 }

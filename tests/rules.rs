@@ -2,13 +2,81 @@
 
 mod common;
 
-use common::{centres, events, metrics, summary, train, weights};
+use common::reference::{Scenario, simulate};
+use common::{centres, events, metrics, scratch, summary, train, weights};
 use libtest_mimic::{Arguments, Trial};
 use stagger::record::Effect;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-/// A rule, and its golden trace: time and x of the first updates on the quadratic with centres 0, 3, -6, speeds 1, 2, 3,
-/// x_0 = 2 and learning rate 0.1.
-const ROWS: &[(&str, &str)] = &[
+/// Every rule with all its parameters (for four workers), and its form for one worker where that is plain SGD.
+const ROWS: &[(&str, Option<&str>)] = &[
+    ("sync", Some("sync")),
+    ("asgd", Some("asgd")),
+    ("waiting:b=3", Some("waiting:b=1")),
+    ("random", Some("random")),
+    ("random-waiting:b=2", Some("random-waiting:b=1")),
+    ("shuffled", Some("shuffled")),
+    ("shuffled:once", Some("shuffled:once")),
+    ("minibatch:b=3", Some("minibatch:b=1")),
+    ("rr", Some("rr")),
+    ("staleness", Some("staleness")),
+    ("delay-adaptive:form=mishchenko", Some("delay-adaptive")),
+    ("delay-adaptive:form=koloskova,tau_c=2", Some("delay-adaptive:form=koloskova")),
+    ("dude:c=1,init=barrier", Some("dude")),
+    ("dude:c=3,init=barrier", Some("dude:c=1")),
+    // With `keep-busy` the first answer only fills the table (as its source has it): one gradient more than SGD.
+    ("dude:c=1,init=keep-busy", None),
+    ("dude:c=2,init=zero", Some("dude:init=zero")),
+    ("mifa:available=0.5", Some("mifa")),
+    ("ca2fl:b=2", Some("ca2fl:b=1")),
+    ("ace", Some("ace")),
+    ("aced:max_age=4", Some("aced")),
+    ("rescaled:speeds=known", Some("rescaled")),
+    ("ksync:k=2", Some("ksync")),
+    ("kbatchsync:k=3", Some("kbatchsync")),
+    ("kasync:k=2", Some("kasync")),
+    ("kbatchasync:k=3", Some("kbatchasync")),
+    ("adasync:k0=1", Some("adasync")),
+    ("sa-adasync:k0=1", Some("sa-adasync")),
+    ("abs:k0=1,u=3,schedule=loss,p=0.5,tau=mean-staleness,beta=0.8", Some("abs:u=1")),
+    ("abs:k0=1,u=2,schedule=linear,a=0.1,tau=1", Some("abs:u=1,schedule=linear")),
+    ("abs:k0=1,u=1,schedule=geometric,a=0.05,tau=2", Some("abs:u=1,schedule=geometric")),
+    ("abs:k0=2,u=2,schedule=step,a=9,tau=0", Some("abs:u=1,schedule=step")),
+    ("rennala:s=5", Some("rennala")),
+    ("malenia:s=6", Some("malenia")),
+    ("ringmaster:r=3,stops=true", Some("ringmaster")),
+    ("ringmaster:r=3,stops=false", Some("ringmaster:stops=false")),
+    ("ringleader", Some("ringleader")),
+    ("hybrid:threshold=step,step=7,horizon=100,flush=mean", Some("hybrid:step=3")),
+    ("hybrid:threshold=linear,horizon=60,flush=sum", Some("hybrid:threshold=linear")),
+    ("hybrid:threshold=exp,horizon=60,flush=mean", Some("hybrid:threshold=exp")),
+    ("hybrid:threshold=sigmoid,horizon=60,steepness=10,flush=mean", Some("hybrid:threshold=sigmoid")),
+    ("hybrid:threshold=loss,horizon=60,flush=mean", Some("hybrid:threshold=loss")),
+    ("hybrid-cyclic:sync=3,async=5,enter=cancel", Some("hybrid-cyclic")),
+    ("hybrid-cyclic:sync=2,async=4,enter=drain", Some("hybrid-cyclic:sync=2,async=2,enter=drain")),
+    ("fedbuff:b=3,q=1,exponent=0.5", Some("fedbuff:b=1")),
+    ("fedbuff:b=2,q=3,local_lr=0.5,exponent=0.5", None),
+    ("fedasync:weighting=constant,alpha=0.6,q=1,mu=0.005", Some("fedasync:alpha=1")),
+    ("fedasync:weighting=hinge,alpha=0.8,a=10,b=2,q=3,mu=0.1", None),
+    ("fedasync:weighting=poly,alpha=0.6,a=0.5,q=2,mu=0.005", None),
+    ("fadas:b=3,q=1,tau_c=1", None),
+    ("fadas:b=2,q=2,local_lr=0.5,tau_c=2", None),
+    ("dcasgd:lambda=0.04,adaptive=false", Some("dcasgd")),
+    ("dcasgd:lambda=2,adaptive=true,m=0.95", Some("dcasgd:adaptive")),
+    ("localsgd:u=3", Some("localsgd:u=1")),
+    // Centre and model trail each other even if there is but one worker.
+    ("easgd:period=3,alpha=0.2", None),
+    ("diloco:h=3,outer_lr=0.7,momentum=0.9,inner=sgd", Some("diloco:h=1,outer_lr=1,momentum=0,inner=sgd")),
+    ("diloco:h=4,outer_lr=0.7,momentum=0.9,inner=adamw,decay=0.1", None),
+    ("async-diloco:h=6,outer_lr=0.7,momentum=0.9,inner=sgd", Some("async-diloco:h=1,outer_lr=1,momentum=0,inner=sgd")),
+    ("async-diloco:h=4,outer_lr=0.7,momentum=0.9,inner=adamw,decay=0.1", None),
+    ("adpsgd", Some("adpsgd")),
+    ("adpsgd:graph=ring", Some("adpsgd:graph=ring")),
+];
+
+/// Time and x of the first updates on the quadratic with centres 0, 3, -6, speeds 1, 2, 3, x_0 = 2 and learning rate 0.1.
+const GOLDEN: &[(&str, &str)] = &[
     ("sync", SYNC),
     ("asgd", "1:1.8 2:1.62 2:1.72 3:1.558 3:0.758 4:0.6022"),
     ("delay-adaptive", "1:1.8 2:1.62 2:1.72 3:1.558 3:0.958 4:0.8022"),
@@ -43,10 +111,32 @@ const SYNC: &str = "3:1.7 6:1.43 9:1.187 12:0.9683 15:0.77147 18:0.594323";
 const DUDE: &str = "3:1.7 4:1.41 5:1.129667 5:0.859333 6:0.598344 6:0.347356";
 const KASYNC: &str = "2:1.95 3:1.4525 4:1.432375 6:1.439137 7:0.994556 8:1.022871";
 
-/// Rules without a trace of their own in the literature's example; they take part in everything else.
-const MORE: &[&str] = &["dude:init=keep-busy", "dude:init=zero", "dude:c=2,init=keep-busy"];
+/// Where a rule ends on that quadratic with learning rate 0.01, how near, and its seconds per update: the true minimiser is -1.
+const LIMITS: &[(&str, f64, f64, f64)] = &[
+    ("sync", -1.0, 1e-3, 3.0),
+    ("asgd", -0.2727, 1e-2, 0.5454),
+    ("delay-adaptive", 0.0858, 1e-2, 0.5454),
+    ("staleness", 0.1130, 1e-2, 0.5454),
+    ("ringmaster:r=2", 0.0, 1e-2, 1.0),
+    ("rescaled", -0.9973, 1e-2, 0.5454),
+    ("rescaled:speeds=estimated", -0.9973, 1e-2, 0.5454),
+    ("dude", -1.0, 1e-3, 0.5454),
+    ("dude:c=2", -1.0, 1e-3, 1.3333),
+    ("dude:c=3", -1.0, 1e-3, 3.0),
+    ("ca2fl:b=2", -1.0, 1e-3, 1.3333),
+    ("mifa", -1.0, 1e-3, f64::NAN),
+    ("shuffled", -1.0, 3e-2, 1.0),
+    ("ksync:k=2", 1.5, 1e-2, 2.0),
+    ("kbatchsync:k=3", 1.0, 1e-2, 2.0),
+    ("kasync:k=2", 0.0, 1e-2, 1.3333),
+    ("kbatchasync:k=2", -0.2727, 1e-2, 1.0909),
+    ("rennala:s=4", 0.75, 1e-2, 3.0),
+    ("malenia", -1.0, 1e-3, 3.0),
+    ("ringleader", -1.0, 1e-3, 1.3333),
+    ("hybrid:step=300", -0.2727, 1e-2, f64::NAN),
+];
 
-const MLP: &str = "--dataset synthetic --model mlp --batch 8 --backend cpu --eval-every 0 --seed 3";
+const MLP: &str = "--dataset synthetic --model mlp --batch 4 --backend cpu --eval-every 0 --seed 3";
 
 fn trace(rule: &str, golden: &str, backend: &str) {
     let file = centres();
@@ -68,42 +158,90 @@ fn trace(rule: &str, golden: &str, backend: &str) {
     assert!((weights(&folder)[0] as f64 - golden[5].1).abs() < 1e-5);
 }
 
+/// Four workers of speeds 1, 1.7, 2.9, 4.3 on quadratics in five dimensions (an odd size), against the float64 reference.
+const SPEEDS: [f64; 4] = [1.0, 1.7, 2.9, 4.3];
+
+fn centre(i: usize) -> Vec<f64> {
+    (0..5).map(|k| ((i * 7 + k * 3) % 11) as f64 - 4.5).collect()
+}
+
+fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&mut Scenario)) {
+    // The log does not name AD-PSGD's neighbours; of two workers each has but one.
+    let n = if rule.starts_with("adpsgd") { 2 } else { SPEEDS.len() };
+    let updates = 60;
+    let text: Vec<String> =
+        (0..n).map(|i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",")).collect();
+    let file = scratch("reference").join("centres.csv");
+    std::fs::write(&file, text.join("\n") + "\n").unwrap();
+    let folder = train(&format!(
+        "--rule {rule} --dataset quadratic:{} --delay fixed:1,1.7,2.9,4.3 --init const:2.0 --lr 0.1 --clock virtual --updates {updates} --eval-every 1 --backend {backend} {extra}",
+        file.display()
+    ));
+    let gradient = |i: usize, x: &[f64]| {
+        let g: Vec<f64> = x.iter().zip(centre(i)).map(|(x, c)| x - c).collect();
+        (0.5 * g.iter().map(|g| g * g).sum::<f64>(), g)
+    };
+    let mut targets: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    events(&folder).iter().for_each(|e| targets.entry(e.version).or_default().push(e.worker));
+    let mut scenario = Scenario {
+        speeds: SPEEDS[..n].to_vec(),
+        gradient: &gradient,
+        start: vec![2.0; 5],
+        lr: 0.1,
+        updates,
+        momentum: 0.0,
+        momentum_every: 1,
+        weight_decay: 0.0,
+        clip: None,
+        schedule: &|_| 1.0,
+        targets,
+    };
+    set(&mut scenario);
+    let expected = simulate(rule, &scenario);
+    let middle: Vec<f64> = (0..5).map(|k| (0..n).map(|i| centre(i)[k]).sum::<f64>() / n as f64).collect();
+    let found = metrics(&folder);
+    assert_eq!(found.len(), updates);
+    for (k, ([update, time, _, norm], (t, x))) in found.iter().zip(&expected).enumerate() {
+        let full = x.iter().zip(&middle).map(|(x, c)| (x - c).powi(2)).sum::<f64>().sqrt();
+        assert_eq!(*update as usize, k + 1);
+        assert!((time - t).abs() < 1e-9, "{rule}: update {k} at {time} instead of {t}");
+        assert!((norm - full).abs() < 1e-5 * (1.0 + full), "{rule}: update {k} has norm {norm} instead of {full}");
+    }
+    for (found, x) in weights(&folder).iter().zip(&expected[updates - 1].1) {
+        assert!((*found as f64 - x).abs() < 1e-5 * (1.0 + x.abs()), "{rule}: {found} instead of {x}");
+    }
+}
+
 /// n = 1: plain SGD on ½(x - 5)², x_k = 5 - 3·0.9^k from x_0 = 2.
-fn one_worker_is_sgd(rule: &str) {
-    // Keys that count workers have only one to count.
-    let rule = rule.replace("c=2", "c=1").replace("c=3", "c=1");
-    let file = common::scratch("one").join("centre.csv");
+fn one_worker_is_sgd(rule: &str, clock: &str) {
+    let file = scratch("one").join("centre.csv");
     std::fs::write(&file, "5\n").unwrap();
     let folder = train(&format!(
-        "--rule {rule} --dataset quadratic:{} --init const:2 --lr 0.1 --clock virtual --updates 20 --backend cpu",
+        "--rule {rule} --dataset quadratic:{} --init const:2 --lr 0.1 --clock {clock} --updates 20 --backend cpu",
         file.display()
     ));
     let x = weights(&folder)[0] as f64;
     assert!((x - (5.0 - 3.0 * 0.9f64.powi(20))).abs() < 1e-5, "{x}");
 }
 
-fn repeats(rule: &str, workers: usize) {
-    let rule = if workers == 1 { rule.replace("c=2", "c=1").replace("c=3", "c=1") } else { rule.into() };
-    let flags = format!(
-        "{MLP} --rule {rule} --workers {workers} --partition dirichlet:1 --delay exp:1,3 --clock virtual --updates 30"
-    );
-    let (a, b) = (train(&flags), train(&flags));
+fn same_bytes(a: &Path, b: &Path) {
     for name in ["events.jsonl", "model.safetensors"] {
         assert!(std::fs::read(a.join(name)).unwrap() == std::fs::read(b.join(name)).unwrap(), "{name} differs");
     }
 }
 
+fn repeats(rule: &str, workers: usize) {
+    let flags = format!(
+        "{MLP} --rule {rule} --workers {workers} --partition dirichlet:1 --delay exp:1,3 --clock virtual --updates 24"
+    );
+    same_bytes(&train(&flags), &train(&flags));
+}
+
 fn wall_then_replay(rule: &str) {
-    let flags = format!("{MLP} --rule {rule} --workers 4 --delay fixed:1,2 --time-scale 0.002 --updates 30");
+    let flags = format!("{MLP} --rule {rule} --workers 4 --delay fixed:1,2 --time-scale 0.002 --updates 24");
     let wall = train(&format!("{flags} --clock wall"));
     let log = wall.join("events.jsonl");
-    let replay = train(&format!("{flags} --clock replay:{}", log.display()));
-    assert!(std::fs::read(&log).unwrap() == std::fs::read(replay.join("events.jsonl")).unwrap());
-    assert_eq!(events(&wall).len(), events(&replay).len());
-    assert!(
-        std::fs::read(wall.join("model.safetensors")).unwrap()
-            == std::fs::read(replay.join("model.safetensors")).unwrap()
-    );
+    same_bytes(&wall, &train(&format!("{flags} --clock replay:{}", log.display())));
 }
 
 fn books(rule: &str) {
@@ -121,6 +259,37 @@ fn books(rule: &str) {
     }
 }
 
+/// The mean of x over one common period of the speeds (6 s), a good while after the start.
+fn limit(rule: &str, expected: f64, within: f64, seconds: f64) {
+    let file = centres();
+    let run = |updates: usize| {
+        train(&format!(
+            "--rule {rule} --dataset quadratic:{} --delay fixed:1,2,3 --init const:2.0 --lr 0.01 --clock virtual --updates {updates} --eval-every 0 --backend cpu",
+            file.display()
+        ))
+    };
+    // Eleven arrivals a period divide evenly into the updates of most rules; 2640 is a multiple of 2, 3, 4, 6 and 11.
+    let folders: Vec<_> = (2640..2652).map(run).collect();
+    let x = folders.iter().map(|f| weights(f)[0] as f64).sum::<f64>() / folders.len() as f64;
+    assert!((x - expected).abs() < within, "{rule} ends at {x} instead of {expected}");
+    let summary = summary(&folders[0]);
+    let took = summary["time"].as_f64().unwrap() / summary["updates"].as_f64().unwrap();
+    assert!(seconds.is_nan() || (took - seconds).abs() < 0.01, "{rule} takes {took} s an update instead of {seconds}");
+}
+
+/// Hogwild's order is the hardware's; its noise is not: with a small step it comes near the minimum of alike objectives.
+fn hogwild_trains() {
+    let file = scratch("hogwild").join("centres.csv");
+    std::fs::write(&file, "3,1\n3,1\n3,1\n").unwrap();
+    let folder = train(&format!(
+        "--rule hogwild --dataset quadratic:{} --lr 0.05 --updates 2000 --backend cpu --eval-every 0",
+        file.display()
+    ));
+    let x = weights(&folder);
+    assert!((x[0] - 3.0).abs() < 1e-3 && (x[1] - 1.0).abs() < 1e-3, "{x:?}");
+    assert_eq!(summary(&folder)["updates"], 2000);
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
@@ -134,28 +303,69 @@ fn main() {
         );
     };
     let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
-    for &(rule, golden) in ROWS {
+    let skip = !without.is_empty();
+    for &(rule, golden) in GOLDEN {
         add(format!("{rule}: golden trace on cpu"), false, Box::new(move || trace(rule, golden, "cpu")));
-        add(
-            format!("{rule}: golden trace on wgpu{without}"),
-            !without.is_empty(),
-            Box::new(move || trace(rule, golden, "wgpu")),
-        );
+        add(format!("{rule}: golden trace on wgpu{without}"), skip, Box::new(move || trace(rule, golden, "wgpu")));
     }
-    for rule in ROWS.iter().map(|row| row.0).chain(MORE.iter().copied()) {
-        // With `keep-busy` the first answer only fills the table (as its source has it), which is one gradient more than SGD.
-        if !rule.contains("keep-busy") {
-            add(format!("{rule}: one worker is SGD"), false, Box::new(move || one_worker_is_sgd(rule)));
+    for &(rule, expected, within, seconds) in LIMITS {
+        add(format!("{rule}: its limit"), false, Box::new(move || limit(rule, expected, within, seconds)));
+    }
+    for &(rule, one) in ROWS {
+        add(format!("{rule}: float64 on cpu"), false, Box::new(move || against_reference(rule, "cpu", "", |_| {})));
+        add(
+            format!("{rule}: float64 on wgpu{without}"),
+            skip,
+            Box::new(move || against_reference(rule, "wgpu", "", |_| {})),
+        );
+        if let Some(one) = one {
+            add(format!("{rule}: one worker is SGD"), false, Box::new(move || one_worker_is_sgd(one, "virtual")));
         }
-        for workers in [1, 4, 16] {
+        for workers in [4, 16] {
             add(
                 format!("{rule}: the same bytes twice, {workers} workers"),
                 false,
                 Box::new(move || repeats(rule, workers)),
             );
         }
+        let alone = one.unwrap_or(rule);
+        add(format!("{rule}: the same bytes twice, 1 worker"), false, Box::new(move || repeats(alone, 1)));
         add(format!("{rule}: a wall run replays to the same weights"), false, Box::new(move || wall_then_replay(rule)));
         add(format!("{rule}: arrivals are applied or dropped"), false, Box::new(move || books(rule)));
     }
+    // What combines with the rules, on each kind of fold.
+    for rule in
+        ["asgd", "sync", "kasync:k=2", "dude:c=1,init=barrier", "ringleader", "dcasgd:lambda=0.04,adaptive=false"]
+    {
+        for backend in ["cpu", "wgpu"] {
+            let every = if rule == "sync" { 1 } else { 4 };
+            add(
+                format!("{rule}: momentum, weight decay, clipping and a schedule in float64 on {backend}{without}"),
+                backend == "wgpu" && skip,
+                Box::new(move || {
+                    let flags = "--momentum 0.5 --weight-decay 0.03 --clip 3 --schedule inverse-sqrt:20";
+                    against_reference(rule, backend, flags, |s| {
+                        (s.momentum, s.momentum_every, s.weight_decay, s.clip) = (0.5, every, 0.03, Some(3.0));
+                        s.schedule = &|t| 1.0 / (1.0 + t as f64 / 20.0).sqrt();
+                    })
+                }),
+            );
+        }
+    }
+    add("hogwild: one worker is SGD".into(), false, Box::new(|| one_worker_is_sgd("hogwild", "wall")));
+    add("hogwild: it trains".into(), false, Box::new(hogwild_trains));
+    add(
+        "every rule has a row".into(),
+        false,
+        Box::new(|| {
+            let named = |rule: &str| rule.split(':').next().unwrap().to_string();
+            let missing: Vec<_> = stagger::rule::RULES
+                .iter()
+                .filter(|e| e.name != "hogwild" && !ROWS.iter().any(|row| named(row.0) == e.name))
+                .map(|e| e.name)
+                .collect();
+            assert!(missing.is_empty(), "{missing:?}");
+        }),
+    );
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -34,6 +34,7 @@ pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32)
                 BufferArg::from_raw_parts(parts.handle(), UNITS),
                 gradients.iter().map(|g| g.len() / vector).collect(),
                 part == 0,
+                vector,
             )
         }
     }
@@ -69,6 +70,7 @@ fn squares_kernel<N: Size>(
     parts: &mut [f32],
     #[comptime] lengths: Vec<usize>,
     #[comptime] anew: bool,
+    #[comptime] vector: usize,
 ) {
     let mut squares = Vector::<f32, N>::new(0.0f32);
     #[unroll]
@@ -83,7 +85,7 @@ fn squares_kernel<N: Size>(
     }
     let mut total = squares.extract(0usize);
     #[unroll]
-    for lane in 1..comptime!(N::value()) {
+    for lane in 1..comptime!(vector) {
         total += squares.extract(lane);
     }
     if comptime!(!anew) {

@@ -147,7 +147,7 @@ pub(crate) fn add(gpu: &Gpu, vector: usize, sum: &Buffer, rows: &[&Row], scale: 
     let room = gpu.bindings().saturating_sub(8).max(1);
     for (part, rows) in rows.chunks(room).enumerate() {
         let packed = rows[0].packed();
-        let plan = Adding { rows: rows.len(), packed, anew: anew && part == 0 };
+        let plan = Adding { rows: rows.len(), packed, anew: anew && part == 0, vector };
         // SAFETY: every length is the bound buffer's own, counted in vectors (or in words where rows are packed).
         unsafe {
             let arg = |slot: Slot| BufferArg::from_raw_parts(slot.0, slot.1);
@@ -172,6 +172,7 @@ struct Adding {
     rows: usize,
     packed: bool,
     anew: bool,
+    vector: usize,
 }
 
 #[cube(launch_unchecked)]
@@ -189,7 +190,7 @@ fn add_kernel<N: Size>(
         #[unroll]
         for r in 0..comptime!(plan.rows) {
             if comptime!(plan.packed) {
-                total += unpack::<N>(&packed[r], at);
+                total += unpack::<N>(&packed[r], at, plan.vector);
             } else {
                 total += rows[r][at];
             }
@@ -203,10 +204,9 @@ fn add_kernel<N: Size>(
     }
 }
 
-/// The vector at `at` of a packed row.
+/// The vector of `size` floats at `at` of a packed row.
 #[cube]
-pub(crate) fn unpack<N: Size>(words: &[u32], at: usize) -> Vector<f32, N> {
-    let size = comptime!(N::value());
+pub(crate) fn unpack<N: Size>(words: &[u32], at: usize, #[comptime] size: usize) -> Vector<f32, N> {
     let mut values = Vector::<f32, N>::new(0.0f32);
     if comptime!(size == 1) {
         values.insert(0usize, f32::reinterpret(words[at] << 16u32));
@@ -221,10 +221,14 @@ pub(crate) fn unpack<N: Size>(words: &[u32], at: usize) -> Vector<f32, N> {
     values
 }
 
-/// Stores a vector at `at` of a packed row, and returns what a reader will see.
+/// Stores a vector of `size` floats at `at` of a packed row, and returns what a reader will see.
 #[cube]
-pub(crate) fn pack<N: Size>(words: &mut [u32], at: usize, values: Vector<f32, N>) -> Vector<f32, N> {
-    let size = comptime!(N::value());
+pub(crate) fn pack<N: Size>(
+    words: &mut [u32],
+    at: usize,
+    values: Vector<f32, N>,
+    #[comptime] size: usize,
+) -> Vector<f32, N> {
     let mut stored = Vector::<f32, N>::new(0.0f32);
     if comptime!(size == 1) {
         let low = round(values.extract(0usize));

@@ -357,7 +357,7 @@ impl Update<'_> {
         let vector = incoming.layout.vector_size();
         let mut slots = Slots::new(gpu, incoming.layout.total() / vector);
         let mut numbers = Numbers::default();
-        let mut plan = Plan { clipped: incoming.factor.is_some(), ..Plan::default() };
+        let mut plan = Plan { clipped: incoming.factor.is_some(), vector, ..Plan::default() };
         let mut retired: Vec<&Row> = Vec::new();
         let reads_weights = step.is_some();
         match &fold {
@@ -604,6 +604,7 @@ enum Way {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Plan {
     kind: Kind,
+    vector: usize,
     clipped: bool,
     forget: bool,
     replaces: bool,
@@ -688,7 +689,7 @@ fn update_kernel<N: Size>(
                 let mut old = Vector::<f32, N>::new(0.0f32);
                 if comptime!(!plan.forget) {
                     if comptime!(plan.packed) {
-                        old = row::unpack::<N>(&*packed, at);
+                        old = row::unpack::<N>(&*packed, at, plan.vector);
                     } else {
                         old = row[at];
                     }
@@ -698,7 +699,7 @@ fn update_kernel<N: Size>(
                     new = old + (g - old) * Vector::new(mix);
                 }
                 if comptime!(plan.packed) {
-                    new = row::pack::<N>(packed, at, new);
+                    new = row::pack::<N>(packed, at, new, plan.vector);
                 } else {
                     row[at] = new;
                 }
@@ -707,7 +708,7 @@ fn update_kernel<N: Size>(
                 for r in 0..comptime!(plan.retired) {
                     if (r as u32) < live {
                         if comptime!(plan.packed) {
-                            direction -= row::unpack::<N>(&retired_packed[r], at) * Vector::new(scale);
+                            direction -= row::unpack::<N>(&retired_packed[r], at, plan.vector) * Vector::new(scale);
                         } else {
                             direction -= retired[r][at] * Vector::new(scale);
                         }

@@ -50,7 +50,8 @@ impl Rule for AsyncDiLoCo {
 #[test]
 fn slow_workers_take_fewer_steps() {
     let mut rule = super::tests::rule("async-diloco:h=12", 2);
-    [(0, 1.0), (1, 3.0)]
-        .map(|(worker, seconds)| rule.on_arrival(&Arrival { worker, seconds, steps: 12, ..Arrival::default() }));
+    for (worker, seconds) in [(0, 1.0), (1, 3.0)] {
+        rule.on_arrival(&Arrival { worker, seconds, steps: 12, ..Arrival::default() });
+    }
     assert_eq!([0, 1].map(|i| rule.steps(i)), [12, 4]);
 }

@@ -578,7 +578,7 @@ mod tests {
     fn every_rule_says_what_it_is_within_sixty_lines() {
         for entry in RULES {
             let about: Vec<_> = entry.about().collect();
-            assert!(about.len() > 4 && about.iter().any(|l| l.contains("20")), "{}: recurrence and year", entry.name);
+            assert!(about.len() > 3 && about.iter().any(|l| l.contains("20")), "{}: recurrence and year", entry.name);
             assert!(entry.source.lines().count() <= 60, "{} has {}", entry.name, entry.source.lines().count());
             assert!(entry.source.contains("#[test]"), "{} has no test", entry.name);
             assert_eq!(RULES.iter().filter(|e| e.name == entry.name).count(), 1);

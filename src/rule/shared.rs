@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(k(Growth::Geometric, 0.5, 2, 1.0), 5);
         assert_eq!(k(Growth::Step, 10.0, 29, 1.0), 4);
         assert_eq!(k(Growth::Linear, 1.0, 1000, 1.0), 10);
-        let threshold = |kind, u| {
+        let threshold = |kind, u: u64| {
             let ratio = LossRatio { first: Some(4.0) };
             Threshold { kind, step: 4.0, horizon: 100.0, steepness: 10.0, n: 9, u: u - 1, k: 1, ratio }.next(Some(1.0))
         };

@@ -1,6 +1,7 @@
 //! What several tests share: running the program, and running a server around a rule of the test's own.
 #![allow(dead_code)]
 
+pub mod reference;
 pub mod simulate;
 
 use stagger::crew::Crew;
@@ -8,10 +9,11 @@ use stagger::problem::Problem;
 use stagger::progress::Progress;
 use stagger::record::{Event, Limits, Outcome, RunFolder};
 use stagger::rule::Rule;
-use stagger::server::{Descent, Server};
+use stagger::server::Server;
+use stagger::state::Descent;
 use stagger::stopwatch::Stopwatch;
 use stagger::transport::{Transport, Virtual};
-use stagger::worker::{Gate, LocalSteps, Worker};
+use stagger::worker::{Gate, Worker};
 use stagger_kernels::Device;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -102,7 +104,7 @@ pub fn serve_by(
     let Problem { layout, initial, objectives, evaluator, columns, batches, .. } = problem;
     let (workers, mut objectives) = (objectives.len(), objectives.into_iter());
     let shared = Arc::new(layout.clone());
-    let local = LocalSteps { steps: rule.needs().local_steps, lr: lr as f32 };
+    let local = rule.needs().local;
     let gate = Gate::new(2);
     let crew = Crew::start(workers, Some(1), |index, outbox, inbox| Worker {
         index,
@@ -110,6 +112,8 @@ pub fn serve_by(
         device: Device::Cpu,
         layout: shared.clone(),
         local,
+        clip: None,
+        live: None,
         outbox,
         inbox,
         gate: gate.clone(),
@@ -131,9 +135,11 @@ pub fn serve_by(
         limits,
         progress: Progress::new(limits),
         gate,
-        recent: Default::default(),
+        losses: Default::default(),
+        rehearsal: None,
+        live: None,
     };
-    let descent = Descent { lr, weight_decay: 0.0, momentum: 0.0 };
+    let descent = Descent { lr, ..Descent::default() };
     let outcome = server.run(&layout, descent, initial).unwrap();
     let events = events(&path);
     (outcome, events)
