@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{cifar10, default_folder};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 const AFTER: &str =
     "Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted (what was reached is saved).";
@@ -91,6 +92,17 @@ enum Data {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+}
+
+/// A program's whole `main`: runs the command that the arguments name, prints what went wrong, gives the exit code.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stagger: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
 }
 
 /// Runs the command that the arguments name. Wrong arguments end the process with exit code 2.

@@ -1,4 +1,4 @@
-//! Trouble, in two kinds, and the exit code of each. One place prints them: `main`.
+//! Trouble, in two kinds, and the exit code of each. One place prints them: [`crate::cli::main`].
 
 use std::fmt;
 

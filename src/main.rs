@@ -1,4 +1,4 @@
-//! The program: one place that prints errors, one place that exits.
+//! The program: the library's command line, and the allocator that suits it.
 
 use std::process::ExitCode;
 
@@ -9,11 +9,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match stagger::cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("stagger: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
+    stagger::cli::main()
 }

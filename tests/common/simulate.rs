@@ -1,4 +1,11 @@
-//! Asynchronous SGD on logistic regression in float64; shares no code with the program.
+//! The float64 reference on logistic regression; shares no code with the program.
+
+use super::reference::{self, Scenario};
+use stagger::record::Event;
+use std::collections::BTreeMap;
+
+/// Of the nonconvex regulariser.
+const LAMBDA: f64 = 0.1;
 
 /// One row of the file: label and entries.
 type Row = (f64, Vec<(usize, f64)>);
@@ -31,44 +38,38 @@ fn gradient(rows: &[Row], x: &[f64], lambda: f64) -> Vec<f64> {
     g
 }
 
-/// Pure asynchronous SGD, or DuDe with a barrier start, at fixed speeds 1..n; returns the gradient's norm per update.
-pub fn simulate(text: &str, n: usize, rule: &str, lr: f64, updates: usize) -> Vec<f64> {
+/// A rule at fixed speeds 1..n with full gradients from x_0 = 1; returns the full gradient's norm per update. `log` are the
+/// program's arrivals, for what the rule drew at random.
+pub fn simulate(text: &str, n: usize, rule: &str, lr: f64, updates: usize, log: &[Event]) -> Vec<f64> {
     let (rows, d) = parse(text);
     let m = rows.len() / n;
-    let part = |i: usize| &rows[i * m..(i + 1) * m];
-    let (mut x, mut table) = (vec![1.0; d], vec![vec![0.0; d]; n]);
-    let mut jobs: Vec<(f64, Vec<f64>)> = (0..n).map(|i| (i as f64 + 1.0, x.clone())).collect();
-    let mut norms = Vec::new();
-    let mut heard = 0;
-    while norms.len() < updates {
-        let i = (0..n).min_by(|a, b| jobs[*a].0.total_cmp(&jobs[*b].0)).unwrap();
-        let (now, at) = jobs[i].clone();
-        let g = gradient(part(i), &at, 0.1);
-        let mut restart = vec![i];
-        if rule == "asgd" {
-            x.iter_mut().zip(&g).for_each(|(x, g)| *x -= lr * g);
-        } else {
-            table[i] = g;
-            heard += 1;
-            if heard < n {
-                jobs[i].0 = f64::INFINITY;
-                continue;
-            }
-            for k in 0..d {
-                x[k] -= lr * table.iter().map(|row| row[k]).sum::<f64>() / n as f64;
-            }
-            if heard == n {
-                restart = (0..n).collect();
-            }
-        }
-        for j in restart {
-            jobs[j] = (now + j as f64 + 1.0, x.clone());
-        }
+    let local = |i: usize, x: &[f64]| {
+        let part = &rows[i * m..(i + 1) * m];
+        let margin = |(b, entries): &Row| b * entries.iter().map(|(k, v)| v * x[*k]).sum::<f64>();
+        let loss = part.iter().map(|row| (-margin(row)).exp().ln_1p()).sum::<f64>() / m as f64;
+        (loss + LAMBDA * x.iter().map(|x| x * x / (1.0 + x * x)).sum::<f64>(), gradient(part, x, LAMBDA))
+    };
+    let mut targets: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    log.iter().for_each(|e| targets.entry(e.version).or_default().push(e.worker));
+    let scenario = Scenario {
+        speeds: (1..=n).map(|i| i as f64).collect(),
+        gradient: &local,
+        start: vec![1.0; d],
+        lr,
+        updates,
+        momentum: 0.0,
+        momentum_every: 1,
+        weight_decay: 0.0,
+        clip: None,
+        schedule: &|_| 1.0,
+        targets,
+    };
+    let norm = |x: &Vec<f64>| {
         let mut full = vec![0.0; d];
         for i in 0..n {
-            gradient(part(i), &x, 0.1).iter().zip(&mut full).for_each(|(g, f)| *f += g / n as f64);
+            local(i, x).1.iter().zip(&mut full).for_each(|(g, f)| *f += g / n as f64);
         }
-        norms.push(full.iter().map(|g| g * g).sum::<f64>().sqrt());
-    }
-    norms
+        full.iter().map(|g| g * g).sum::<f64>().sqrt()
+    };
+    reference::simulate(rule, &scenario).iter().map(|(_, x)| norm(x)).collect()
 }
