@@ -75,10 +75,18 @@ pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
 enum Hand {
     /// A thread that is told through a channel.
     Thread(Sender<Order>),
-    /// The server's own thread. (The sender keeps the worker's channel open.)
-    Here { worker: Box<Worker>, job: Option<Job>, _open: Sender<Order> },
+    /// The server's own thread.
+    Here(Box<Here>),
     /// Nobody any more.
     Gone,
+}
+
+/// A worker without a thread.
+struct Here {
+    worker: Worker,
+    job: Option<Job>,
+    /// Keeps the worker's channel open: it looks there for cancellations.
+    _open: Sender<Order>,
 }
 
 struct Slot {
@@ -151,8 +159,8 @@ impl Crew {
         let (answer, inbox) = bounded(1);
         let mut slot = |i| {
             let (outbox, orders) = bounded(1);
-            let worker = Box::new(make(i, orders, answer.clone()));
-            Slot::new(Hand::Here { worker, job: None, _open: outbox })
+            let worker = make(i, orders, answer.clone());
+            Slot::new(Hand::Here(Box::new(Here { worker, job: None, _open: outbox })))
         };
         Crew { slots: (0..workers).map(&mut slot).collect(), inbox, threads: Vec::new(), restarted: 0 }
     }
@@ -205,7 +213,7 @@ impl Crew {
                     let told = outbox.try_send(Order::Cancel(number)).is_ok();
                     debug_assert!(told, "the outbox has room for a cancellation (I1)");
                 }
-                Hand::Here { job, .. } => (*job, slot.busy) = (None, false),
+                Hand::Here(here) => (here.job, slot.busy) = (None, false),
                 Hand::Gone => {}
             }
         }
@@ -223,7 +231,7 @@ impl Crew {
             if let Some(gradient) = self.take(worker) {
                 return Ok(gradient);
             }
-            if matches!(self.slots[worker].hand, Hand::Here { .. }) {
+            if matches!(self.slots[worker].hand, Hand::Here(_)) {
                 return self.compute(worker);
             }
             if self.slots[worker].running.is_none() {
@@ -252,14 +260,12 @@ impl Crew {
             return Err(Error::Interrupted("interrupted".into()));
         }
         let slot = &mut self.slots[worker];
-        let Hand::Here { worker: hand, job, .. } = &mut slot.hand else {
-            unreachable!("asked for by who computes here")
-        };
-        let Some(job) = job.take() else {
+        let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
+        let Some(job) = here.job.take() else {
             return Err(Error::failed(format!("worker {worker} is waited for but has no job: the schedule is wrong")));
         };
         slot.busy = false;
-        match hand.answer(job) {
+        match here.worker.answer(job) {
             Message::Gradient(gradient) => Ok(gradient),
             Message::Failed { worker, job, reason } => Err(failed(worker, job, reason)),
             _ => unreachable!("nobody cancels a job that is computed on the spot"),
@@ -330,7 +336,7 @@ impl Crew {
         slot.busy = true;
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
-            Hand::Here { job: hand, .. } => hand.replace(job).is_none(),
+            Hand::Here(here) => here.job.replace(job).is_none(),
             Hand::Gone => false,
         };
         if told {

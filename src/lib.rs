@@ -15,7 +15,7 @@
 //!                 ▼                                                                                     │
 //!   rule::Rule::on_arrival       scalars in, a Decision out: fold, step, start, restart                 │
 //!                 ▼                                                                                     │
-//!   kernels::Update::run         one fused launch: (w, g, slots) → w', slots' ──── version t+1 ─────────┘
+//!   state::State::apply          one fused launch: (w, g, slots) → w', slots' ──── version t+1 ─────────┘
 //!                 └→ record::RunFolder: events.jsonl, metrics.csv
 //! ```
 //!
@@ -29,11 +29,12 @@
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
 //! | [`backend`] | asks which device really works | devices |
-//! | [`server`] | the loop; the only owner of weights, slots and rule (I2-I4, I6-I8) | crew, rule, transport, kernels |
-//! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7) | worker |
+//! | [`server`] | the loop over arrivals; the only owner of state and rule (I4, I6, I7) | crew, rule, transport, state |
+//! | [`state`] | models, sums, tables and momentum on the device, and the one launch of an arrival (I2, I3, I8) | rule, kernels |
+//! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7), on threads or on the spot | worker |
 //! | [`worker`] | a worker's thread, the gate, the messages (I1, I5, I8) | problem, kernels |
 //! | [`transport`] | the three clocks | crew, clock |
-//! | [`clock`], [`stopwatch`] | delay models; the run's real time | nothing |
+//! | [`clock`], [`schedule`], [`stopwatch`] | delay models; learning rates over updates; the run's real time | nothing |
 //! | [`rule`] | the rules: plain arithmetic on scalars | nothing |
 //! | [`problem`] | objectives and their evaluation: images, LIBSVM, quadratics | model, params, kernels, datasets |
 //! | [`model`], [`params`] | the networks; Burn's tensors as views of flat buffers | Burn |

@@ -95,12 +95,12 @@ impl Server<'_> {
         if let Some(rule) = self.rehearsal.take() {
             let rehearse = || {
                 let few = workers.min(2);
-                State::new(&device, layout, needs, descent, few, initial.clone(), ring, None).rehearse(rule, workers)
+                State::new(&device, layout, needs, descent, few, initial.clone(), ring).rehearse(rule, workers)
             };
             stopwatch.paused(rehearse)?;
         }
-        let live = self.live.take();
-        let mut state = State::new(&device, layout, needs, descent, workers, initial, ring, live);
+        let state = State::new(&device, layout, needs, descent, workers, initial, ring);
+        let mut state = state.live(self.live.take());
         self.losses.ring = ring;
         let mut outcome = Outcome::default();
         let mut pending: Vec<Event> = Vec::with_capacity(ring);

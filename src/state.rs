@@ -132,7 +132,6 @@ impl State {
         workers: usize,
         initial: Vec<f32>,
         ring: usize,
-        live: Option<Live>,
     ) -> Self {
         let total = layout.total();
         let layout = if needs.local.steps > 1 { layout.flat() } else { layout.clone() };
@@ -157,8 +156,13 @@ impl State {
             descent,
             needs,
             snapshot,
-            live,
+            live: None,
         }
+    }
+
+    /// The same, with weights that the workers write themselves.
+    pub fn live(self, live: Option<Live>) -> Self {
+        State { live, ..self }
     }
 
     /// The model that a worker is sent now.

@@ -544,6 +544,9 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
         if row::resums() > 0 {
             println!("           {} more that derived the sum from its table anew", row::resums());
         }
+        if update::worker_launches() > 0 {
+            println!("           {} steps that workers launched themselves", update::worker_launches());
+        }
     }
     println!("folder     {}", folder.display());
 }

@@ -61,6 +61,8 @@ pub struct Gradient {
 }
 
 /// From a worker to the server: one per job, and one before the first.
+// A boxed gradient would be an allocation per arrival.
+#[allow(clippy::large_enum_variant)]
 pub enum Message {
     /// The worker has made its stream and its memory, and waits for orders.
     Ready,

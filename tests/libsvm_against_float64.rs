@@ -41,7 +41,7 @@ fn the_gradient_norm_per_update_equals_a_float64_simulation() {
         "kasync:k=3",
         "ringleader",
         "malenia:s=7",
-        "hybrid:threshold=step,step=50,flush=mean",
+        "hybrid:threshold=step,step=50,horizon=1000,flush=mean",
         "abs:k0=1,u=1,schedule=loss,p=0.5,tau=mean-staleness,beta=2",
         "fedbuff:b=2,q=3,local_lr=0.5,exponent=0.5",
         "dcasgd:lambda=2,adaptive=true,m=0.95",

@@ -180,3 +180,42 @@ fn limits_stop_a_run() {
     // Three samples in all, one per gradient: four epochs are twelve gradients.
     assert_eq!(common::events(&train(&format!("{data} --epochs 4"))).len(), 12);
 }
+
+#[test]
+fn what_a_rule_has_no_place_for_is_refused_with_the_reason() {
+    for (flags, parts) in [
+        ("--rule fedasync --momentum 0.9", ["--momentum", "mixes models"]),
+        ("--rule adpsgd --weight-decay 0.1", ["--weight-decay", "mixes models"]),
+        ("--rule diloco --momentum 0.9", ["--momentum", "momentum of its own"]),
+        ("--rule hogwild --momentum 0.9", ["--momentum", "write the weights themselves"]),
+        ("--rule hogwild --clock virtual", ["--clock", "use --clock wall"]),
+        ("--rule asgd --table-dtype bf16", ["--table-dtype", "keeps no table"]),
+        ("--rule fedbuff:q=4", ["q=4", "local_lr"]),
+        ("--rule shuffled:order=1-1-0", ["order=1-1-0", "each worker once"]),
+        ("--rule asgd --schedule sometimes", ["--schedule", "sometimes"]),
+        ("--rule asgd --momentum-every 3", ["--momentum-every", "needs --momentum"]),
+        ("--rule asgd --clip 0", ["--clip", "above 0"]),
+    ] {
+        let flags: Vec<&str> =
+            ["--dataset", "synthetic", "--workers", "3"].into_iter().chain(flags.split(' ')).collect();
+        refused(&flags, &parts);
+    }
+}
+
+#[test]
+fn every_rule_is_listed_and_described() {
+    let text = |args: &[&str]| String::from_utf8(stagger(args).stdout).unwrap();
+    let (table, json) = (text(&["rules"]), text(&["rules", "--json"]));
+    let list: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert_eq!(list.len(), stagger::rule::RULES.len());
+    for (entry, described) in stagger::rule::RULES.iter().zip(&list) {
+        assert!(table.lines().any(|l| l.starts_with(&format!("{} ", entry.name))), "{}", entry.name);
+        assert_eq!(described["name"], entry.name);
+        assert_eq!(described["parameters"].as_array().unwrap().len(), entry.keys.len());
+        let long = text(&["rules", entry.name]);
+        for part in entry.about().chain(entry.keys.iter().map(|k| k.name)).chain([entry.paper]) {
+            assert!(long.contains(part), "{}: {part} is missing in {long}", entry.name);
+        }
+    }
+    assert_eq!(stagger(&["rules", "sgd"]).status.code(), Some(2));
+}

@@ -41,6 +41,27 @@ fn sound(flags: &str) {
     assert_eq!(launches, arrivals, "{text}");
 }
 
+/// One rule for each form that the server's launch takes, and for each way of giving jobs out and up.
+const FORMS: &[&str] = &[
+    "random",
+    "ksync:k=2",
+    "abs:u=2,tau=1",
+    "ringleader",
+    "malenia",
+    "aced:max_age=2",
+    "ca2fl:b=2",
+    "dcasgd:adaptive",
+    "fedbuff:b=3,q=2,local_lr=0.1",
+    "fadas:b=2",
+    "fedasync:q=2",
+    "diloco:h=3",
+    "async-diloco:h=3",
+    "easgd",
+    "adpsgd",
+    "dude --table-dtype bf16",
+    "asgd --clip 1 --momentum 0.9 --weight-decay 0.01",
+];
+
 /// A write on one stream and a read on another, with and without the wait between them.
 fn a_planted_race_is_found() {
     let folder = common::scratch("planted");
@@ -96,6 +117,17 @@ fn main() {
         }),
         trial("resnet18, asgd, 4 workers: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model resnet18 --rule asgd --workers 4 --updates 40")
+        }),
+        trial("every kind of fold, exchange and optimizer: compiled, ordered, one launch per arrival", || {
+            for rule in FORMS {
+                let clock = "--clock virtual --delay fixed:1,2,3";
+                sound(&format!("--dataset synthetic --model mlp --rule {rule} --workers 3 --updates 12 {clock}"));
+            }
+        }),
+        trial("hogwild: every kernel compiles", || {
+            // Its accesses are unordered by design, so the detector has nothing to say.
+            let output = run(false, "--dataset synthetic --model mlp --rule hogwild --workers 3 --updates 12");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }),
         trial("eight workers submit no slower than one", || {
             // In turn, and the best of each, so that a disturbance of the machine hits neither alone.

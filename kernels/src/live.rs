@@ -96,7 +96,7 @@ fn on_gpu(
                 factor.is_some(),
             )
         }
-        crate::update::count_launch();
+        crate::update::count_worker_launch();
     }
 }
 

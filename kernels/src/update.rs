@@ -174,15 +174,26 @@ pub struct Update<'a> {
 }
 
 static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+static WORKER_LAUNCHES: AtomicU64 = AtomicU64::new(0);
 
-/// Update launches so far in this process (0 on the CPU, where nothing is launched).
+/// The server's update launches so far in this process (0 on the CPU, where nothing is launched).
 pub fn launches() -> u64 {
     LAUNCHES.load(Ordering::Relaxed)
+}
+
+/// Likewise those of workers: local steps, and writes to weights that nobody guards.
+pub fn worker_launches() -> u64 {
+    WORKER_LAUNCHES.load(Ordering::Relaxed)
 }
 
 /// Begins to count launches anew, after a warm-up.
 pub fn forget_launches() {
     LAUNCHES.store(0, Ordering::Relaxed);
+    WORKER_LAUNCHES.store(0, Ordering::Relaxed);
+}
+
+pub(crate) fn count_worker_launch() {
+    WORKER_LAUNCHES.fetch_add(1, Ordering::Relaxed);
 }
 
 pub(crate) fn count_launch() {
@@ -447,7 +458,8 @@ impl Update<'_> {
             retired.resize(retired.len().next_power_of_two(), first);
         }
         plan.retired = retired.len();
-        let skip_gradient = plan.kind == Kind::Nothing;
+        let plan_kind = plan.kind;
+        let skip_gradient = plan_kind == Kind::Nothing;
         let room = room - retired.len().min(room - 1);
         let segments = incoming.layout.segments();
         for (part, (segments, gradients)) in segments.chunks(room).zip(incoming.buffers.chunks(room)).enumerate() {
@@ -503,7 +515,11 @@ impl Update<'_> {
                     plan,
                 )
             }
-            count_launch();
+            if plan_kind == Kind::Local {
+                count_worker_launch()
+            } else {
+                count_launch()
+            }
             if skip_gradient {
                 break;
             }
@@ -720,7 +736,7 @@ fn update_kernel<N: Size>(
                 if comptime!(plan.adaptive) {
                     let square = row[at] * Vector::new(mix) + g * g * Vector::new(1.0f32 - mix);
                     row[at] = square;
-                    lambda = lambda / Vector::sqrt(square + Vector::new(SQUARE_FLOOR));
+                    lambda /= Vector::sqrt(square + Vector::new(SQUARE_FLOOR));
                 }
                 direction = g + lambda * g * g * (weights[at] - sent[at]);
             }

@@ -55,6 +55,6 @@ impl Rule for AdaSync {
 #[test]
 fn k_grows_as_the_loss_falls() {
     let mut rule = super::tests::rule("adasync", 3);
-    let mut steps = |loss| rule.on_arrival(&Arrival { loss, ..Arrival::default() }).step.is_some();
-    assert_eq!([Some(9.0), Some(2.0), None, None].map(|l| steps(l)), [true, true, false, true]);
+    let steps = |loss| rule.on_arrival(&Arrival { loss, ..Arrival::default() }).step.is_some();
+    assert_eq!([Some(9.0), Some(2.0), None, None].map(steps), [true, true, false, true]);
 }

@@ -54,6 +54,6 @@ impl Rule for Fadas {
 #[test]
 fn late_buffers_step_less() {
     let mut rule = super::tests::rule("fadas:b=2", 4);
-    let mut step = |tau| super::tests::arrive(&mut *rule, 0, 0, tau).step.map(|s| s.scale);
-    assert_eq!([4, 2, 1, 0].map(|tau| step(tau)), [None, Some(0.25), None, Some(1.0)]);
+    let step = |tau| super::tests::arrive(&mut *rule, 0, 0, tau).step.map(|s| s.scale);
+    assert_eq!([4, 2, 1, 0].map(step), [None, Some(0.25), None, Some(1.0)]);
 }

@@ -2,16 +2,20 @@
 //! models are copied, nothing is incremental. It shares no code with the program. Speeds are fixed; what a rule draws at random
 //! is read from the program's own log (`targets`: who was sent which version).
 
+// Recurrences are written with their indices, as in the papers.
+#![allow(clippy::needless_range_loop)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 type Vector = Vec<f64>;
+type Gradient<'a> = dyn Fn(usize, &[f64]) -> (f64, Vector) + 'a;
 
 /// A run to be simulated.
 pub struct Scenario<'a> {
     /// Time of a job of each worker.
     pub speeds: Vec<f64>,
     /// Worker, point → loss and gradient.
-    pub gradient: &'a dyn Fn(usize, &[f64]) -> (f64, Vector),
+    pub gradient: &'a Gradient<'a>,
     pub start: Vector,
     pub lr: f64,
     pub updates: usize,
@@ -451,7 +455,7 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
                     }
                 } else {
                     w.step(&g, 1.0);
-                    if w.t % (p + q) == 0 && keys["enter"] == "cancel" {
+                    if w.t.is_multiple_of(p + q) && keys["enter"] == "cancel" {
                         (0..n).filter(|j| *j != i).for_each(|j| w.restart(j));
                     }
                     w.give(i);
@@ -535,7 +539,7 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
                 let (beta, rate) = (number("momentum"), w.rate() * number("outer_lr") / n as f64);
                 add(&mut w.gathered, &g, 1.0);
                 let mut step = g.clone();
-                if (w.t + 1) % n as u64 == 0 {
+                if (w.t + 1).is_multiple_of(n as u64) {
                     for j in 0..d {
                         w.velocity[j] = beta * w.velocity[j] + w.gathered[j];
                         w.gathered[j] = 0.0;
