@@ -145,7 +145,7 @@ impl Server<'_> {
             let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
             let decision = self.rule.on_arrival(&arrival);
             self.submit(|| {
-                state.apply(&gradient, &job.assignment.snapshot.weights, &decision, pending.len());
+                state.apply(&gradient, &job.assignment, &decision, pending.len());
                 state.device.flush()
             })?;
             state.done_with(job);

@@ -5,7 +5,7 @@
 //! * I3: the version grows by one per server update and by nothing else.
 //! * I8: a gradient's seal is bound by the update's launch; a snapshot is sealed after the launch that made it.
 
-use crate::crew::Running;
+use crate::crew::{Assignment, Running};
 use crate::error::Result;
 use crate::problem::Snapshot;
 use crate::rule::{Arrival, Decision, Fold, Needs, Optimizer, Rule, Start};
@@ -134,7 +134,7 @@ impl State {
         ring: usize,
     ) -> Self {
         let total = layout.total();
-        let layout = if needs.local.steps > 1 { layout.flat() } else { layout.clone() };
+        let layout = if needs.local.walks() { layout.flat() } else { layout.clone() };
         let zeros = || device.zeros(total);
         let snapshot = Snapshot { weights: device.upload(initial), seal: device.seal() };
         let rows = |_| (0..workers).map(|_| Row::zeros(device, &layout, descent.table_dtype)).collect();
@@ -200,7 +200,8 @@ impl State {
     }
 
     /// One launch: fold, and perhaps step. The loss goes to `slot` of the ring.
-    pub fn apply(&mut self, gradient: &Gradient, sent: &Buffer, decision: &Decision, slot: usize) {
+    pub fn apply(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
+        let sent = &job.snapshot.weights;
         self.arrivals += 1;
         if decision.fold == Fold::Live {
             self.loose.push(gradient.loss.clone());
@@ -220,7 +221,8 @@ impl State {
         if let (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) =
             (decision.fold, decision.step)
         {
-            let lr = (rate * step.scale) as f32;
+            // The rate at which the worker itself walked, so that x - η g is where it arrived.
+            let lr = (job.lr as f64 * step.scale * step.rate) as f32;
             let (worker, mut fresh) = (gradient.worker, self.recycler.take());
             let mut fresh_own = self.needs.own.then(|| self.recycler.take());
             let (mut fresh_peer, mut peer) = (None, None);
@@ -246,8 +248,16 @@ impl State {
             if let Some(fresh_own) = fresh_own {
                 self.publish_own(worker, fresh_own);
             }
+            let paired = peer.is_some();
             if let Some((peer, fresh_peer)) = peer.zip(fresh_peer) {
                 self.publish_own(peer, fresh_peer);
+            }
+            if paired && self.arrivals >= DERIVE_EVERY {
+                // The mean of all models, which is followed by increments, is taken anew.
+                self.arrivals = 0;
+                let models: Vec<Row> = self.own.iter().map(|model| Row::of(model.weights.clone())).collect();
+                let all: Vec<&Row> = models.iter().collect();
+                row::resum(&self.device, &self.layout, &mut fresh, &all, 1.0 / all.len() as f32);
             }
             return self.publish(fresh);
         }
@@ -287,7 +297,8 @@ impl State {
         let mut fresh = decision.step.map(|_| self.recycler.take());
         let step = decision.step.zip(fresh.as_mut()).map(|(step, fresh)| Step {
             fresh,
-            lr: (rate * step.scale) as f32,
+            lr: (rate * step.rate) as f32,
+            factor: step.scale as f32,
             keep: step.keep as f32,
             weight_decay: self.descent.weight_decay as f32,
             base: step.follow.map(|follow| (self.base.as_mut().expect(asked), follow as f32)),
@@ -321,7 +332,8 @@ impl State {
         let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
         let zeros = |len| self.device.zeros(len);
         let buffers: Vec<Buffer> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
-        let (loss, sent) = (zeros(1), self.snapshot.weights.clone());
+        let loss = zeros(1);
+        let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
         for _ in 0..4 * workers + 16 {
             let Some((worker, version)) = queue.pop_front() else { break };
@@ -343,7 +355,7 @@ impl State {
                 loss: loss.clone(),
                 seal: self.snapshot.seal.clone(),
             };
-            self.apply(&gradient, &sent, &decision, 0);
+            self.apply(&gradient, &job, &decision, 0);
             let now = self.version;
             queue.retain(|(i, _)| !decision.restart.contains(i));
             queue.extend(decision.restart.iter().map(|i| (*i, now)));

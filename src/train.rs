@@ -413,7 +413,7 @@ fn check_memory(
     };
     let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
     // Of each worker: snapshot and gradient; its own model; squares; the sum and the moments of local steps.
-    let local = if needs.local.steps > 1 { 2 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
+    let local = if needs.local.walks() { 2 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
     let each = 2 + needs.own as u64 + needs.squares as u64 + local;
     // On a GPU every stream keeps its own pool; on the CPU only those with a permit compute.
     let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;

@@ -216,7 +216,7 @@ impl Worker {
 
     /// Computes the job's gradient; `None` if it was given up before it, or between two local steps.
     fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
-        if self.local.steps <= 1 {
+        if !self.local.walks() {
             return self.gate.clone().pass(|| {
                 if self.given_up(job.number) {
                     return Ok(None);
@@ -232,7 +232,7 @@ impl Worker {
                 self.sealed(job.number, buffers, factor, loss).map(Some)
             });
         }
-        let (total, stride) = (self.layout.total(), self.local.steps as u64);
+        let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
         let zeros = || self.device.zeroed(total);
         let mut sum = zeros();
         let mut losses = self.device.zeroed(1);
@@ -279,6 +279,7 @@ impl Worker {
                     step: Some(Step {
                         fresh: &mut fresh,
                         lr: self.local.lr.map_or(job.lr, |lr| lr as f32),
+                        factor: 1.0,
                         keep: 1.0,
                         weight_decay: self.local.adamw.unwrap_or(0.0) as f32,
                         base: None,

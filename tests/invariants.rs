@@ -183,7 +183,7 @@ fn local_steps_arrive_as_the_sum_of_their_gradients() {
 fn a_step_may_scale_the_rate_and_keep_part_of_the_sum() {
     // f(x) = ½ x²: s = 2, w = 2 - 0.1·0.5·2 = 1.9, s = 0.5·2 = 1; s = 1 + 1.9 = 2.9, w = 1.9 - 0.05·2.9.
     let rule = by(|_: &Arrival| Decision {
-        step: Some(Step { scale: 0.5, keep: 0.5, follow: None }),
+        step: Some(Step { scale: 0.5, rate: 1.0, keep: 0.5, follow: None }),
         start: Start::Sender,
         ..Decision::fold(Fold::Sum { scale: 1.0 })
     });

@@ -105,7 +105,16 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
             _ => Method::Adam { first: &mut first, second: &mut second, largest: Some(&mut third), constants },
         };
         let based = (case.fold == "based").then_some((&mut base, 0.4));
-        let step = Step { fresh: &mut fresh, lr: 0.1, keep: case.keep, weight_decay: case.decay, base: based, method };
+        let factor_of_step = if case.clipped { 0.6 } else { 1.0 };
+        let step = Step {
+            fresh: &mut fresh,
+            lr: 0.1,
+            factor: factor_of_step,
+            keep: case.keep,
+            weight_decay: case.decay,
+            base: based,
+            method,
+        };
         Update {
             gradient: Incoming {
                 layout,
@@ -229,7 +238,7 @@ fn update_by_hand(device: &Device) {
     let mut row = Row::zeros(device, &layout, Dtype::F32);
     for (gradient, scale, steps) in [([1.0, 1.0], 0.0, false), ([3.0, -1.0], 0.25, true)] {
         let method = Method::Plain;
-        let step = Step { fresh: &mut fresh, lr: 0.5, keep: 1.0, weight_decay: 0.0, base: None, method };
+        let step = Step { fresh: &mut fresh, lr: 0.5, factor: 1.0, keep: 1.0, weight_decay: 0.0, base: None, method };
         Update {
             gradient: Incoming {
                 layout: &layout,

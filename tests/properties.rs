@@ -218,12 +218,26 @@ proptest! {
     }
 
     #[test]
-    fn jobs_are_shared_evenly_by_random((n, seed) in (2..7usize, any::<u64>())) {
+    fn jobs_are_shared_evenly_by_rules_that_draw((n, seed) in (2..7usize, any::<u64>())) {
         let choices: Vec<usize> = (0..6000).map(|k| k * 31 % 977).collect();
-        let mut counts = vec![0f64; n];
-        play("random", n, seed, &choices).iter().flat_map(|h| h.sent.clone()).for_each(|i| counts[i] += 1.0);
-        let each = 6000.0 / n as f64;
-        // Chi-square with n - 1 <= 5 degrees of freedom: 30 is exceeded once in some 70,000.
-        prop_assert!(counts.iter().map(|c| (c - each).powi(2) / each).sum::<f64>() < 30.0, "{:?}", counts);
+        for rule in ["random", "random-waiting:b=2", "minibatch:b=3"] {
+            let mut counts = vec![0f64; n];
+            play(rule, n, seed, &choices).iter().flat_map(|h| h.sent.clone()).for_each(|i| counts[i] += 1.0);
+            let each = counts.iter().sum::<f64>() / n as f64;
+            // Chi-square with n - 1 <= 5 degrees of freedom: 30 is exceeded once in some 70,000.
+            let square = counts.iter().map(|c| (c - each).powi(2) / each).sum::<f64>();
+            prop_assert!(square < 30.0, "{} {:?}", rule, counts);
+        }
+    }
+
+    #[test]
+    fn workers_are_there_in_mifa_as_often_as_said((n, seed) in (4..9usize, any::<u64>())) {
+        let choices: Vec<usize> = (0..8000).map(|k| k * 31 % 977).collect();
+        let happened = play("mifa:available=0.7", n, seed, &choices);
+        let rounds: Vec<_> = happened.iter().filter(|h| h.decision.step.is_some()).collect();
+        let there: usize = rounds.iter().map(|h| h.sent.len()).sum();
+        // Empty rounds are drawn again; with four workers or more that is less than one in a hundred.
+        let share = there as f64 / (rounds.len() * n) as f64;
+        prop_assert!((share - 0.7).abs() < 0.04, "{}", share);
     }
 }

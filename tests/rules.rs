@@ -23,6 +23,8 @@ const ROWS: &[(&str, Option<&str>)] = &[
     ("staleness", Some("staleness")),
     ("delay-adaptive:form=mishchenko", Some("delay-adaptive")),
     ("delay-adaptive:form=koloskova,tau_c=2", Some("delay-adaptive:form=koloskova")),
+    ("delay-adaptive:form=koloskova,tau_c=2,late=drop", Some("delay-adaptive:form=koloskova,late=drop")),
+    ("delay-adaptive:form=koloskova,tau_c=1,smoothness=1.5", Some("delay-adaptive:form=koloskova,smoothness=1")),
     ("dude:c=1,init=barrier", Some("dude")),
     ("dude:c=3,init=barrier", Some("dude:c=1")),
     // With `keep-busy` the first answer only fills the table (as its source has it): one gradient more than SGD.
@@ -33,6 +35,7 @@ const ROWS: &[(&str, Option<&str>)] = &[
     ("ace", Some("ace")),
     ("aced:max_age=4", Some("aced")),
     ("rescaled:speeds=known", Some("rescaled")),
+    ("rescaled:speeds=estimated", Some("rescaled:speeds=estimated")),
     ("ksync:k=2", Some("ksync")),
     ("kbatchsync:k=3", Some("kbatchsync")),
     ("kasync:k=2", Some("kasync")),
@@ -70,6 +73,7 @@ const ROWS: &[(&str, Option<&str>)] = &[
     ("easgd:period=3,alpha=0.2", None),
     ("diloco:h=3,outer_lr=0.7,momentum=0.9,inner=sgd", Some("diloco:h=1,outer_lr=1,momentum=0,inner=sgd")),
     ("diloco:h=4,outer_lr=0.7,momentum=0.9,inner=adamw,decay=0.1", None),
+    ("diloco:h=1,outer_lr=0.7,momentum=0.9,inner=adamw,decay=0.1", None),
     ("async-diloco:h=6,outer_lr=0.7,momentum=0.9,inner=sgd", Some("async-diloco:h=1,outer_lr=1,momentum=0,inner=sgd")),
     ("async-diloco:h=4,outer_lr=0.7,momentum=0.9,inner=adamw,decay=0.1", None),
     ("adpsgd", Some("adpsgd")),
@@ -148,6 +152,8 @@ const LIMITS: &[(&str, f64, f64, f64)] = &[
     ("aced:max_age=4", 0.9473, 2e-2, f64::NAN),
     ("rescaled", -0.9973, 1e-2, 0.5454),
     ("rescaled:speeds=estimated", -0.9973, 1e-2, 0.5454),
+    // Momentum does not undo what a rule's factors are for.
+    ("rescaled --momentum 0.5", -1.0, 3e-2, 0.5454),
     ("ksync:k=2", 1.5, 1e-2, 2.0),
     ("kbatchsync:k=3", 1.0, 1e-2, 2.0),
     ("kasync:k=2", 0.0, 1e-2, 1.3333),
@@ -377,9 +383,19 @@ fn main() {
         add(format!("{rule}: arrivals are applied or dropped"), false, Box::new(move || books(rule)));
     }
     // What combines with the rules, on each kind of fold.
-    for rule in
-        ["asgd", "sync", "kasync:k=2", "dude:c=1,init=barrier", "ringleader", "dcasgd:lambda=0.04,adaptive=false"]
-    {
+    for rule in [
+        "asgd",
+        "sync",
+        "staleness",
+        "rescaled:speeds=known",
+        "kasync:k=2",
+        "dude:c=1,init=barrier",
+        "aced:max_age=4",
+        "ringleader",
+        "hybrid:threshold=step,step=7,horizon=100,flush=mean",
+        "fedbuff:b=2,q=3,local_lr=0.5,exponent=0.5",
+        "dcasgd:lambda=0.04,adaptive=false",
+    ] {
         for backend in ["cpu", "wgpu"] {
             let every = if rule == "sync" { 1 } else { 4 };
             add(
@@ -394,6 +410,18 @@ fn main() {
                 }),
             );
         }
+    }
+    for rule in ["fedasync:weighting=constant,alpha=0.6,q=3,mu=0.1", "easgd:period=3,alpha=0.2", "adpsgd"] {
+        add(
+            format!("{rule}: clipping and a schedule in float64"),
+            false,
+            Box::new(move || {
+                against_reference(rule, "cpu", "--clip 3 --schedule step:7,0.5", |s| {
+                    s.clip = Some(3.0);
+                    s.schedule = &|t| 0.5f64.powf((t as f64 / 7.0).floor());
+                })
+            }),
+        );
     }
     add("hogwild: one worker is SGD".into(), false, Box::new(|| one_worker_is_sgd("hogwild", "wall")));
     add("hogwild: it trains".into(), false, Box::new(hogwild_trains));

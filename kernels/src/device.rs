@@ -61,6 +61,9 @@ pub enum Buffer {
     },
 }
 
+/// A buffer to bind, and its length in vectors.
+pub(crate) type Slot = (Handle, usize);
+
 /// Orders a consumer behind everything that the producer's thread had enqueued when the seal was made.
 ///
 /// Why it works: CubeCL makes a stream wait for another when it binds a buffer that was *allocated* there after its last

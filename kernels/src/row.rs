@@ -3,9 +3,8 @@
 //! In bf16 (the upper half of an f32, rounded to nearest, ties to even) a row takes half the memory. Two neighbours share a
 //! 32-bit word, the first in the lower half; on a GPU a model whose tensors are not all of even size takes a word for each.
 
-use crate::device::{Buffer, Device, Gpu};
+use crate::device::{Buffer, Device, Gpu, Slot};
 use crate::layout::Layout;
-use crate::update::Slot;
 use cubecl::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +42,11 @@ impl Row {
     /// A row of zeros for a model of this layout.
     pub fn zeros(device: &Device, layout: &Layout, dtype: Dtype) -> Self {
         Row { values: device.zeros(Self::floats(layout, dtype)), dtype }
+    }
+
+    /// A flat buffer seen as a row; no byte is copied.
+    pub fn of(values: Buffer) -> Self {
+        Row { values, dtype: Dtype::F32 }
     }
 
     /// 32-bit words of a row.

@@ -10,7 +10,8 @@
 //! local        s' = s + d                                    a = g + μ (w - x)   (a worker's own local step)
 //! nothing      the gradient is dropped; only its loss is noted
 //!
-//! step         a += b, b' = b + k (a - b)                    (with a base b: calibration)
+//! step         a *= f                                        (the rule's factor of this step's direction)
+//!              a += b, b' = b + k (a - b)                    (with a base b: calibration)
 //!              d = a + λ w                                   plain
 //!              v' = β v + d ; d = v'                         heavy ball
 //!              p' = p + d ; on turn v' = β v + p', d += β v', p'' = 0            (delayed) Nesterov
@@ -22,7 +23,7 @@
 //! fresh buffer, so a published snapshot is never written. All other state is touched by the server's stream alone and
 //! stays in place. Each byte is read once and written once.
 
-use crate::device::{Buffer, Device, Gpu, Seal};
+use crate::device::{Buffer, Device, Gpu, Seal, Slot};
 use crate::layout::Layout;
 use crate::row::{self, Row};
 use cubecl::prelude::*;
@@ -151,6 +152,8 @@ pub struct Step<'a> {
     pub fresh: &'a mut Buffer,
     /// η.
     pub lr: f32,
+    /// f, of the direction: before weight decay and momentum.
+    pub factor: f32,
     /// k: what remains of the sum (0 empties it, 1 keeps it).
     pub keep: f32,
     /// λ, of the current weights.
@@ -295,6 +298,9 @@ impl Update<'_> {
             }
             let Some(step) = &mut step else { return };
             let w = &weights.host()[there.clone()];
+            if step.factor != 1.0 {
+                d.iter_mut().for_each(|d| *d *= step.factor);
+            }
             if let Some((base, k)) = &mut step.base {
                 for (d, b) in d.iter_mut().zip(&mut base.host_mut()[there.clone()]) {
                     let own = *d;
@@ -412,6 +418,8 @@ impl Update<'_> {
                 _ => Keep::Part,
             };
             plan.decays = step.weight_decay != 0.0;
+            plan.scales = step.factor != 1.0;
+            numbers.weight = step.factor;
             (numbers.lr, numbers.keep, numbers.decay) = (step.lr, step.keep, step.weight_decay);
             slots.fresh = slots.all(step.fresh);
             if let Some((base, k)) = &step.base {
@@ -501,6 +509,7 @@ impl Update<'_> {
                     BufferArg::from_raw_parts(gpu.sealed(incoming.seal), 4),
                     numbers.scale,
                     numbers.mix,
+                    numbers.weight,
                     numbers.lr,
                     numbers.keep,
                     numbers.decay,
@@ -526,9 +535,6 @@ impl Update<'_> {
         }
     }
 }
-
-/// A buffer to bind, and its length in vectors.
-pub(crate) type Slot = (cubecl::server::Handle, usize);
 
 /// What is bound where; a slot that a plan does not touch holds a stand-in.
 struct Slots {
@@ -579,6 +585,7 @@ impl Slots {
 struct Numbers {
     scale: f32,
     mix: f32,
+    weight: f32,
     lr: f32,
     keep: f32,
     decay: f32,
@@ -630,6 +637,7 @@ struct Plan {
     proximal: bool,
     steps: bool,
     keeps: Keep,
+    scales: bool,
     decays: bool,
     based: bool,
     method: Way,
@@ -663,6 +671,7 @@ fn update_kernel<N: Size>(
     _seal: &[f32],
     scale: f32,
     mix: f32,
+    weight: f32,
     lr: f32,
     keep: f32,
     decay: f32,
@@ -754,6 +763,9 @@ fn update_kernel<N: Size>(
             }
             if comptime!(plan.steps) {
                 let w = weights[at];
+                if comptime!(plan.scales) {
+                    direction *= Vector::new(weight);
+                }
                 if comptime!(plan.based) {
                     let b = base[at];
                     base[at] = b + direction * Vector::new(follow);

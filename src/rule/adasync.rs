@@ -3,7 +3,7 @@
 //! s += g_i / K  for K distinct workers, who wait ;   x_{t+1} = x_t - η s ;   K = K_0 √(F(x_0)/F(x_{t+1})), rounded, 1 to n
 //! ```
 //! Dutta, Wang, Joshi 2020 (arXiv 2003.10579): K minimises the bound A F(x) E[time](K)/(ηT) + B ησ²/K at every moment. F is the
-//! mean of recent batch losses, known some arrivals late; K is chosen anew at every update (theirs: every 60 seconds).
+//! mean of recent batch losses, known some arrivals late; K is chosen anew at every update (theirs: every so many seconds).
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Keys, Needs, Rule, Setting, Start, shared::LossRatio};
 use crate::error::Result;

@@ -7,7 +7,7 @@
 //!
 //! Liu et al. 2024 (arXiv 2401.09135). Empirical: momentum at every arrival of stale differences hurts, delayed it does not.
 //! N is the number of workers. Speeds are those of each worker's last job; a job of fewer steps takes proportionally less
-//! simulated time. H, η_o, β and the inner AdamW as in `diloco`.
+//! simulated time. H, η_o, β, the inner AdamW and what a --schedule does as in `diloco`.
 
 use super::shared::{OUTER, Outer};
 use super::{Arrival, Cost, Decision, Entry, Needs, Optimizer, Rule};
@@ -42,7 +42,7 @@ impl Rule for AsyncDiLoCo {
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {
         self.speeds[a.worker] = if a.seconds > 0.0 { a.steps as f64 / a.seconds } else { 0.0 };
-        Decision::direct().scaled(self.outer.lr / self.speeds.len() as f64)
+        Decision::direct().rated(self.outer.lr / self.speeds.len() as f64)
     }
 }
 

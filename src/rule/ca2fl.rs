@@ -42,7 +42,7 @@ impl Rule for Ca2fl {
         if self.senders.len() < self.b {
             return fold;
         }
-        let step = Step { scale: 1.0, keep: 0.0, follow: Some(self.b as f64 / self.n as f64) };
+        let step = Step { scale: 1.0, rate: 1.0, keep: 0.0, follow: Some(self.b as f64 / self.n as f64) };
         Decision { step: Some(step), ..fold }.start(Start::These(self.senders.drain(..).collect()))
     }
 }

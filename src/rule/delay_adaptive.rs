@@ -1,15 +1,13 @@
 //! Delay-adaptive asynchronous SGD: pure ASGD with smaller steps for gradients that come very late.
-//!
 //! ```text
 //! mishchenko   x -= η n/max(n, τ) g
 //! koloskova    x -= η g  if τ <= τ_c,  else  min(η, 1/(4 L τ)) g  (L given),  η τ_c/τ g  (not given),  or nothing (late=drop)
 //! ```
-//!
-//! Mishchenko, Bach, Even, Woodworth 2022 (arXiv 2206.07638); Koloskova, Stich, Jaggi 2022 (arXiv 2206.08307). Proved for
-//! homogeneous data: rates that depend on n, or on the mean delay, and not on the largest. Under heterogeneity the bias of
-//! pure ASGD grows. Where L is unknown we scale by τ_c/τ, as public re-implementations do.
+//! Mishchenko, Bach, Even, Woodworth 2022 (arXiv 2206.07638); Koloskova, Stich, Jaggi 2022 (arXiv 2206.08307). Proved for alike
+//! data: rates by n, or by the mean delay, not the largest; else the bias of pure ASGD grows. A --schedule scales both forms.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Rule, Start};
+use crate::error::Error;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "delay-adaptive",
@@ -25,10 +23,16 @@ pub(super) const ENTRY: Entry = Entry {
     ],
     build: |keys, setting| {
         let koloskova = keys.choice("form", &[("mishchenko", false), ("koloskova", true)])?;
-        let drops = keys.choice("late", &[("scale", false), ("drop", true)])? && koloskova;
-        let bound = keys.number("smoothness", 0.0, 1e-12..=1e12)? * 4.0 * setting.lr * koloskova as u8 as f64;
-        let tau_c = keys.count("tau_c", setting.workers, 1..=usize::MAX)? as f64;
-        Ok(Box::new(DelayAdaptive { tau_c, drops, bound }))
+        let drops = keys.choice("late", &[("scale", false), ("drop", true)])?;
+        let bound = keys.number("smoothness", 0.0, 1e-12..=1e12)? * 4.0 * setting.lr;
+        if !koloskova && (drops || bound > 0.0) {
+            return Err(Error::usage("--rule delay-adaptive: late and smoothness need form=koloskova"));
+        }
+        Ok(Box::new(DelayAdaptive {
+            tau_c: keys.count("tau_c", setting.workers, 1..=usize::MAX)? as f64,
+            drops,
+            bound,
+        }))
     },
 };
 

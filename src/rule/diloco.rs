@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Douillard et al. 2023. Empirical; nothing is proved for it. H = 500, η_o = 0.7, β = 0.9 as there; η is --lr (there 4e-4). The
-//! inner moments begin at zero in every job (theirs go on), since here a job's answer depends on its snapshot alone.
+//! inner moments begin at zero in every job (theirs go on), since here a job's answer depends on its snapshot alone. v gathers
+//! sums of directions and is multiplied by today's η, which differs from theirs under a --schedule.
 
 use super::shared::{OUTER, Outer};
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Optimizer, Rule, Start};
@@ -35,7 +36,7 @@ impl Rule for DiLoCo {
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
         self.answered = (self.answered + 1) % self.n;
         let fold = Decision::fold(Fold::Sum { scale: 1.0 / self.n as f64 });
-        if self.answered > 0 { fold } else { fold.step(0.0, Start::Everybody).scaled(self.outer.lr) }
+        if self.answered > 0 { fold } else { fold.step(0.0, Start::Everybody).rated(self.outer.lr) }
     }
 }
 
@@ -43,5 +44,5 @@ impl Rule for DiLoCo {
 #[test]
 fn the_outer_step_has_its_own_rate() {
     let mut rule = super::tests::rule("diloco:h=2,outer_lr=0.5", 1);
-    assert_eq!((rule.needs().local.steps, super::tests::arrive(&mut *rule, 0, 0, 0).step.unwrap().scale), (2, 0.5));
+    assert_eq!((rule.needs().local.steps, super::tests::arrive(&mut *rule, 0, 0, 0).step.unwrap().rate), (2, 0.5));
 }

@@ -49,7 +49,7 @@ impl Order {
     pub(super) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
         let mut fixed = None;
         if let Some(text) = keys.text("order") {
-            let order: Vec<usize> = text.split('-').filter_map(|i| i.parse().ok()).collect();
+            let order: Vec<usize> = text.split('-').map(|i| i.parse().unwrap_or(usize::MAX)).collect();
             if order.len() != setting.workers || !(0..setting.workers).all(|i| order.contains(&i)) {
                 return Err(Error::usage(format!("--rule: order={text} must name each worker once, like 2-0-1")));
             }

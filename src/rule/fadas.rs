@@ -3,8 +3,8 @@
 //! Δ = (1/b) Σ Δ_i ;  m = β1 m + (1-β1) Δ ;  u = β2 u + (1-β2) Δ² ;  û = max(û, u) ;  x -= η_t m/(√û + ε)
 //! η_t = η / τ_max of the buffer  if τ_max > τ_c,  else η
 //! ```
-//! Wang, Wang, Li, Chen 2024 (ICML). Proved: O(1/√(Tb)) for nonconvex f; the delay-adaptive step takes τ_max out of the leading
-//! term. η is --lr (the authors: 1e-4, adaptive 1e-3); Δ_i as in `fedbuff`. No bias correction, as in the authors' code.
+//! Wang, Wang, Lu, Chen 2024 (ICML). Proved: O(1/√(Tb)) for nonconvex f; the delay-adaptive step takes τ_max out of the leading
+//! term. η is --lr (the authors: 1e-4, adaptive 1e-3); Δ_i as in `fedbuff`. No bias correction and η/τ_max as in their code.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Local, Needs, Optimizer, Rule, Start};
 
@@ -46,7 +46,7 @@ impl Rule for Fadas {
         let fold = Decision::fold(Fold::Sum { scale: self.factor / self.b as f64 }).start(Start::Sender);
         let late = if self.count == 0 { std::mem::take(&mut self.late) } else { 0 };
         let scale = if late > self.tau_c { 1.0 / late as f64 } else { 1.0 };
-        fold.step_if(self.count == 0, 0.0, || Start::Sender).scaled(scale)
+        fold.step_if(self.count == 0, 0.0, || Start::Sender).rated(scale)
     }
 }
 
@@ -54,6 +54,6 @@ impl Rule for Fadas {
 #[test]
 fn late_buffers_step_less() {
     let mut rule = super::tests::rule("fadas:b=2", 4);
-    let step = |tau| super::tests::arrive(&mut *rule, 0, 0, tau).step.map(|s| s.scale);
+    let step = |tau| super::tests::arrive(&mut *rule, 0, 0, tau).step.map(|s| s.rate);
     assert_eq!([4, 2, 1, 0].map(step), [None, Some(0.25), None, Some(1.0)]);
 }

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! worker: q steps y -= η (g_i(y) + μ (y - x_v)) from y = x_v      server: x = (1 - α_τ) x + α_τ y,  α_τ = α s(τ) ;  x to i
-//! s: constant 1 ;  hinge 1 if τ <= b, else 1/(a (τ - b)) ;  poly (1+τ)^-a
+//! s: constant 1 ;  hinge 1 if τ <= b, else min(1, 1/(a (τ - b))) ;  poly (1+τ)^-a
 //! ```
 //!
-//! Xie, Koyejo, Gupta 2019. Proved: linear convergence to a ball for weakly convex f with bounded staleness. It mixes models, so
-//! server momentum and weight decay have no place. α = 0.6, a = 10 and b = 6 for hinge, a = 0.5 for poly, μ = 0.005 as there.
+//! Xie, Koyejo, Gupta 2019. Proved: linear convergence to a ball for weakly convex f with bounded staleness. α = 0.6, a = 10 and
+//! b = 6 for hinge, a = 0.5 for poly, μ = 0.005. The hinge is that of public code; the paper adds 1 to its denominator.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Local, Needs, Rule, Start};
 

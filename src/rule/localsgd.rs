@@ -4,8 +4,8 @@
 //! worker: U steps y -= η g_i(y) from y = x_t     server: x_{t+1} = x_t - (η/n) Σ_i Σ_u g_i^u  (the mean of all y) ;  x_{t+1} to all
 //! ```
 //!
-//! Stich 2019; McMahan et al. 2017 (FedAvg). Proved: O(1/√(TnU)) for nonconvex f, with a drift of order η²U²ζ² when the f_i
-//! differ. The papers fix no U; ours is 5.
+//! Stich 2019; McMahan et al. 2017 (FedAvg). Proved: O(1/√(TnU)) for nonconvex f (Yu, Yang, Zhu 2019), with a drift of order
+//! η²U²ζ² when the f_i differ. The papers fix no U; ours is 5.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Local, Needs, Rule, Start};
 

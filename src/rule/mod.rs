@@ -133,11 +133,13 @@ impl Fold {
     }
 }
 
-/// A server update: w -= η · scale · direction, and then s *= keep.
+/// A server update: w -= η · rate · (scale · direction, through weight decay and momentum), and then s *= keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// Factor of the learning rate.
+    /// Factor of the direction: what this gradient, or this sum, counts.
     pub scale: f64,
+    /// Factor of the learning rate: how far this step goes, whatever its direction.
+    pub rate: f64,
     /// What remains of the sum.
     pub keep: f64,
     /// With a base b ([`Needs::base`]): the direction is s + b, and b moves by this much of s.
@@ -187,7 +189,7 @@ impl Decision {
 
     /// Adds a step that leaves `keep` of the sum, after which `start` begin.
     pub fn step(self, keep: f64, start: Start) -> Self {
-        Decision { step: Some(Step { scale: 1.0, keep, follow: None }), start, ..self }
+        Decision { step: Some(Step { scale: 1.0, rate: 1.0, keep, follow: None }), start, ..self }
     }
 
     /// The same, if the rule `fires`; without a step otherwise, and nobody starts.
@@ -195,9 +197,15 @@ impl Decision {
         if fires { self.step(keep, start()) } else { self }
     }
 
-    /// Scales the step, if there is one.
+    /// Scales the step's direction, if there is a step.
     pub fn scaled(mut self, scale: f64) -> Self {
         self.step = self.step.map(|step| Step { scale: scale * step.scale, ..step });
+        self
+    }
+
+    /// Scales the step's learning rate, if there is a step.
+    pub fn rated(mut self, rate: f64) -> Self {
+        self.step = self.step.map(|step| Step { rate: rate * step.rate, ..step });
         self
     }
 
@@ -269,6 +277,13 @@ pub struct Needs {
     pub optimizer: Optimizer,
     /// What workers do before they answer.
     pub local: Local,
+}
+
+impl Local {
+    /// Whether a worker walks on its own, and answers with the sum of its directions instead of a gradient.
+    pub fn walks(&self) -> bool {
+        self.steps > 1 || self.adamw.is_some()
+    }
 }
 
 impl Needs {

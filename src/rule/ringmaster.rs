@@ -5,7 +5,7 @@
 //! with stops:  after each update, whoever's running job has reached the delay R begins again at the current x
 //! ```
 //!
-//! Maranjyan, Tyurin, Richtárik 2025 (ICML, Algorithms 1 and 2). Proved: optimal time for homogeneous data with
+//! Maranjyan, Tyurin, Richtárik 2025 (ICML). Proved: optimal time for homogeneous data with
 //! R = max(1, σ²/ε) and η = min(1/(2RL), ε/(4Lσ²)). A small R silences slow workers, which is a bias when data differ; R = 1
 //! is SGD on the fastest worker, R without end is pure ASGD. R depends on σ²/ε in the paper; ours is the number of workers.
 

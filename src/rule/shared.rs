@@ -74,8 +74,12 @@ pub(super) enum Bound {
 
 impl Bound {
     pub(super) fn new(keys: &Keys) -> Result<Self> {
-        match keys.text("tau") {
-            None | Some("mean-staleness") => Ok(Bound::MeanStaleness(keys.number("beta", 2.0, 0.01..=1e9)?)),
+        let fixed = keys.text("tau").filter(|tau| *tau != "mean-staleness");
+        if fixed.is_some() && keys.text("beta").is_some() {
+            return Err(Error::usage("--rule abs: beta is for tau=mean-staleness"));
+        }
+        match fixed {
+            None => Ok(Bound::MeanStaleness(keys.number("beta", 2.0, 0.01..=1e9)?)),
             Some(text) => text.parse().map(Bound::Fixed).map_err(|_| {
                 Error::usage(format!("--rule: tau={text} must be mean-staleness or a whole number of updates"))
             }),

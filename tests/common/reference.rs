@@ -98,7 +98,7 @@ impl World<'_> {
 
     /// One update along a direction, with momentum and weight decay as the user asked for them.
     fn step(&mut self, direction: &[f64], scale: f64) {
-        let (rate, mut d) = (self.rate(), direction.to_vec());
+        let (rate, mut d) = (self.rate(), direction.iter().map(|d| d * scale).collect::<Vector>());
         add(&mut d, &self.x.clone(), self.s.weight_decay);
         if self.s.momentum > 0.0 && self.s.momentum_every == 1 {
             for (v, d) in self.velocity.iter_mut().zip(&mut d) {
@@ -115,7 +115,7 @@ impl World<'_> {
                 }
             }
         }
-        self.move_by(&d, rate * scale);
+        self.move_by(&d, rate);
     }
 
     fn move_by(&mut self, d: &[f64], rate: f64) {
@@ -196,7 +196,7 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
                 let back: Vector = y.iter().zip(&job.x).map(|(y, x)| y - x).collect();
                 add(&mut direction, &back, number("mu"));
             }
-            if keys.get("inner") == Some(&"adamw") && most > 1 {
+            if keys.get("inner") == Some(&"adamw") {
                 for j in 0..d {
                     m1[j] = 0.9 * m1[j] + 0.1 * direction[j];
                     m2[j] = 0.999 * m2[j] + 0.001 * direction[j] * direction[j];
@@ -220,14 +220,24 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
                 let scale = match keys["form"] {
                     "mishchenko" => n as f64 / (n as f64).max(tau as f64),
                     _ if tau as f64 <= number("tau_c") => 1.0,
+                    _ if keys.get("late") == Some(&"drop") => 0.0,
+                    _ if keys.contains_key("smoothness") => {
+                        f64::min(1.0, 1.0 / (4.0 * number("smoothness") * tau as f64 * s.lr))
+                    }
                     _ => number("tau_c") / tau as f64,
                 };
-                w.step(&g, scale);
+                if scale > 0.0 {
+                    w.step(&g, scale);
+                }
                 w.give(i);
             }
             "rescaled" => {
-                let all = s.speeds.iter().sum::<f64>() / n as f64;
-                w.step(&g, s.speeds[i] / all);
+                speeds[i] = s.speeds[i];
+                let known: Vec<f64> = match keys["speeds"] {
+                    "known" => s.speeds.clone(),
+                    _ => speeds.iter().copied().filter(|s| *s > 0.0).collect(),
+                };
+                w.step(&g, s.speeds[i] * known.len() as f64 / known.iter().sum::<f64>());
                 w.give(i);
             }
             "ringmaster" => {
@@ -487,13 +497,14 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
             "fedasync" => {
                 let alpha = number("alpha")
                     * match keys["weighting"] {
-                        "hinge" if tau as f64 > number("b") => 1.0 / (number("a") * (tau as f64 - number("b"))),
+                        "hinge" if tau as f64 > number("b") => {
+                            f64::min(1.0, 1.0 / (number("a") * (tau as f64 - number("b"))))
+                        }
                         "poly" => (1.0 + tau as f64).powf(-number("a")),
                         _ => 1.0,
                     };
-                // Its own end point, at the server's current rate.
                 let mut end = job.x.clone();
-                add(&mut end, &g, -w.rate());
+                add(&mut end, &g, -job.rate);
                 for j in 0..d {
                     w.x[j] = (1.0 - alpha) * w.x[j] + alpha * end[j];
                 }
@@ -502,7 +513,7 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
             }
             "easgd" => {
                 let mut end = job.x.clone();
-                add(&mut end, &g, -w.rate());
+                add(&mut end, &g, -job.rate);
                 for j in 0..d {
                     let pull = number("alpha") * (end[j] - w.x[j]);
                     own[i][j] = end[j] - pull;
@@ -515,8 +526,7 @@ pub fn simulate(rule: &str, s: &Scenario) -> Vec<(f64, Vector)> {
                 assert!(n <= 2, "the log does not say who the neighbour was");
                 let average = mean(&own, d);
                 own = vec![average; n];
-                let rate = w.rate();
-                add(&mut own[i], &g, -rate);
+                add(&mut own[i], &g, -job.rate);
                 w.x = mean(&own, d);
                 w.published();
                 w.give_model(i, own[i].clone(), most);
