@@ -80,8 +80,8 @@ pub struct Server<'a> {
     pub gate: Gate,
     /// Batch losses that have been read.
     pub losses: Losses,
-    /// On a GPU: the same rule once more, to be rehearsed before the clock starts.
-    pub rehearsal: Option<Box<dyn Rule>>,
+    /// On a GPU: the same rule once more, to be rehearsed before the clock starts, and whether gradients are clipped.
+    pub rehearsal: Option<(Box<dyn Rule>, bool)>,
     /// The weights that the workers write themselves, for a rule that has such.
     pub live: Option<Live>,
 }
@@ -92,10 +92,10 @@ impl Server<'_> {
         let (needs, device, workers) = (self.rule.needs(), self.device.clone(), self.crew.workers());
         let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
-        if let Some(rule) = self.rehearsal.take() {
+        if let Some((rule, clipped)) = self.rehearsal.take() {
             let rehearse = || {
                 let few = workers.min(2);
-                State::new(&device, layout, needs, descent, few, initial.clone(), ring).rehearse(rule, workers)
+                State::new(&device, layout, needs, descent, few, initial.clone(), ring).rehearse(rule, workers, clipped)
             };
             stopwatch.paused(rehearse)?;
         }
@@ -113,16 +113,15 @@ impl Server<'_> {
             Err(crate::error::Error::Interrupted(_)) => true,
             Err(error) => {
                 // What arrived before the failure is kept.
-                let _ = self.note(&mut state, &mut outcome, &mut pending);
+                let _ = self.note(&state, &mut outcome, &mut pending);
                 let _ = self.folder.flush();
                 return Err(error);
             }
             Ok(()) => false,
         };
-        self.note(&mut state, &mut outcome, &mut pending)?;
+        self.note(&state, &mut outcome, &mut pending)?;
         self.evaluate(&mut state, &mut outcome)?;
         self.folder.flush()?;
-        state.catch_up();
         outcome.weights = device.download(&state.snapshot.weights)?;
         self.progress.done();
         Ok(outcome)
@@ -246,14 +245,11 @@ impl Server<'_> {
     }
 
     /// Reads the ring of losses and writes the arrivals that it belongs to.
-    fn note(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
+    fn note(&mut self, state: &State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
         if pending.is_empty() {
             return Ok(());
         }
-        let losses = self.submit(|| match state.loose.is_empty() {
-            true => state.device.download(&state.losses),
-            false => state.device.download_each(&std::mem::take(&mut state.loose)),
-        })?;
+        let losses = self.submit(|| state.device.download(&state.losses))?;
         for (event, loss) in pending.iter_mut().zip(losses) {
             event.loss = loss.is_finite().then_some(loss);
             self.losses.push(loss as f64);

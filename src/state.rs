@@ -19,6 +19,9 @@ use std::collections::VecDeque;
 /// A sum that is kept by increments is derived from its table anew after so many arrivals, against drift.
 pub const DERIVE_EVERY: u64 = 4096;
 
+/// Arrivals of a rehearsal at most.
+const REHEARSED: usize = 5000;
+
 /// Settings of the update that are not the rule's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Descent {
@@ -118,8 +121,6 @@ pub struct State {
     drive: Drive,
     arrivals: u64,
     pub(crate) losses: Buffer,
-    /// Losses of a rule whose workers write the weights themselves: no launch of the server's gathers them.
-    pub(crate) loose: Vec<Buffer>,
 }
 
 impl State {
@@ -148,7 +149,6 @@ impl State {
             drive: Drive::new(&needs, &descent, zeros),
             recycler: Recycler::new(device.clone(), total),
             losses: device.zeros(ring),
-            loose: Vec::new(),
             version: 0,
             arrivals: 0,
             device: device.clone(),
@@ -177,7 +177,9 @@ impl State {
 
     /// A worker's job is over, and with it the server's hold on the model that it was sent.
     pub fn done_with(&mut self, job: Running) {
-        self.recycler.give(job.assignment.snapshot.weights);
+        if self.live.is_none() {
+            self.recycler.give(job.assignment.snapshot.weights);
+        }
     }
 
     /// Brings the snapshot up to date where workers write the weights themselves.
@@ -203,11 +205,7 @@ impl State {
     pub fn apply(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
         let sent = &job.snapshot.weights;
         self.arrivals += 1;
-        if decision.fold == Fold::Live {
-            self.loose.push(gradient.loss.clone());
-            self.version += 1;
-            return;
-        }
+        assert!(decision.fold != Fold::Drop || decision.step.is_none(), "a dropped gradient makes no step");
         let incoming = Incoming {
             layout: &self.layout,
             buffers: &gradient.buffers,
@@ -224,7 +222,8 @@ impl State {
             // The rate at which the worker itself walked, so that x - η g is where it arrived.
             let lr = (job.lr as f64 * step.scale * step.rate) as f32;
             let (worker, mut fresh) = (gradient.worker, self.recycler.take());
-            let mut fresh_own = self.needs.own.then(|| self.recycler.take());
+            let has_own = !matches!(decision.fold, Fold::Towards { .. }) && self.needs.own;
+            let mut fresh_own = has_own.then(|| self.recycler.take());
             let (mut fresh_peer, mut peer) = (None, None);
             let mixing = match (decision.fold, &mut fresh_own) {
                 (Fold::Towards { alpha }, _) => Mixing::Towards { sent, alpha: alpha as f32 },
@@ -263,7 +262,8 @@ impl State {
         }
         let asked = "the rule folds into state that it did not ask for";
         let fold = match decision.fold {
-            Fold::Drop => update::Fold::Nothing,
+            // Of a gradient that its worker has applied itself the loss is noted, behind its seal.
+            Fold::Drop | Fold::Live => update::Fold::Nothing,
             Fold::Direct => update::Fold::Direct { scale: 1.0 },
             Fold::Sum { scale } => update::Fold::Sum { sum: self.sums.first_mut().expect(asked), scale: scale as f32 },
             Fold::Row { table, mix, scale, forget } => {
@@ -292,10 +292,10 @@ impl State {
                 square: decay.map(|m| (self.squares.get_mut(gradient.worker).expect(asked), m as f32)),
             },
             Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. } => panic!("models are mixed by a step"),
-            Fold::Live => unreachable!("handled above"),
         };
-        let mut fresh = decision.step.map(|_| self.recycler.take());
-        let step = decision.step.zip(fresh.as_mut()).map(|(step, fresh)| Step {
+        let steps = decision.step.filter(|_| decision.fold != Fold::Live);
+        let mut fresh = steps.map(|_| self.recycler.take());
+        let step = steps.zip(fresh.as_mut()).map(|(step, fresh)| Step {
             fresh,
             lr: (rate * step.rate) as f32,
             factor: step.scale as f32,
@@ -312,6 +312,8 @@ impl State {
         if let Some(weights) = fresh {
             self.publish(weights);
             self.derive();
+        } else if decision.fold == Fold::Live {
+            self.version += 1;
         }
     }
 
@@ -327,15 +329,18 @@ impl State {
     }
 
     /// Compiles the rule's updates before the clock counts: plays the rule on this (throwaway) state with gradients of zeros, all
-    /// answering in turn. Stops at a decision that cannot be played so.
-    pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize) -> Result<()> {
+    /// answering in turn, until it has stepped.
+    pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize, clipped: bool) -> Result<()> {
         let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
         let zeros = |len| self.device.zeros(len);
         let buffers: Vec<Buffer> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
         let loss = zeros(1);
         let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
-        for _ in 0..4 * workers + 16 {
+        for arrivals in 0..REHEARSED {
+            if arrivals > 4 * workers + 16 && self.version > 2 {
+                break;
+            }
             let Some((worker, version)) = queue.pop_front() else { break };
             let (t, steps) = (self.version, rule.steps(worker));
             let staleness = t - version;
@@ -351,7 +356,7 @@ impl State {
                 worker: worker % rows,
                 job: 0,
                 buffers: buffers.clone(),
-                factor: None,
+                factor: clipped.then(|| loss.clone()),
                 loss: loss.clone(),
                 seal: self.snapshot.seal.clone(),
             };
@@ -366,7 +371,6 @@ impl State {
                 Start::These(who) => queue.extend(who.into_iter().map(|i| (i, now))),
             }
         }
-        self.loose.clear();
         update::forget_launches();
         Ok(self.device.sync()?)
     }

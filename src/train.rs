@@ -134,6 +134,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         false => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
+    let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));
     let server = Server {
         rule,
         device: backend.device.clone(),
@@ -310,7 +311,7 @@ fn fill(
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
-const ARITHMETIC: [&str; 18] = [
+const ARITHMETIC: [&str; 19] = [
     "rule",
     "workers",
     "dataset",
@@ -329,6 +330,8 @@ const ARITHMETIC: [&str; 18] = [
     "augment",
     "table_dtype",
     "precision",
+    // Some rules take job times from it; and last, so that what was meant is named first.
+    "delay",
 ];
 
 /// Compares this run with the configuration beside the log, if it is there.
@@ -412,9 +415,10 @@ fn check_memory(
         Optimizer::AmsGrad(..) => 3,
     };
     let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
-    // Of each worker: snapshot and gradient; its own model; squares; the sum and the moments of local steps.
-    let local = if needs.local.walks() { 2 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
-    let each = 2 + needs.own as u64 + needs.squares as u64 + local;
+    // Of each worker: snapshot, its pulled copy, and gradient; its own model; squares; sum, point and moments of local steps.
+    let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
+    let pulled = (backend.device.name() == "cuda") as u64;
+    let each = 2 + pulled + needs.own as u64 + needs.squares as u64 + local;
     // On a GPU every stream keeps its own pool; on the CPU only those with a permit compute.
     let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
     let need = (server + n * each) * model + table + computing * problem.activation_bytes + problem.data_bytes;

@@ -181,10 +181,9 @@ impl Worker {
 
     fn warm_up(&mut self) -> Result<(), String> {
         let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
-        self.gate.clone().pass(|| {
-            self.objective.gradient(&snapshot, 0).map_err(|e| e.to_string())?;
-            self.device.sync().map_err(|e| e.to_string())
-        })
+        let job = Job { number: 0, snapshot, delay: 0.0, lr: 0.0, steps: self.local.steps.clamp(1, 2) };
+        self.compute(&job)?;
+        self.gate.clone().pass(|| self.device.sync().map_err(|e| e.to_string()))
     }
 
     /// Computes a job and waits for its time; a failure or a panic becomes a message.
@@ -269,7 +268,7 @@ impl Worker {
                         layout: &self.layout,
                         buffers: &buffers,
                         factor: factor.as_ref(),
-                        seal: &job.snapshot.seal,
+                        seal: &current.seal,
                         loss: &loss,
                         losses: &mut losses,
                         slot: 0,

@@ -332,7 +332,7 @@ fn main() {
         for (step, keep, decay, clipped) in
             [(false, 1.0, 0.0, false), (true, 1.0, 0.0, true), (true, 0.0, 0.0, false), (true, 0.5, 0.01, false)]
         {
-            let own_step = ["compensated", "adaptive", "local", "proximal", "based"].contains(&fold);
+            let own_step = ["local", "proximal", "based"].contains(&fold);
             if fold == "nothing" && step || own_step && !step {
                 continue;
             }

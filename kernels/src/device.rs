@@ -140,17 +140,6 @@ impl Device {
         }
     }
 
-    /// The single floats of several buffers, in one wait.
-    pub fn download_each(&self, buffers: &[Buffer]) -> Result<Vec<f32>, DeviceError> {
-        match self {
-            Device::Cpu => Ok(buffers.iter().map(|b| b.host()[0]).collect()),
-            Device::Gpu(gpu) => {
-                let all = gpu.client.read(buffers.iter().map(Buffer::handle).collect()).map_err(failed)?;
-                Ok(all.iter().map(|bytes| bytemuck::pod_read_unaligned(&bytes[..4])).collect())
-            }
-        }
-    }
-
     /// Ends a run of work whose result goes to another thread: see [`Seal`].
     pub fn seal(&self) -> Seal {
         match self {

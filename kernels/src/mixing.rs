@@ -64,6 +64,7 @@ pub struct Exchange<'a> {
 impl Exchange<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {
+        self.gradient.check();
         match device {
             Device::Cpu => self.on_cpu(),
             Device::Gpu(gpu) => self.on_gpu(gpu),

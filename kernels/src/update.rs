@@ -209,6 +209,14 @@ const SQUARE_FLOOR: f32 = 1e-7;
 const BLOCK: usize = 1024;
 
 impl Incoming<'_> {
+    /// Panics unless there is one buffer per segment, as long as the segment: what a launch takes for granted.
+    pub(crate) fn check(&self) {
+        assert_eq!(self.buffers.len(), self.layout.segments().len(), "one gradient buffer per segment");
+        for (segment, buffer) in self.layout.segments().iter().zip(self.buffers) {
+            assert_eq!(buffer.len(), segment.len, "gradient of {}", segment.name);
+        }
+    }
+
     /// The plain loop: notes the loss, and calls `work(at, g)` with each block of the (clipped) gradient and its place.
     pub(crate) fn on_cpu(&mut self, mut work: impl FnMut(usize, &[f32])) {
         self.losses.host_mut()[self.slot] = self.loss.host()[0];
@@ -216,7 +224,6 @@ impl Incoming<'_> {
         let mut clipped = [0f32; BLOCK];
         for (segment, gradient) in self.layout.segments().iter().zip(self.buffers) {
             let gradient = gradient.host();
-            assert_eq!(gradient.len(), segment.len, "gradient of {}", segment.name);
             for (k, g) in gradient.chunks(BLOCK).enumerate() {
                 let at = segment.start + k * BLOCK;
                 match factor {
@@ -234,8 +241,7 @@ impl Incoming<'_> {
 impl Update<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {
-        let (buffers, segments) = (self.gradient.buffers.len(), self.gradient.layout.segments().len());
-        assert_eq!(buffers, segments, "one gradient buffer per segment");
+        self.gradient.check();
         match device {
             Device::Cpu => self.on_cpu(),
             Device::Gpu(gpu) => self.on_gpu(gpu),
@@ -376,7 +382,7 @@ impl Update<'_> {
         let mut numbers = Numbers::default();
         let mut plan = Plan { clipped: incoming.factor.is_some(), vector, ..Plan::default() };
         let mut retired: Vec<&Row> = Vec::new();
-        let reads_weights = step.is_some();
+        let reads_weights = step.is_some() || matches!(fold, Fold::Compensated { .. } | Fold::Local { .. });
         match &fold {
             Fold::Nothing => {}
             Fold::Direct { scale } => (plan.kind, numbers.scale) = (Kind::Direct, *scale),

@@ -28,19 +28,16 @@ pub(super) const ENTRY: Entry = Entry {
         if !koloskova && (drops || bound > 0.0) {
             return Err(Error::usage("--rule delay-adaptive: late and smoothness need form=koloskova"));
         }
-        Ok(Box::new(DelayAdaptive {
-            tau_c: keys.count("tau_c", setting.workers, 1..=usize::MAX)? as f64,
-            drops,
-            bound,
-        }))
+        let tau_c = keys.count("tau_c", setting.workers, 1..=usize::MAX)? as f64;
+        Ok(Box::new(DelayAdaptive { tau_c, drops, bound }))
     },
 };
 
 struct DelayAdaptive {
     tau_c: f64,
     drops: bool,
-    bound: f64,
-} // bound: 4 L η, or 0
+    bound: f64, // 4 L η, or 0
+}
 
 impl Rule for DelayAdaptive {
     fn on_arrival(&mut self, arrival: &Arrival) -> Decision {
@@ -58,7 +55,6 @@ impl Rule for DelayAdaptive {
 #[test]
 fn late_gradients_step_less() {
     use super::tests::*;
-    let scale = |text: &str| arrive(&mut *rule(text, 3), 0, 0, 4).step.map(|s| s.scale);
-    assert_eq!((scale("delay-adaptive"), scale("delay-adaptive:form=koloskova,tau_c=2")), (Some(0.75), Some(0.5)));
-    assert_eq!(scale("delay-adaptive:form=koloskova,late=drop"), None);
+    let scale = |keys: &str| arrive(&mut *rule(&format!("delay-adaptive:{keys}"), 3), 0, 0, 4).step.map(|s| s.scale);
+    assert_eq!(["", "form=koloskova,tau_c=2", "form=koloskova,late=drop"].map(scale), [Some(0.75), Some(0.5), None]);
 }
