@@ -181,11 +181,11 @@ fn rules(name: Option<String>, json: bool) -> Result<()> {
     println!(
         "`stagger rules NAME` tells all about one: recurrence, source, what is proved, where we differ, parameters.\n"
     );
-    println!("{:<15} {:<6} {:<25} {:<13} {:<9} rule (paper)", "name", "server", "worker", "models", "limit");
+    println!("{:<15} {:<6} {:<13} {:<13} {:<9} rule (paper)", "name", "server", "worker", "models", "limit");
     for e in chosen {
         let Cost { server, worker, copies, biased } = e.cost;
         let limit = limit(biased);
-        println!("{:<15} {server:<6} {worker:<25} {copies:<13} {limit:<9} {} ({})", e.name, e.summary, e.paper);
+        println!("{:<15} {server:<6} {worker:<13} {copies:<13} {limit:<9} {} ({})", e.name, e.summary, e.paper);
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ pub(super) const ENTRY: Entry = Entry {
     summary: "uniform ASGD: step along every gradient, the new model goes to a random worker",
     paper: "Koloskova et al. 2022; Islamov et al. 2024",
     source: include_str!("random.rs"),
-    cost: Cost { server: "1", worker: "0 (1 per queued version)", copies: "1", biased: false },
+    cost: Cost { server: "1", worker: "0 + queue", copies: "1", biased: false },
     keys: &[],
     build: |_, setting| Ok(Box::new(Random { n: setting.workers, seed: setting.seed, drawn: 0 })),
 };

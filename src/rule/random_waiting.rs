@@ -15,7 +15,7 @@ pub(super) const ENTRY: Entry = Entry {
     summary: "random ASGD with waiting: step along the mean of b gradients, b random workers go on",
     paper: "Islamov et al. 2024",
     source: include_str!("random_waiting.rs"),
-    cost: Cost { server: "2", worker: "0 (1 per queued version)", copies: "b", biased: false },
+    cost: Cost { server: "2", worker: "0 + queue", copies: "b", biased: false },
     keys: &[Key { name: "b", default: "half the workers", meaning: "gradients per update" }],
     build: |keys, setting| {
         let n = setting.workers;

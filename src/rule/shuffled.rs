@@ -15,7 +15,7 @@ pub(super) const ENTRY: Entry = Entry {
     summary: "shuffled ASGD: step along every gradient, new models go round in shuffled order",
     paper: "Islamov et al. 2024",
     source: include_str!("shuffled.rs"),
-    cost: Cost { server: "1", worker: "0 (1 per queued version)", copies: "1", biased: false },
+    cost: Cost { server: "1", worker: "0 + queue", copies: "1", biased: false },
     keys: &[
         Key { name: "once", default: "false", meaning: "true: one permutation for the whole run" },
         Key { name: "order", default: "random", meaning: "a fixed permutation such as 2-0-1" },

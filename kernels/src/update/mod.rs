@@ -1,0 +1,230 @@
+//! The fused update: one launch folds one gradient into the server's state and, if the rule says so, makes new weights.
+//!
+//! The arithmetic, per parameter, in f32 (s: sum, r: row of the worker, w: weights, x: the model the worker was sent):
+//!
+//! ```text
+//! direct       a = c g
+//! sum          s' = s + c g                                  a = s'
+//! row          r' = r + m (g - r) ; s' = s + c (r' - r)      a = s'      (forget: r counts as 0; s also loses retired rows)
+//! compensated  a = g + λ g² (w - x)                                      (adaptive: q' = m q + (1-m) g², λ/sqrt(q' + 1e-7))
+//! local        s' = s + d                                    a = g + μ (w - x)   (a worker's own local step)
+//! nothing      the gradient is dropped; only its loss is noted
+//!
+//! step         a *= f                                        (the rule's factor of this step's direction)
+//!              a += b, b' = b + k (a - b)                    (with a base b: calibration)
+//!              d = a + λ w                                   plain
+//!              v' = β v + d ; d = v'                         heavy ball
+//!              p' = p + d ; on turn v' = β v + p', d += β v', p'' = 0            (delayed) Nesterov
+//!              m' = β1 m + (1-β1) a ; u' = β2 u + (1-β2) a² ; d = (m'/c1) / (sqrt(max u'/c2) + ε) + λ w   Adam family
+//!              w' = w - η d ; s'' = k s'
+//! ```
+//!
+//! A gradient may carry a factor (clipping) with which it is multiplied as it is read. Invariant I2: new weights go to a
+//! fresh buffer, so a published snapshot is never written. All other state is touched by the server's stream alone and
+//! stays in place. Each byte is read once and written once.
+
+mod cpu;
+mod gpu;
+
+use crate::device::{Buffer, Device, Seal};
+use crate::layout::Layout;
+use crate::row::Row;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A gradient on its way into an update.
+pub struct Incoming<'a> {
+    /// Where the buffers belong in the flat weights, one segment a buffer.
+    pub layout: &'a Layout,
+    /// One buffer per segment.
+    pub buffers: &'a [Buffer],
+    /// One float with which it is multiplied, if it was clipped.
+    pub factor: Option<&'a Buffer>,
+    /// The gradient's seal.
+    pub seal: &'a Seal,
+    /// The job's loss (one float), and where in `losses` it goes.
+    pub loss: &'a Buffer,
+    /// Ring of recent losses, so that the host reads many at once.
+    pub losses: &'a mut Buffer,
+    /// The loss's place in the ring.
+    pub slot: usize,
+}
+
+/// How a gradient enters the server's state; see the arithmetic above.
+pub enum Fold<'a> {
+    /// It does not: the arrival was dropped.
+    Nothing,
+    /// Straight into the step.
+    Direct {
+        /// c.
+        scale: f32,
+    },
+    /// Into a sum.
+    Sum {
+        /// s, in place.
+        sum: &'a mut Buffer,
+        /// c.
+        scale: f32,
+    },
+    /// Into a table row, and the change of the row into the sum.
+    Row {
+        /// s, in place.
+        sum: &'a mut Buffer,
+        /// r, in place.
+        row: &'a mut Row,
+        /// m: 1 replaces the row, 1/B makes it the mean of B gradients.
+        mix: f32,
+        /// c.
+        scale: f32,
+        /// What the row held is not in the sum.
+        forget: bool,
+        /// Rows that leave the sum with this update: s' loses c times each.
+        retired: Vec<&'a Row>,
+    },
+    /// Straight into the step, corrected for its delay.
+    Compensated {
+        /// x.
+        sent: &'a Buffer,
+        /// λ.
+        lambda: f32,
+        /// q in place, and m, for the adaptive form.
+        square: Option<(&'a mut Buffer, f32)>,
+    },
+    /// A worker's local step, whose direction is also gathered in a sum.
+    Local {
+        /// s, in place.
+        sum: &'a mut Buffer,
+        /// x and μ of a proximal term.
+        proximal: Option<(&'a Buffer, f32)>,
+    },
+}
+
+/// What turns a direction into a step.
+pub enum Method<'a> {
+    /// The direction itself.
+    Plain,
+    /// Heavy-ball momentum.
+    HeavyBall {
+        /// v, in place.
+        velocity: &'a mut Buffer,
+        /// β.
+        beta: f32,
+    },
+    /// Nesterov momentum whose momentum part comes every few updates (with no `pending`: every update).
+    Nesterov {
+        /// v, in place.
+        velocity: &'a mut Buffer,
+        /// β.
+        beta: f32,
+        /// p, in place: directions since the last turn.
+        pending: Option<&'a mut Buffer>,
+        /// Whether the momentum part comes now.
+        turn: bool,
+    },
+    /// The Adam family, with decoupled weight decay.
+    Adam {
+        /// m, in place.
+        first: &'a mut Buffer,
+        /// u, in place.
+        second: &'a mut Buffer,
+        /// The largest u so far, in place (AMSGrad).
+        largest: Option<&'a mut Buffer>,
+        /// The constants.
+        constants: Adam,
+    },
+}
+
+/// Constants of the Adam family.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Adam {
+    /// β1.
+    pub beta1: f32,
+    /// β2.
+    pub beta2: f32,
+    /// ε.
+    pub epsilon: f32,
+    /// c1, the bias correction of the first moment; 1 for none.
+    pub correction1: f32,
+    /// c2, of the second.
+    pub correction2: f32,
+}
+
+/// The step after the fold.
+pub struct Step<'a> {
+    /// Receives the new weights.
+    pub fresh: &'a mut Buffer,
+    /// η.
+    pub lr: f32,
+    /// f, of the direction: before weight decay and momentum.
+    pub factor: f32,
+    /// k: what remains of the sum (0 empties it, 1 keeps it).
+    pub keep: f32,
+    /// λ, of the current weights.
+    pub weight_decay: f32,
+    /// b in place and its k: added to the direction, and then moved by k times the direction without it.
+    pub base: Option<(&'a mut Buffer, f32)>,
+    /// From direction to step.
+    pub method: Method<'a>,
+}
+
+/// Everything that one update reads and writes.
+pub struct Update<'a> {
+    /// The gradient.
+    pub gradient: Incoming<'a>,
+    /// The current weights.
+    pub weights: &'a Buffer,
+    /// How the gradient enters.
+    pub fold: Fold<'a>,
+    /// The step, if there is one.
+    pub step: Option<Step<'a>>,
+}
+
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+static WORKER_LAUNCHES: AtomicU64 = AtomicU64::new(0);
+
+/// The server's update launches so far in this process (0 on the CPU, where nothing is launched).
+pub fn launches() -> u64 {
+    LAUNCHES.load(Ordering::Relaxed)
+}
+
+/// Likewise those of workers: local steps, and writes to weights that nobody guards.
+pub fn worker_launches() -> u64 {
+    WORKER_LAUNCHES.load(Ordering::Relaxed)
+}
+
+/// Begins to count launches anew, after a warm-up.
+pub fn forget_launches() {
+    LAUNCHES.store(0, Ordering::Relaxed);
+    WORKER_LAUNCHES.store(0, Ordering::Relaxed);
+}
+
+pub(crate) fn count_worker_launch() {
+    WORKER_LAUNCHES.fetch_add(1, Ordering::Relaxed);
+}
+
+pub(crate) fn count_launch() {
+    LAUNCHES.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Below the root of DC-ASGD's running square.
+const SQUARE_FLOOR: f32 = 1e-7;
+
+impl Incoming<'_> {
+    /// Panics unless there is one buffer per segment, as long as the segment: what a launch takes for granted.
+    pub(crate) fn check(&self) {
+        assert_eq!(self.buffers.len(), self.layout.segments().len(), "one gradient buffer per segment");
+        for (segment, buffer) in self.layout.segments().iter().zip(self.buffers) {
+            assert_eq!(buffer.len(), segment.len, "gradient of {}", segment.name);
+        }
+    }
+}
+
+impl Update<'_> {
+    /// Runs it on `device`.
+    pub fn run(self, device: &Device) {
+        self.gradient.check();
+        match device {
+            Device::Cpu => self.on_cpu(),
+            Device::Gpu(gpu) => self.on_gpu(gpu),
+        }
+    }
+}
