@@ -6,6 +6,7 @@ use crate::rule::{self, Cost};
 use clap::{Parser, Subcommand};
 use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{cifar10, default_folder};
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -113,7 +114,14 @@ pub fn run() -> Result<()> {
             crate::train::train(&options, out, profile)
         }
         Command::Data { command } => data(command),
-        Command::Rules { name, json } => rules(name, json),
+        Command::Rules { name, json } => {
+            let text = rules(name, json)?;
+            match std::io::stdout().write_all(text.as_bytes()) {
+                // Whoever reads has read enough (`stagger rules | head`).
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+                written => written.map_err(|e| Error::failed(format!("cannot print: {e}"))),
+            }
+        }
     }
 }
 
@@ -149,46 +157,48 @@ fn data(command: Data) -> Result<()> {
     Ok(())
 }
 
-fn rules(name: Option<String>, json: bool) -> Result<()> {
+/// What `stagger rules` prints.
+fn rules(name: Option<String>, json: bool) -> Result<String> {
     let chosen: Vec<_> = rule::entries().filter(|e| name.as_ref().is_none_or(|n| n == e.name)).collect();
     if let Some(name) = name.as_ref().filter(|_| chosen.is_empty()) {
         return Err(Error::usage(format!("no rule is called `{name}`; `stagger rules` lists them")));
     }
     if json {
         let list: Vec<_> = chosen.iter().map(|e| describe(e)).collect();
-        println!("{}", serde_json::to_string_pretty(&list).expect("plain data"));
-        return Ok(());
+        return Ok(serde_json::to_string_pretty(&list).expect("plain data") + "\n");
     }
+    let mut lines = Vec::new();
     if let (Some(_), [entry]) = (name, chosen.as_slice()) {
-        println!("{}  ({})\n", entry.name, entry.paper);
-        entry.about().for_each(|line| println!("{line}"));
+        lines.push(format!("{}  ({})\n", entry.name, entry.paper));
+        lines.extend(entry.about().map(String::from));
         let Cost { server, worker, copies, biased } = entry.cost;
-        println!("\nserver {server} d, each worker {worker} d beside its replica, models sent per update: {copies}");
-        println!("limit under unequal speeds and data: {}", limit(biased));
-        println!(
-            "\n{}",
-            if entry.keys.is_empty() { "no parameters" } else { "parameters (--rule NAME:key=value,key=value)" }
-        );
-        for key in entry.keys {
-            println!("  {:<12} {} [default: {}]", key.name, key.meaning, key.default);
-        }
-        return Ok(());
+        lines.push(format!(
+            "\nserver {server} d, each worker {worker} d beside its replica, models sent per update: {copies}"
+        ));
+        lines.push(format!("limit under unequal speeds and data: {}\n", limit(biased)));
+        let none = entry.keys.is_empty();
+        lines.push(if none { "no parameters" } else { "parameters (--rule NAME:key=value,key=value)" }.into());
+        lines.extend(entry.keys.iter().map(|k| format!("  {:<12} {} [default: {}]", k.name, k.meaning, k.default)));
+    } else {
+        lines.push(LEGEND.into());
+        lines.push(format!(
+            "{:<15} {:<6} {:<13} {:<13} {:<9} rule (paper)",
+            "name", "server", "worker", "models", "limit"
+        ));
+        lines.extend(chosen.iter().map(|e| {
+            let Cost { server, worker, copies, biased } = e.cost;
+            let limit = limit(biased);
+            format!("{:<15} {server:<6} {worker:<13} {copies:<13} {limit:<9} {} ({})", e.name, e.summary, e.paper)
+        }));
     }
-    println!(
-        "server, worker: copies of the parameters kept there, besides a worker's replica. models: sent out per update."
-    );
-    println!("limit: where it ends under unequal speeds and data: unbiased is the minimiser of (1/n) Σ f_i.");
-    println!(
-        "`stagger rules NAME` tells all about one: recurrence, source, what is proved, where we differ, parameters.\n"
-    );
-    println!("{:<15} {:<6} {:<13} {:<13} {:<9} rule (paper)", "name", "server", "worker", "models", "limit");
-    for e in chosen {
-        let Cost { server, worker, copies, biased } = e.cost;
-        let limit = limit(biased);
-        println!("{:<15} {server:<6} {worker:<13} {copies:<13} {limit:<9} {} ({})", e.name, e.summary, e.paper);
-    }
-    Ok(())
+    Ok(lines.join("\n") + "\n")
 }
+
+const LEGEND: &str = "\
+server, worker: copies of the parameters kept there, besides a worker's replica (queue: one for each version that waits there).
+models: sent out per update. limit: where it ends under unequal speeds and data; unbiased is the minimiser of (1/n) Σ f_i.
+`stagger rules NAME` tells all about one: recurrence, source, what is proved, where we differ, parameters.
+";
 
 fn limit(biased: bool) -> &'static str {
     if biased { "biased" } else { "unbiased" }

@@ -1,6 +1,7 @@
 //! `stagger train`: puts the pieces together, runs them, and says what came of it.
 
 use crate::backend::{self, Backend};
+use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
@@ -33,7 +34,9 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let settings = options.resolve()?;
     let data = read(&settings)?;
     let workers = workers(&settings, &data)?;
-    let seconds = (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect();
+    // Without a delay model only the virtual clock knows how long a job takes.
+    let known = settings.delay != DelayModel::None || settings.clock == Clock::Virtual;
+    let seconds = known.then(|| (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect());
     let setting = Setting { workers, seed: settings.seed, lr: settings.lr, seconds };
     let rule = settings.rule.build(&setting)?;
     let needs = rule.needs();

@@ -195,6 +195,7 @@ fn what_a_rule_has_no_place_for_is_refused_with_the_reason() {
         ("--rule shuffled:order=2-x-0-1", ["order=2-x-0-1", "each worker once"]),
         ("--rule delay-adaptive:late=drop", ["late", "form=koloskova"]),
         ("--rule abs:tau=5,beta=2", ["beta", "tau=mean-staleness"]),
+        ("--rule rescaled:speeds=known", ["speeds=known", "--delay"]),
         ("--rule asgd --schedule sometimes", ["--schedule", "sometimes"]),
         ("--rule asgd --momentum-every 3", ["--momentum-every", "needs --momentum"]),
         ("--rule asgd --clip 0", ["--clip", "above 0"]),
@@ -221,4 +222,12 @@ fn every_rule_is_listed_and_described() {
         }
     }
     assert_eq!(stagger(&["rules", "sgd"]).status.code(), Some(2));
+    // A reader that has seen enough is no mistake.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_stagger"))
+        .args(["rules", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

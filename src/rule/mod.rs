@@ -328,14 +328,14 @@ pub struct Setting {
     pub seed: u64,
     /// η.
     pub lr: f64,
-    /// Mean time of a job of each worker under the delay model; all alike where nothing is injected.
-    pub seconds: Vec<f64>,
+    /// Mean time of a job of each worker under the delay model; unknown where real time decides.
+    pub seconds: Option<Vec<f64>>,
 }
 
 impl Setting {
     /// A run of `workers` workers, all else being default.
     pub fn of(workers: usize) -> Self {
-        Setting { workers, seed: 0, lr: 0.05, seconds: vec![1.0; workers] }
+        Setting { workers, seed: 0, lr: 0.05, seconds: Some(vec![1.0; workers]) }
     }
 }
 

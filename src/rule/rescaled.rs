@@ -1,15 +1,14 @@
 //! Rescaled ASGD: pure ASGD with steps in proportion to the workers' job times, so that all weigh the same per second.
-//!
 //! ```text
 //! x -= η s_i / mean(s) · g_i ;   x to i
 //! ```
-//!
 //! Mahran, Maranjyan, Richtárik 2026 (arXiv 2605.13434). Proved: leading time Δ L σ²/(n ε²) · mean(s), no table and no idling;
 //! a small bias of order η remains, since only rates are matched. Their poster prints the inverse ratio, against its own
-//! sentence and against simulation; we follow the abstract. `known` takes s_i from the delay model (all alike where there is
-//! none), `estimated` an exponential mean of measured job times, over the workers heard so far.
+//! sentence and against simulation; we follow the abstract. `known` takes s_i from the delay model, `estimated` an exponential
+//! mean of measured job times, over the workers heard so far.
 
 use super::{Arrival, Cost, Decision, Entry, Key, Rule};
+use crate::error::Error;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "rescaled",
@@ -18,12 +17,16 @@ pub(super) const ENTRY: Entry = Entry {
     source: include_str!("rescaled.rs"),
     cost: Cost { server: "1", worker: "0", copies: "1", biased: false },
     keys: &[
-        Key { name: "speeds", default: "known", meaning: "known or estimated" },
+        Key { name: "speeds", default: "known where there is a delay model", meaning: "known or estimated" },
         Key { name: "memory", default: "0.9", meaning: "estimated: weight of the past in the mean" },
     ],
     build: |keys, setting| {
         let estimates = keys.choice("speeds", &[("known", false), ("estimated", true)])?;
-        let seconds = if estimates { vec![0.0; setting.workers] } else { setting.seconds.clone() };
+        if setting.seconds.is_none() && keys.text("speeds") == Some("known") {
+            return Err(Error::usage("--rule rescaled: speeds=known needs a --delay model; speeds=estimated does not"));
+        }
+        let known = setting.seconds.clone().filter(|_| !estimates);
+        let (estimates, seconds) = (known.is_none(), known.unwrap_or(vec![0.0; setting.workers]));
         Ok(Box::new(Rescaled { estimates, memory: keys.number("memory", 0.9, 0.0..=0.9999)?, seconds }))
     },
 };
