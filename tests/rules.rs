@@ -254,6 +254,39 @@ fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&m
     }
 }
 
+/// Long enough that sums which are kept by increments are derived from their tables anew, twice: the weights still follow the
+/// reference, which averages its table at every update. (The rate is small, so that they are still on their way.)
+fn is_derived_anew(rule: &str, backend: &str) {
+    let n = if rule.starts_with("adpsgd") { 2 } else { SPEEDS.len() };
+    let text: Vec<String> =
+        (0..n).map(|i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",")).collect();
+    let file = scratch("long").join("centres.csv");
+    std::fs::write(&file, text.join("\n") + "\n").unwrap();
+    let folder = train(&format!(
+        "--rule {rule} --dataset quadratic:{} --delay fixed:1,1.7,2.9,4.3 --init const:2.0 --lr 0.0002 --clock virtual --updates 9000 --eval-every 0 --backend {backend}",
+        file.display()
+    ));
+    let gradient = |i: usize, x: &[f64]| (0.0, x.iter().zip(centre(i)).map(|(x, c)| x - c).collect::<Vec<f64>>());
+    let scenario = Scenario {
+        speeds: SPEEDS[..n].to_vec(),
+        gradient: &gradient,
+        start: vec![2.0; 5],
+        lr: 0.0002,
+        updates: 9000,
+        momentum: 0.0,
+        momentum_every: 1,
+        weight_decay: 0.0,
+        clip: None,
+        schedule: &|_| 1.0,
+        targets: BTreeMap::new(),
+    };
+    let expected = &simulate(rule, &scenario)[8999].1;
+    for (found, x) in weights(&folder).iter().zip(expected) {
+        // 9,000 roundings of x itself come to some 1e-5.
+        assert!((*found as f64 - x).abs() < 1e-4 * (1.0 + x.abs()), "{rule}: {found} instead of {x}");
+    }
+}
+
 /// n = 1: plain SGD on ½(x - 5)², x_k = 5 - 3·0.9^k from x_0 = 2.
 fn one_worker_is_sgd(rule: &str, clock: &str) {
     let file = scratch("one").join("centre.csv");
@@ -381,6 +414,10 @@ fn main() {
         add(format!("{rule}: the same bytes twice, 1 worker"), false, Box::new(move || repeats(alone, 1)));
         add(format!("{rule}: a wall run replays to the same weights"), false, Box::new(move || wall_then_replay(rule)));
         add(format!("{rule}: arrivals are applied or dropped"), false, Box::new(move || books(rule)));
+    }
+    for rule in ["dude:c=1,init=barrier", "ca2fl:b=2", "aced:max_age=4", "adpsgd"] {
+        add(format!("{rule}: derived anew on cpu"), false, Box::new(move || is_derived_anew(rule, "cpu")));
+        add(format!("{rule}: derived anew on wgpu{without}"), skip, Box::new(move || is_derived_anew(rule, "wgpu")));
     }
     // What combines with the rules, on each kind of fold.
     for rule in [

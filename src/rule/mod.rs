@@ -508,7 +508,8 @@ impl Keys {
 
     /// `key`, `key=true` or `key=false`.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        self.choice(key, &[(if default { "true" } else { "false" }, default), ("true", true), ("false", false)])
+        let (yes, no) = (("true", true), ("false", false));
+        self.choice(key, &if default { [yes, no] } else { [no, yes] })
     }
 }
 
@@ -529,8 +530,10 @@ impl FromStr for RuleSpec {
             let (key, value) = item.split_once('=').unwrap_or((item, "true"));
             if !entry.keys.iter().any(|k| k.name == key) {
                 let known: Vec<_> = entry.keys.iter().map(|k| k.name).collect();
-                let known =
-                    if known.is_empty() { "it has none".into() } else { format!("it has {}", known.join(", ")) };
+                let known = match known.as_slice() {
+                    [] => "it has none".into(),
+                    [first, ..] => format!("it has {} (write {first}=VALUE)", known.join(", ")),
+                };
                 return Err(Error::usage(format!("--rule {name}: no parameter `{key}`; {known}")));
             }
             if keys.0.insert(key.into(), value.into()).is_some() {
