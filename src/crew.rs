@@ -231,13 +231,13 @@ impl Crew {
             if let Some(gradient) = self.take(worker) {
                 return Ok(gradient);
             }
-            if matches!(self.slots[worker].hand, Hand::Here(_)) {
-                return self.compute(worker);
-            }
             if self.slots[worker].running.is_none() {
                 return Err(Error::failed(format!(
                     "worker {worker} is waited for but has no job: the schedule is wrong"
                 )));
+            }
+            if matches!(self.slots[worker].hand, Hand::Here(_)) {
+                return self.compute(worker);
             }
             self.receive()?;
         }
@@ -261,9 +261,7 @@ impl Crew {
         }
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
-        let Some(job) = here.job.take() else {
-            return Err(Error::failed(format!("worker {worker} is waited for but has no job: the schedule is wrong")));
-        };
+        let job = here.job.take().expect("a running job is in hand");
         slot.busy = false;
         match here.worker.answer(job) {
             Message::Gradient(gradient) => Ok(gradient),

@@ -8,7 +8,7 @@
 use crate::crew::{Assignment, Running};
 use crate::error::Result;
 use crate::problem::Snapshot;
-use crate::rule::{Arrival, Decision, Fold, Needs, Optimizer, Rule, Start};
+use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule, Start};
 use crate::schedule::Schedule;
 use crate::worker::Gradient;
 use stagger_kernels::device::Recycler;
@@ -97,6 +97,12 @@ impl Drive {
             }
         }
     }
+}
+
+/// A worker's gradient as an update takes it.
+fn incoming<'a>(layout: &'a Layout, losses: &'a mut Buffer, gradient: &'a Gradient, slot: usize) -> Incoming<'a> {
+    let Gradient { buffers, factor, seal, loss, .. } = gradient;
+    Incoming { layout, buffers, factor: factor.as_ref(), seal, loss, losses, slot }
 }
 
 /// Model and slots on the device.
@@ -203,63 +209,63 @@ impl State {
 
     /// One launch: fold, and perhaps step. The loss goes to `slot` of the ring.
     pub fn apply(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
-        let sent = &job.snapshot.weights;
         self.arrivals += 1;
-        assert!(decision.fold != Fold::Drop || decision.step.is_none(), "a dropped gradient makes no step");
-        let incoming = Incoming {
-            layout: &self.layout,
-            buffers: &gradient.buffers,
-            factor: gradient.factor.as_ref(),
-            seal: &gradient.seal,
-            loss: &gradient.loss,
-            losses: &mut self.losses,
-            slot,
+        match (decision.fold, decision.step) {
+            (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) => {
+                self.exchange(gradient, job, decision.fold, step, slot)
+            }
+            (Fold::Drop, Some(_)) => panic!("a dropped gradient makes no step"),
+            _ => self.fold(gradient, job, decision, slot),
+        }
+    }
+
+    /// Mixes models.
+    fn exchange(&mut self, gradient: &Gradient, job: &Assignment, fold: Fold, step: rule::Step, slot: usize) {
+        let (worker, mut fresh) = (gradient.worker, self.recycler.take());
+        let mut take = |wanted: bool| wanted.then(|| self.recycler.take());
+        let peer = if let Fold::Pair { peer } = fold { peer } else { None };
+        let mut fresh_own = take(self.needs.own && !matches!(fold, Fold::Towards { .. }));
+        let mut fresh_peer = take(peer.is_some());
+        let mixing = match (fold, &mut fresh_own) {
+            (Fold::Towards { alpha }, _) => Mixing::Towards { sent: &job.snapshot.weights, alpha: alpha as f32 },
+            (Fold::Elastic { alpha }, Some(fresh_own)) => {
+                Mixing::Elastic { own: &self.own[worker].weights, fresh_own, alpha: alpha as f32 }
+            }
+            (Fold::Pair { .. }, Some(fresh_own)) => Mixing::Pair {
+                own: &self.own[worker].weights,
+                fresh_own,
+                peer: peer.zip(fresh_peer.as_mut()).map(|(j, fresh)| (&self.own[j].weights, fresh)),
+                share: (1.0 / self.own.len() as f64) as f32,
+            },
+            _ => panic!("the rule exchanges models of the workers' own, but did not ask for them"),
         };
-        let rate = self.descent.rate(self.version);
-        if let (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) =
-            (decision.fold, decision.step)
-        {
+        Exchange {
+            gradient: incoming(&self.layout, &mut self.losses, gradient, slot),
+            weights: &self.snapshot.weights,
+            fresh: &mut fresh,
             // The rate at which the worker itself walked, so that x - η g is where it arrived.
-            let lr = (job.lr as f64 * step.scale * step.rate) as f32;
-            let (worker, mut fresh) = (gradient.worker, self.recycler.take());
-            let has_own = !matches!(decision.fold, Fold::Towards { .. }) && self.needs.own;
-            let mut fresh_own = has_own.then(|| self.recycler.take());
-            let (mut fresh_peer, mut peer) = (None, None);
-            let mixing = match (decision.fold, &mut fresh_own) {
-                (Fold::Towards { alpha }, _) => Mixing::Towards { sent, alpha: alpha as f32 },
-                (Fold::Elastic { alpha }, Some(fresh_own)) => {
-                    Mixing::Elastic { own: &self.own[worker].weights, fresh_own, alpha: alpha as f32 }
-                }
-                (Fold::Pair { peer: other }, Some(fresh_own)) => {
-                    peer = other;
-                    fresh_peer = other.map(|_| self.recycler.take());
-                    Mixing::Pair {
-                        own: &self.own[worker].weights,
-                        fresh_own,
-                        peer: other.zip(fresh_peer.as_mut()).map(|(j, fresh)| (&self.own[j].weights, fresh)),
-                        share: (1.0 / self.own.len() as f64) as f32,
-                    }
-                }
-                _ => panic!("the rule exchanges models of the workers' own, but did not ask for them"),
-            };
-            let weights = &self.snapshot.weights;
-            Exchange { gradient: incoming, weights, fresh: &mut fresh, lr, mixing }.run(&self.device);
-            if let Some(fresh_own) = fresh_own {
-                self.publish_own(worker, fresh_own);
-            }
-            let paired = peer.is_some();
-            if let Some((peer, fresh_peer)) = peer.zip(fresh_peer) {
-                self.publish_own(peer, fresh_peer);
-            }
-            if paired && self.arrivals >= DERIVE_EVERY {
+            lr: (job.lr as f64 * step.scale * step.rate) as f32,
+            mixing,
+        }
+        .run(&self.device);
+        if let Some(fresh_own) = fresh_own {
+            self.publish_own(worker, fresh_own);
+        }
+        if let Some((peer, fresh_peer)) = peer.zip(fresh_peer) {
+            self.publish_own(peer, fresh_peer);
+            if self.arrivals >= DERIVE_EVERY {
                 // The mean of all models, which is followed by increments, is taken anew.
                 self.arrivals = 0;
                 let models: Vec<Row> = self.own.iter().map(|model| Row::of(model.weights.clone())).collect();
                 let all: Vec<&Row> = models.iter().collect();
                 row::resum(&self.device, &self.layout, &mut fresh, &all, 1.0 / all.len() as f32);
             }
-            return self.publish(fresh);
         }
+        self.publish(fresh);
+    }
+
+    /// Folds a gradient into the server's own state.
+    fn fold(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
         let asked = "the rule folds into state that it did not ask for";
         let fold = match decision.fold {
             // Of a gradient that its worker has applied itself the loss is noted, behind its seal.
@@ -287,12 +293,13 @@ impl State {
                 }
             }
             Fold::Compensated { lambda, decay } => update::Fold::Compensated {
-                sent,
+                sent: &job.snapshot.weights,
                 lambda: lambda as f32,
                 square: decay.map(|m| (self.squares.get_mut(gradient.worker).expect(asked), m as f32)),
             },
             Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. } => panic!("models are mixed by a step"),
         };
+        let rate = self.descent.rate(self.version);
         let steps = decision.step.filter(|_| decision.fold != Fold::Live);
         let mut fresh = steps.map(|_| self.recycler.take());
         let step = steps.zip(fresh.as_mut()).map(|(step, fresh)| Step {
@@ -304,7 +311,8 @@ impl State {
             base: step.follow.map(|follow| (self.base.as_mut().expect(asked), follow as f32)),
             method: self.drive.method(),
         });
-        Update { gradient: incoming, weights: &self.snapshot.weights, fold, step }.run(&self.device);
+        let gradient = incoming(&self.layout, &mut self.losses, gradient, slot);
+        Update { gradient, weights: &self.snapshot.weights, fold, step }.run(&self.device);
         if decision.swap {
             self.sums.swap(0, 1);
             self.tables.swap(0, 1);

@@ -232,9 +232,9 @@ impl Worker {
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
-        let zeros = || self.device.zeroed(total);
+        let zeros = || self.device.zeros(total);
         let mut sum = zeros();
-        let mut losses = self.device.zeroed(1);
+        let mut losses = self.device.zeros(1);
         // AdamW's moments begin at zero in every job: a gradient is a function of its snapshot alone (I5).
         let mut moments = self.local.adamw.map(|_| (zeros(), zeros()));
         let mut current = job.snapshot.clone();

@@ -58,8 +58,8 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
     let total = layout.total();
     let up = |key| device.upload(floats(total, key));
     let (mut w, mut sum, mut base, sent) = (up(1), up(2), up(3), up(4));
-    let (mut first, mut second, mut third) = (up(5), device.zeroed(total), device.zeros(total));
-    let mut square = device.zeroed(total);
+    let (mut first, mut second, mut third) = (up(5), device.zeros(total), device.zeros(total));
+    let mut square = device.zeros(total);
     let dtype = if case.fold.contains("bf16") { Dtype::Bf16 } else { Dtype::F32 };
     let mut rows: Vec<Row> = (0..5).map(|_| Row::zeros(device, layout, dtype)).collect();
     // New weights start as NaN: whatever a kernel forgets to write shows.

@@ -6,8 +6,7 @@ use common::reference::{Scenario, simulate};
 use common::{centres, events, metrics, scratch, summary, train, weights};
 use libtest_mimic::{Arguments, Trial};
 use stagger::record::Effect;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Every rule with all its parameters (for four workers), and its form for one worker where that is plain SGD.
 const ROWS: &[(&str, Option<&str>)] = &[
@@ -207,14 +206,18 @@ fn centre(i: usize) -> Vec<f64> {
     (0..5).map(|k| ((i * 7 + k * 3) % 11) as f64 - 4.5).collect()
 }
 
+fn five_dimensions(n: usize) -> PathBuf {
+    let line = |i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",") + "\n";
+    let file = scratch("reference").join("centres.csv");
+    std::fs::write(&file, (0..n).map(line).collect::<String>()).unwrap();
+    file
+}
+
 fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&mut Scenario)) {
     // The log does not name AD-PSGD's neighbours; of two workers each has but one.
     let n = if rule.starts_with("adpsgd") { 2 } else { SPEEDS.len() };
     let updates = 60;
-    let text: Vec<String> =
-        (0..n).map(|i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",")).collect();
-    let file = scratch("reference").join("centres.csv");
-    std::fs::write(&file, text.join("\n") + "\n").unwrap();
+    let file = five_dimensions(n);
     let folder = train(&format!(
         "--rule {rule} --dataset quadratic:{} --delay fixed:1,1.7,2.9,4.3 --init const:2.0 --lr 0.1 --clock virtual --updates {updates} --eval-every 1 --backend {backend} {extra}",
         file.display()
@@ -223,21 +226,7 @@ fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&m
         let g: Vec<f64> = x.iter().zip(centre(i)).map(|(x, c)| x - c).collect();
         (0.5 * g.iter().map(|g| g * g).sum::<f64>(), g)
     };
-    let mut targets: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    events(&folder).iter().for_each(|e| targets.entry(e.version).or_default().push(e.worker));
-    let mut scenario = Scenario {
-        speeds: SPEEDS[..n].to_vec(),
-        gradient: &gradient,
-        start: vec![2.0; 5],
-        lr: 0.1,
-        updates,
-        momentum: 0.0,
-        momentum_every: 1,
-        weight_decay: 0.0,
-        clip: None,
-        schedule: &|_| 1.0,
-        targets,
-    };
+    let mut scenario = Scenario::new(SPEEDS[..n].to_vec(), &gradient, vec![2.0; 5], 0.1, updates, &events(&folder));
     set(&mut scenario);
     let expected = simulate(rule, &scenario);
     let middle: Vec<f64> = (0..5).map(|k| (0..n).map(|i| centre(i)[k]).sum::<f64>() / n as f64).collect();
@@ -258,28 +247,13 @@ fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&m
 /// reference, which averages its table at every update. (The rate is small, so that they are still on their way.)
 fn is_derived_anew(rule: &str, backend: &str) {
     let n = if rule.starts_with("adpsgd") { 2 } else { SPEEDS.len() };
-    let text: Vec<String> =
-        (0..n).map(|i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",")).collect();
-    let file = scratch("long").join("centres.csv");
-    std::fs::write(&file, text.join("\n") + "\n").unwrap();
+    let file = five_dimensions(n);
     let folder = train(&format!(
         "--rule {rule} --dataset quadratic:{} --delay fixed:1,1.7,2.9,4.3 --init const:2.0 --lr 0.0002 --clock virtual --updates 9000 --eval-every 0 --backend {backend}",
         file.display()
     ));
     let gradient = |i: usize, x: &[f64]| (0.0, x.iter().zip(centre(i)).map(|(x, c)| x - c).collect::<Vec<f64>>());
-    let scenario = Scenario {
-        speeds: SPEEDS[..n].to_vec(),
-        gradient: &gradient,
-        start: vec![2.0; 5],
-        lr: 0.0002,
-        updates: 9000,
-        momentum: 0.0,
-        momentum_every: 1,
-        weight_decay: 0.0,
-        clip: None,
-        schedule: &|_| 1.0,
-        targets: BTreeMap::new(),
-    };
+    let scenario = Scenario::new(SPEEDS[..n].to_vec(), &gradient, vec![2.0; 5], 0.0002, 9000, &[]);
     let expected = &simulate(rule, &scenario)[8999].1;
     for (found, x) in weights(&folder).iter().zip(expected) {
         // 9,000 roundings of x itself come to some 1e-5.

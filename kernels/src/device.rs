@@ -99,14 +99,9 @@ impl Device {
         }
     }
 
-    /// A buffer of `len` zeros.
+    /// A buffer of `len` zeros, written on the device: no byte crosses the bus.
     pub fn zeros(&self, len: usize) -> Buffer {
-        self.upload(vec![0.0; len])
-    }
-
-    /// A buffer of `len` zeros that are written on the device: no byte crosses the bus.
-    pub fn zeroed(&self, len: usize) -> Buffer {
-        let Device::Gpu(gpu) = self else { return self.zeros(len) };
+        let Device::Gpu(gpu) = self else { return self.upload(vec![0.0; len]) };
         let buffer = self.uninitialised(len);
         // SAFETY: the buffer holds `len` floats.
         unsafe {

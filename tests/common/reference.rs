@@ -5,6 +5,7 @@
 // Recurrences are written with their indices, as in the papers.
 #![allow(clippy::needless_range_loop)]
 
+use stagger::record::Event;
 use std::collections::{BTreeMap, VecDeque};
 
 type Vector = Vec<f64>;
@@ -26,6 +27,34 @@ pub struct Scenario<'a> {
     /// Factor of the rate at version t.
     pub schedule: &'a dyn Fn(u64) -> f64,
     pub targets: BTreeMap<u64, Vec<usize>>,
+}
+
+impl<'a> Scenario<'a> {
+    /// Without momentum, decay, clipping or a schedule, from `start`; of the log it takes who was sent which version.
+    pub fn new(
+        speeds: Vec<f64>,
+        gradient: &'a Gradient<'a>,
+        start: Vector,
+        lr: f64,
+        updates: usize,
+        log: &[Event],
+    ) -> Self {
+        let mut targets: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        log.iter().for_each(|e| targets.entry(e.version).or_default().push(e.worker));
+        Scenario {
+            speeds,
+            gradient,
+            start,
+            lr,
+            updates,
+            momentum: 0.0,
+            momentum_every: 1,
+            weight_decay: 0.0,
+            clip: None,
+            schedule: &|_| 1.0,
+            targets,
+        }
+    }
 }
 
 struct Job {

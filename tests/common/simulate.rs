@@ -2,7 +2,6 @@
 
 use super::reference::{self, Scenario};
 use stagger::record::Event;
-use std::collections::BTreeMap;
 
 /// Of the nonconvex regulariser.
 const LAMBDA: f64 = 0.1;
@@ -49,21 +48,8 @@ pub fn simulate(text: &str, n: usize, rule: &str, lr: f64, updates: usize, log: 
         let loss = part.iter().map(|row| (-margin(row)).exp().ln_1p()).sum::<f64>() / m as f64;
         (loss + LAMBDA * x.iter().map(|x| x * x / (1.0 + x * x)).sum::<f64>(), gradient(part, x, LAMBDA))
     };
-    let mut targets: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    log.iter().for_each(|e| targets.entry(e.version).or_default().push(e.worker));
-    let scenario = Scenario {
-        speeds: (1..=n).map(|i| i as f64).collect(),
-        gradient: &local,
-        start: vec![1.0; d],
-        lr,
-        updates,
-        momentum: 0.0,
-        momentum_every: 1,
-        weight_decay: 0.0,
-        clip: None,
-        schedule: &|_| 1.0,
-        targets,
-    };
+    let speeds = (1..=n).map(|i| i as f64).collect();
+    let scenario = Scenario::new(speeds, &local, vec![1.0; d], lr, updates, log);
     let norm = |x: &Vec<f64>| {
         let mut full = vec![0.0; d];
         for i in 0..n {
