@@ -142,7 +142,7 @@ impl Images {
         self.count == 0
     }
 
-    /// Draws `size` samples: normalised images [size, channels, side, side] and one-hot targets [size, classes].
+    /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes].
     pub fn draw(&self, device: &Device, draw: Draw, size: usize) -> (Buffer, Buffer) {
         let plan = match &draw {
             Draw::Batch { augment, .. } => Plan { shape: self.shape, shuffled: true, augment: *augment },
@@ -175,7 +175,7 @@ impl Images {
         pixels: &[u8],
         labels: &[u8],
     ) -> (Buffer, Buffer) {
-        let ImageShape { side, classes, .. } = self.shape;
+        let ImageShape { side, classes, channels } = self.shape;
         let plane = side * side;
         let mut x = vec![0f32; size * self.shape.pixels()];
         let mut target = vec![0f32; size * classes];
@@ -189,14 +189,16 @@ impl Images {
             let source = &pixels[row * self.shape.pixels()..][..self.shape.pixels()];
             let random = mix(mix(mix(at.augment_key, at.job_low), at.job_high), j as u32);
             let (dy, dx, flip) = plan.augment.offsets(random);
-            for (k, out) in image.iter_mut().enumerate() {
-                let (c, y, x) = (k / plane, k % plane / side, k % side);
+            for (k, out) in image.chunks_exact_mut(channels).enumerate() {
+                let (y, x) = (k / side, k % side);
                 let x = if flip { side - 1 - x } else { x };
                 // Moved by 0..=2 pad, then back by pad: a place outside the image wraps to a large number.
                 let (y, x) = ((y + dy).wrapping_sub(plan.augment.pad), (x + dx).wrapping_sub(plan.augment.pad));
                 if y < side && x < side {
-                    let value = source[c * plane + y * side + x] as f32 * (1.0 / 255.0);
-                    *out = (value - self.scale[c]) * self.scale[3 + c];
+                    for (c, out) in out.iter_mut().enumerate() {
+                        let value = source[c * plane + y * side + x] as f32 * (1.0 / 255.0);
+                        *out = (value - self.scale[c]) * self.scale[3 + c];
+                    }
                 }
             }
         }
@@ -390,6 +392,7 @@ fn gather_kernel(
     let side = comptime!(plan.shape.side as u32);
     let plane = comptime!((plan.shape.side * plan.shape.side) as u32);
     let values = comptime!(plan.shape.pixels() as u32);
+    let channels = comptime!(plan.shape.channels as u32);
     let classes = comptime!(plan.shape.classes as u32);
     let pad = comptime!(plan.augment.pad as u32);
     let span = comptime!(2 * plan.augment.pad as u32 + 1);
@@ -408,14 +411,14 @@ fn gather_kernel(
         let k = i % values;
         let row = choose(rows, order_key, epoch, position, count, half, j, plan.shuffled);
         let random = device_mix(device_mix(device_mix(augment_key, job_low), job_high), j);
-        let c = k / plane;
-        let mut column = k % side;
+        let c = k % channels;
+        let mut column = k / channels % side;
         if comptime!(plan.augment.flip) {
             if random >> 31u32 == 1u32 {
                 column = side - 1u32 - column;
             }
         }
-        let row_in_image = k % plane / side + (((random & 0xfffu32) * span) >> 12u32) - pad;
+        let row_in_image = k / (channels * side) + (((random & 0xfffu32) * span) >> 12u32) - pad;
         let column = column + ((((random >> 12u32) & 0xfffu32) * span) >> 12u32) - pad;
         let mut value = 0.0f32;
         if row_in_image < side && column < side {

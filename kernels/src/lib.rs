@@ -10,6 +10,7 @@
 //! | [`mixing`] | the updates of rules that mix models |
 //! | [`clip`] | the factor that clips a gradient by its norm |
 //! | [`live`] | weights that everybody writes without a lock |
+//! | [`nn`] | the layers of the convolutional networks, forward and backward |
 //! | [`gather`] | draw a batch from the u8 training set, normalise, crop, flip |
 //! | [`random`] | counter-based randomness, the same numbers on host and device |
 //!
@@ -24,6 +25,7 @@ pub mod gather;
 pub mod layout;
 pub mod live;
 pub mod mixing;
+pub mod nn;
 pub mod random;
 pub mod row;
 pub mod update;

@@ -1,4 +1,4 @@
-//! The networks. Shapes are at the line ends; B is the batch.
+//! The networks. Shapes are at the line ends; B is the batch. Images lie channels last ([`stagger_kernels::nn`] says why).
 
 mod cnn;
 mod mlp;
@@ -9,9 +9,11 @@ pub use mlp::{LogReg, Mlp};
 pub use resnet18::ResNet18;
 
 use burn::module::Module;
+use burn::nn::GroupNorm;
 use burn::tensor::{Device, Tensor};
+use stagger_kernels::nn::group_norm;
 
-/// A network that classifies images [B, channels, side, side] into [B, classes] logits.
+/// A network that classifies images [B, side, side, channels] into [B, classes] logits.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
 pub enum Net {
@@ -47,6 +49,14 @@ impl Net {
         }
     }
 
+    /// The factor of the logits in the loss.
+    pub fn scale(&self) -> f32 {
+        match self {
+            Net::Cnn(net) => net.scale(),
+            _ => 1.0,
+        }
+    }
+
     /// Floats of activations that forward and backward of one image keep, roughly (for the memory estimate).
     pub fn activations(&self, channels: usize, side: usize) -> usize {
         let pixels = side * side;
@@ -57,4 +67,10 @@ impl Net {
             Net::Mlp(_) | Net::LogReg(_) => 2 * channels * pixels + 1024,
         }
     }
+}
+
+/// relu?(norm(x) + residual?), in one pass.
+fn normalised<const D: usize>(norm: &GroupNorm, x: Tensor<D>, residual: Option<Tensor<D>>, relu: bool) -> Tensor<D> {
+    let parameter = |p: &Option<burn::module::Param<Tensor<1>>>| p.as_ref().expect("an affine normalisation").val();
+    group_norm(x, parameter(&norm.gamma), parameter(&norm.beta), norm.num_channels / norm.num_groups, residual, relu)
 }

@@ -1,23 +1,23 @@
 //! ResNet-18 (He et al., 2016) for small images: a 3×3 stem without pooling, GroupNorm instead of BatchNorm, because
 //! running statistics are not gradients and have no place in an asynchronous update.
 
+use super::normalised;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::pool::{AdaptiveAvgPool2d, AdaptiveAvgPool2dConfig};
-use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::relu;
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use stagger_kernels::nn::{conv2d, mean_pool};
 
 /// Groups of every normalisation.
 const GROUPS: usize = 32;
 
 fn conv(from: usize, to: usize, kernel: usize, stride: usize, device: &Device) -> Conv2d {
-    let pad = kernel / 2;
-    Conv2dConfig::new([from, to], [kernel, kernel])
-        .with_stride([stride, stride])
-        .with_padding(PaddingConfig2d::Explicit(pad, pad, pad, pad))
-        .with_bias(false)
-        .init(device)
+    Conv2dConfig::new([from, to], [kernel, kernel]).with_stride([stride, stride]).with_bias(false).init(device)
+}
+
+/// The convolution, with a border that keeps the size of an image at stride 1.
+fn apply(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    conv2d(x, conv.weight.val(), conv.stride[0], conv.kernel_size[0] / 2)
 }
 
 fn norm(channels: usize, device: &Device) -> GroupNorm {
@@ -46,13 +46,12 @@ impl BasicBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = relu(self.norm1.forward(self.conv1.forward(x.clone())));
-        let y = self.norm2.forward(self.conv2.forward(y));
-        let x = match &self.shortcut {
-            Some((conv, norm)) => norm.forward(conv.forward(x)),
+        let y = normalised(&self.norm1, apply(&self.conv1, x.clone()), None, true);
+        let shortcut = match &self.shortcut {
+            Some((conv, norm)) => normalised(norm, apply(conv, x), None, false),
             None => x,
         };
-        relu(x + y)
+        normalised(&self.norm2, apply(&self.conv2, y), Some(shortcut), true)
     }
 }
 
@@ -62,7 +61,6 @@ pub struct ResNet18 {
     stem: Conv2d,
     norm: GroupNorm,
     blocks: Vec<BasicBlock>,
-    pool: AdaptiveAvgPool2d,
     fc: Linear,
 }
 
@@ -83,15 +81,14 @@ impl ResNet18 {
             stem: conv(channels, 64, 3, 1, device),
             norm: norm(64, device),
             blocks: widths.iter().map(|&(from, to, stride)| BasicBlock::new(from, to, stride, device)).collect(),
-            pool: AdaptiveAvgPool2dConfig::new([1, 1]).init(),
             fc: LinearConfig::new(512, classes).init(device),
         }
     }
 
     /// Logits.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let x = relu(self.norm.forward(self.stem.forward(x))); // [B, 64, 32, 32]
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x)); // [B, 512, 4, 4]
-        self.fc.forward(self.pool.forward(x).flatten::<2>(1, 3)) // [B, classes]
+        let x = normalised(&self.norm, apply(&self.stem, x), None, true); // [B, 32, 32, 64]
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x)); // [B, 4, 4, 512]
+        self.fc.forward(mean_pool(x)) // [B, classes]
     }
 }

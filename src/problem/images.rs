@@ -11,6 +11,7 @@ use stagger_datasets::ImageData;
 use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
+use stagger_kernels::nn::cross_entropy;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
@@ -94,12 +95,6 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     })
 }
 
-/// Mean cross-entropy of logits [B, classes] against one-hot targets [B, classes].
-fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
-    let batch = logits.dims()[0] as f32;
-    (log_softmax(logits, 1) * targets).sum().mul_scalar(-1.0 / batch)
-}
-
 /// A worker's f_i: mean cross-entropy over its part.
 struct Classify {
     images: Images,
@@ -119,10 +114,10 @@ impl Objective for Classify {
         let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
         let (x, y) = self.images.draw(&self.device, draw, self.batch);
         let shape = self.images.shape();
-        let x = tensor::<4>(&self.device, &x, [self.batch, shape.channels, shape.side, shape.side]);
+        let x = tensor::<4>(&self.device, &x, [self.batch, shape.side, shape.side, shape.channels]);
         let y = tensor::<2>(&self.device, &y, [self.batch, shape.classes]);
         let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, &weights);
-        let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y));
+        let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y), net.scale());
         let mut found = loss.backward();
         let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
         self.net = Some(net);
@@ -148,9 +143,9 @@ impl Evaluator for TestSet {
         for first in (0..self.images.len()).step_by(EVALUATION_BATCH) {
             let size = EVALUATION_BATCH.min(self.images.len() - first);
             let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size);
-            let x = tensor::<4>(&self.device, &x, [size, shape.channels, shape.side, shape.side]);
+            let x = tensor::<4>(&self.device, &x, [size, shape.side, shape.side, shape.channels]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
-            let logits = plain.forward(x);
+            let logits = plain.forward(x).mul_scalar(plain.scale());
             // 1 at every maximum; where several tie, each is right with its share.
             let top = logits.clone().greater_equal(logits.clone().max_dim(1)).float();
             let right = ((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0)).sum();

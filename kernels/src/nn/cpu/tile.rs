@@ -1,0 +1,94 @@
+//! The register tile under every convolution: P rows times N panels of 16 lanes, kept in registers while k runs.
+//!
+//! Plain loops over arrays of fixed length. Compiled once per instruction set, they become 512-bit or 256-bit fused
+//! multiply-adds; which one runs is asked of the processor, once.
+
+/// Floats of a panel.
+pub const LANES: usize = 16;
+
+/// The accumulators of a tile.
+pub type Tile<const P: usize, const N: usize> = [[[f32; LANES]; N]; P];
+
+/// acc += a b.
+#[inline(always)]
+fn axpy<const FMA: bool>(acc: &mut [f32; LANES], a: f32, b: &[f32; LANES]) {
+    for i in 0..LANES {
+        acc[i] = if FMA { a.mul_add(b[i], acc[i]) } else { acc[i] + a * b[i] };
+    }
+}
+
+/// acc[p][n] += Σ_k rows[p][k] panels[n][k]: every row has the same length, every panel 16 floats per k.
+#[inline(always)]
+pub fn rows_by_panels<const P: usize, const N: usize, const FMA: bool>(
+    rows: [&[f32]; P],
+    panels: [&[f32]; N],
+    acc: &mut Tile<P, N>,
+) {
+    let len = rows[0].len();
+    let rows = rows.map(|row| &row[..len]);
+    let panels = panels.map(|panel| &panel.as_chunks::<LANES>().0[..len]);
+    let mut sums = *acc;
+    for k in 0..len {
+        for p in 0..P {
+            for n in 0..N {
+                axpy::<FMA>(&mut sums[p][n], rows[p][k], &panels[n][k]);
+            }
+        }
+    }
+    *acc = sums;
+}
+
+/// acc[p][n] += Σ_j a[starts[j] + p] b[j·pitch + 16 n ..]: the sum over pixels of outer products.
+#[inline(always)]
+pub fn outer_products<const P: usize, const N: usize, const FMA: bool>(
+    a: &[f32],
+    starts: &[usize],
+    b: &[f32],
+    pitch: usize,
+    acc: &mut Tile<P, N>,
+) {
+    let mut sums = *acc;
+    // The compiler is not to see that the P values are neighbours, or it makes vectors of them instead of the lanes.
+    let len = a.len() - P;
+    let rows: [&[f32]; P] = std::array::from_fn(|p| &std::hint::black_box(&a[p..])[..len]);
+    for (&start, b) in starts.iter().zip(b.chunks(pitch)) {
+        let panels = &b.as_chunks::<LANES>().0[..N];
+        for p in 0..P {
+            for n in 0..N {
+                axpy::<FMA>(&mut sums[p][n], rows[p][start], &panels[n]);
+            }
+        }
+    }
+    *acc = sums;
+}
+
+/// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, with tiles that fit the registers of each.
+macro_rules! for_each_instruction_set {
+    (fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+        #[allow(clippy::too_many_arguments)]
+        fn $name($($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,fma")]
+                fn avx512($($arg: $type),*) {
+                    $body::<8, 2, true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) {
+                    $body::<4, 1, true>($($arg),*)
+                }
+                use std::arch::is_x86_feature_detected as has;
+                if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("fma") {
+                    // SAFETY: the processor has just said that it knows these instructions.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if has!("avx2") && has!("fma") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            $body::<4, 1, { cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+pub(crate) use for_each_instruction_set;

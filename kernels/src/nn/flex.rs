@@ -1,0 +1,137 @@
+//! The layers on Burn's CPU backend: its tensors, our loops.
+
+use super::{Conv, Layers, Norm, Pool, cpu};
+use burn::backend::tensor::FloatTensor;
+use burn_flex::{Flex, FlexTensor, Layout};
+use burn::tensor::{DType, Shape};
+use cubecl::bytes::Bytes;
+
+/// The floats of a tensor in row-major order; copied only if they lie otherwise.
+struct Floats(FlexTensor);
+
+impl Floats {
+    fn of(tensor: FlexTensor) -> Self {
+        Floats(tensor.to_contiguous())
+    }
+
+    fn get(&self) -> &[f32] {
+        self.0.as_slice().expect("just made contiguous")
+    }
+}
+
+fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
+}
+
+/// A tensor whose floats `fill` writes, every one.
+fn made(shape: &[usize], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let mut values = vec![0.0; shape.iter().product()];
+    fill(&mut values);
+    tensor(values, shape)
+}
+
+impl Layers for Flex {
+    fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
+        let (x, weights) = (Floats::of(x), Floats::of(weights));
+        made(&[plan.batch, plan.out_height(), plan.out_width(), plan.to], |y| {
+            cpu::conv::forward(&plan, x.get(), weights.get(), y)
+        })
+    }
+
+    fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
+        let (dy, weights) = (Floats::of(dy), Floats::of(weights));
+        made(&[plan.batch, plan.height, plan.width, plan.from], |dx| {
+            cpu::conv::input_gradient(&plan, dy.get(), weights.get(), dx)
+        })
+    }
+
+    fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
+        let (x, dy) = (Floats::of(x), Floats::of(dy));
+        made(&[plan.to, plan.from, plan.kernel, plan.kernel], |dw| {
+            cpu::conv::weight_gradient(&plan, x.get(), dy.get(), dw)
+        })
+    }
+
+    fn stagger_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        plan: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let shape = x.layout().shape().to_vec();
+        let (x, gamma, beta) = (Floats::of(x), Floats::of(gamma), Floats::of(beta));
+        let residual = plan.residual.then(|| Floats::of(residual));
+        let mut moments = vec![0.0; 2 * plan.batch * plan.groups()];
+        let y = made(&shape, |y| {
+            let residual = residual.as_ref().map(Floats::get);
+            cpu::norm::forward(&plan, x.get(), gamma.get(), beta.get(), residual, y, &mut moments)
+        });
+        (y, tensor(moments, &[plan.batch, plan.groups(), 2]))
+    }
+
+    fn stagger_norm_backward(
+        x: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let shape = x.layout().shape().to_vec();
+        let [x, y, moments, gamma] = [x, y, moments, gamma].map(Floats::of);
+        // What passes the relu is written only if somebody else is to have it.
+        let passed = plan.residual && plan.relu;
+        let mut through = passed.then(|| vec![0.0; x.get().len()]);
+        let (mut dgamma, mut dbeta) = (vec![0.0; plan.channels], vec![0.0; plan.channels]);
+        let given = Floats::of(dy);
+        let dx = made(&shape, |dx| {
+            let saved = cpu::norm::Saved { x: x.get(), y: y.get(), moments: moments.get(), gamma: gamma.get() };
+            cpu::norm::backward(&plan, saved, given.get(), dx, through.as_deref_mut(), &mut dgamma, &mut dbeta)
+        });
+        let through = through.map_or(given.0, |values| tensor(values, &shape));
+        (dx, through, tensor(dgamma, &[plan.channels]), tensor(dbeta, &[plan.channels]))
+    }
+
+    fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let x = Floats::of(x);
+        made(&[plan.batch, plan.height / 2, plan.width / 2, plan.channels], |y| cpu::pool::max(&plan, x.get(), y))
+    }
+
+    fn stagger_max_pool_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let (x, dy) = (Floats::of(x), Floats::of(dy));
+        made(&[plan.batch, plan.height, plan.width, plan.channels], |dx| {
+            cpu::pool::max_backward(&plan, x.get(), dy.get(), dx)
+        })
+    }
+
+    fn stagger_mean_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let x = Floats::of(x);
+        made(&[plan.batch, plan.channels], |y| cpu::pool::mean(&plan, x.get(), y))
+    }
+
+    fn stagger_mean_pool_backward(dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let dy = Floats::of(dy);
+        made(&[plan.batch, plan.height, plan.width, plan.channels], |dx| cpu::pool::mean_backward(&plan, dy.get(), dx))
+    }
+
+    fn stagger_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let shape = logits.layout().shape().to_vec();
+        let (logits, targets) = (Floats::of(logits), Floats::of(targets));
+        let mut loss = 0.0;
+        let gradient =
+            made(&shape, |d| loss = cpu::loss::cross_entropy(logits.get(), targets.get(), shape[1], scale, d));
+        (tensor(vec![loss], &[1]), gradient)
+    }
+
+    fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = gradient.layout().shape().to_vec();
+        let (gradient, by) = (Floats::of(gradient), Floats::of(by));
+        let by = by.get()[0];
+        made(&shape, |out| out.iter_mut().zip(gradient.get()).for_each(|(o, g)| *o = g * by))
+    }
+}

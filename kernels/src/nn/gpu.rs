@@ -1,0 +1,683 @@
+//! The layers on WGPU and CUDA: our kernels around Burn's matrix product.
+//!
+//! A convolution is the product of its patches, one row per output pixel, with the weights as they lie. The patches live for
+//! a moment only and are gathered again for the weight gradient: one more launch, and no activation nine times as large to keep.
+//! Every sum has a fixed order, so the same input gives the same bits.
+
+use super::{Conv, Layers, Norm, Pool};
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+/// Units of a cube that works on independent elements.
+const UNITS: u32 = 256;
+
+/// Floats of partial weight gradients at most.
+const PARTS: usize = 1 << 22;
+
+/// A new tensor beside `like`, to be overwritten whole.
+fn fresh(like: &CubeTensor, shape: &[usize]) -> CubeTensor {
+    let shape = Shape::from(shape.to_vec());
+    let handle = like.client.empty(4 * shape.num_elements());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, DType::F32)
+}
+
+/// A contiguous tensor under another shape.
+fn view(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
+    CubeTensor::new_contiguous(tensor.client, tensor.device, Shape::from(shape.to_vec()), tensor.handle, DType::F32)
+}
+
+fn len(tensor: &CubeTensor) -> usize {
+    tensor.meta.shape().num_elements()
+}
+
+/// The whole buffer of a contiguous tensor. Safe to launch with as long as the kernel keeps to its length.
+fn arg(tensor: &CubeTensor) -> BufferArg {
+    // SAFETY: the handle of a contiguous f32 tensor covers exactly its elements.
+    unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
+}
+
+/// Cubes for one unit per element. Two dimensions: one may hold only 65,535.
+fn cubes(elements: usize) -> CubeCount {
+    let cubes = elements.div_ceil(UNITS as usize) as u32;
+    let wide = cubes.min(32_768);
+    CubeCount::Static(wide, cubes.div_ceil(wide), 1)
+}
+
+/// [pixels, from · taps]: the patch of each output pixel, in the order of the weights.
+fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
+    let columns = fresh(x, &[plan.batch * plan.out_pixels(), plan.patch()]);
+    assert!(len(&columns) <= u32::MAX as usize, "a smaller batch: its patches are more than 2^32 floats");
+    // SAFETY: each unit writes one element and reads inside the image.
+    unsafe {
+        patches_kernel::launch_unchecked(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), arg(&columns), plan)
+    }
+    columns
+}
+
+fn transposed(matrix: CubeTensor) -> CubeTensor {
+    let rank = matrix.meta.shape().num_dims();
+    CubeBackend::float_swap_dims(matrix, rank - 2, rank - 1)
+}
+
+/// Into how many parts the pixels are split for the weight gradient: its result is small, so the sum must keep the device busy.
+fn splits(plan: &Conv) -> usize {
+    let (pixels, weights) = (plan.batch * plan.out_pixels(), plan.to * plan.patch());
+    let most = (PARTS / weights).clamp(1, 64);
+    (1..=most).rev().find(|s| pixels.is_multiple_of(*s) && pixels / s >= 64).unwrap_or(1)
+}
+
+impl Layers for CubeBackend {
+    fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
+        let (x, weights) = (into_contiguous(x), into_contiguous(weights));
+        let columns = patches(&x, plan);
+        let weights = transposed(view(weights, &[plan.to, plan.patch()]));
+        let y = CubeBackend::float_matmul(columns, weights);
+        view(y, &[plan.batch, plan.out_height(), plan.out_width(), plan.to])
+    }
+
+    fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
+        let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
+        let dy = view(dy, &[plan.batch * plan.out_pixels(), plan.to]);
+        let columns = into_contiguous(CubeBackend::float_matmul(dy, view(weights, &[plan.to, plan.patch()])));
+        let dx = fresh(&columns, &[plan.batch, plan.height, plan.width, plan.from]);
+        // SAFETY: each unit writes one element and reads the patches that hold it.
+        unsafe {
+            from_patches_kernel::launch_unchecked(
+                &dx.client,
+                cubes(len(&dx)),
+                CubeDim::new_1d(UNITS),
+                arg(&columns),
+                arg(&dx),
+                plan,
+            )
+        }
+        dx
+    }
+
+    fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
+        let (x, dy) = (into_contiguous(x), into_contiguous(dy));
+        let (splits, pixels) = (splits(&plan), plan.batch * plan.out_pixels());
+        let columns = view(patches(&x, plan), &[splits, pixels / splits, plan.patch()]);
+        let dy = transposed(view(dy, &[splits, pixels / splits, plan.to]));
+        let parts = into_contiguous(CubeBackend::float_matmul(dy, columns));
+        let shape = [plan.to, plan.from, plan.kernel, plan.kernel];
+        if splits == 1 { view(parts, &shape) } else { sum_of_parts(&parts, splits, &shape) }
+    }
+
+    fn stagger_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        plan: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, gamma, beta, residual] = [x, gamma, beta, residual].map(into_contiguous);
+        let y = fresh(&x, x.meta.shape());
+        let moments = fresh(&x, &[plan.batch, plan.groups(), 2]);
+        // SAFETY: cube b·groups + g reads and writes group g of image b alone.
+        unsafe {
+            norm_kernel::launch_unchecked(
+                &x.client,
+                CubeCount::Static(plan.groups() as u32, plan.batch as u32, 1),
+                CubeDim::new_1d(units(&plan)),
+                arg(&x),
+                arg(&gamma),
+                arg(&beta),
+                arg(&residual),
+                arg(&y),
+                arg(&moments),
+                plan.epsilon,
+                plan.into(),
+            )
+        }
+        (y, moments)
+    }
+
+    fn stagger_norm_backward(
+        x: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, y, moments, gamma, dy] = [x, y, moments, gamma, dy].map(into_contiguous);
+        let dx = fresh(&x, x.meta.shape());
+        // What passes the relu is written only if somebody else is to have it.
+        let passed = plan.residual && plan.relu;
+        let through = if passed { fresh(&x, x.meta.shape()) } else { dy.clone() };
+        let unwritten = if passed { through.clone() } else { moments.clone() };
+        let parts = fresh(&x, &[plan.batch, 2, plan.channels]);
+        // SAFETY: cube b·groups + g reads and writes group g of image b alone; the last buffer is written only if it is its own.
+        unsafe {
+            norm_backward_kernel::launch_unchecked(
+                &x.client,
+                CubeCount::Static(plan.groups() as u32, plan.batch as u32, 1),
+                CubeDim::new_1d(units(&plan)),
+                arg(&x),
+                arg(&y),
+                arg(&moments),
+                arg(&gamma),
+                arg(&dy),
+                arg(&dx),
+                arg(&parts),
+                arg(&unwritten),
+                plan.into(),
+            )
+        }
+        let sums = sum_of_parts(&parts, plan.batch, &[2, plan.channels]);
+        let half = 4 * plan.channels as u64;
+        let part = |before: u64, behind: u64| {
+            let mut part = view(sums.clone(), &[plan.channels]);
+            part.handle = part.handle.offset_start(before).offset_end(behind);
+            part
+        };
+        (dx, through, part(half, 0), part(0, half))
+    }
+
+    fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let x = into_contiguous(x);
+        let y = fresh(&x, &[plan.batch, plan.height / 2, plan.width / 2, plan.channels]);
+        // SAFETY: each unit writes one element and reads its four.
+        unsafe {
+            max_pool_kernel::launch_unchecked(&x.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&x), arg(&y), plan)
+        }
+        y
+    }
+
+    fn stagger_max_pool_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let (x, dy) = (into_contiguous(x), into_contiguous(dy));
+        let dx = fresh(&x, x.meta.shape());
+        // SAFETY: each unit writes the four elements of one window.
+        unsafe {
+            max_pool_backward_kernel::launch_unchecked(
+                &x.client,
+                cubes(len(&dy)),
+                CubeDim::new_1d(UNITS),
+                arg(&x),
+                arg(&dy),
+                arg(&dx),
+                plan,
+            )
+        }
+        dx
+    }
+
+    fn stagger_mean_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let x = into_contiguous(x);
+        let y = fresh(&x, &[plan.batch, plan.channels]);
+        // SAFETY: each unit writes one element and reads the pixels of its image.
+        unsafe {
+            mean_pool_kernel::launch_unchecked(&x.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&x), arg(&y), plan)
+        }
+        y
+    }
+
+    fn stagger_mean_pool_backward(dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
+        let dy = into_contiguous(dy);
+        let dx = fresh(&dy, &[plan.batch, plan.height, plan.width, plan.channels]);
+        // SAFETY: each unit writes one element.
+        unsafe {
+            mean_pool_backward_kernel::launch_unchecked(
+                &dy.client,
+                cubes(len(&dx)),
+                CubeDim::new_1d(UNITS),
+                arg(&dy),
+                arg(&dx),
+                plan,
+            )
+        }
+        dx
+    }
+
+    fn stagger_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (logits, targets) = (into_contiguous(logits), into_contiguous(targets));
+        let (loss, gradient) = (fresh(&logits, &[1]), fresh(&logits, logits.meta.shape()));
+        let classes = logits.meta.shape()[1];
+        // SAFETY: one cube; each unit writes whole rows of the gradient, the first the loss.
+        unsafe {
+            cross_entropy_kernel::launch_unchecked(
+                &logits.client,
+                CubeCount::new_single(),
+                CubeDim::new_1d(UNITS),
+                arg(&logits),
+                arg(&targets),
+                arg(&loss),
+                arg(&gradient),
+                scale,
+                classes as u32,
+            )
+        }
+        (loss, gradient)
+    }
+
+    fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (gradient, by) = (into_contiguous(gradient), into_contiguous(by));
+        let out = fresh(&gradient, gradient.meta.shape());
+        // SAFETY: each unit writes one element.
+        unsafe {
+            scale_kernel::launch_unchecked(
+                &out.client,
+                cubes(len(&out)),
+                CubeDim::new_1d(UNITS),
+                arg(&gradient),
+                arg(&by),
+                arg(&out),
+            )
+        }
+        out
+    }
+}
+
+/// The sum over the first dimension.
+fn sum_of_parts(parts: &CubeTensor, count: usize, shape: &[usize]) -> CubeTensor {
+    let sum = fresh(parts, shape);
+    // SAFETY: each unit writes one element and reads it in each part.
+    unsafe {
+        sum_kernel::launch_unchecked(
+            &sum.client,
+            cubes(len(&sum)),
+            CubeDim::new_1d(UNITS),
+            arg(parts),
+            arg(&sum),
+            count as u32,
+        )
+    }
+    sum
+}
+
+/// Units of a normalisation's cube: as many for each channel of the group, so that a unit keeps to one channel.
+fn units(plan: &Norm) -> u32 {
+    assert!(plan.group <= 1024, "a GPU normalises at most 1,024 channels together");
+    (plan.group * (UNITS as usize / plan.group).max(1)) as u32
+}
+
+/// What a normalisation's kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct NormPlan {
+    pixels: u32,
+    channels: u32,
+    group: u32,
+    units: u32,
+    relu: bool,
+    residual: bool,
+}
+
+impl From<Norm> for NormPlan {
+    fn from(plan: Norm) -> Self {
+        NormPlan {
+            pixels: plan.pixels as u32,
+            channels: plan.channels as u32,
+            group: plan.group as u32,
+            units: units(&plan),
+            relu: plan.relu,
+            residual: plan.residual,
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn patches_kernel(x: &[f32], columns: &mut [f32], #[comptime] plan: Conv) {
+    let taps = comptime!(plan.taps() as u32);
+    let kernel = comptime!(plan.kernel as u32);
+    let from = comptime!(plan.from as u32);
+    let patch = comptime!(plan.patch() as u32);
+    let out_width = comptime!(plan.out_width() as u32);
+    let out_pixels = comptime!(plan.out_pixels() as u32);
+    let (height, width) = (comptime!(plan.height as u32), comptime!(plan.width as u32));
+    let (stride, pad) = (comptime!(plan.stride as u32), comptime!(plan.pad as u32));
+    if ABSOLUTE_POS < columns.len() {
+        let i = ABSOLUTE_POS as u32;
+        let pixel = i / patch;
+        let channel = i % patch / taps;
+        let tap = i % taps;
+        let image = pixel / out_pixels;
+        // A place before the image wraps to a large number.
+        let row = pixel % out_pixels / out_width * stride + tap / kernel - pad;
+        let column = pixel % out_width * stride + tap % kernel - pad;
+        let mut value = 0.0f32;
+        if row < height && column < width {
+            value = x[(((image * height + row) * width + column) * from + channel) as usize];
+        }
+        columns[ABSOLUTE_POS] = value;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn from_patches_kernel(columns: &[f32], dx: &mut [f32], #[comptime] plan: Conv) {
+    let taps = comptime!(plan.taps() as u32);
+    let kernel = comptime!(plan.kernel as u32);
+    let from = comptime!(plan.from as u32);
+    let patch = comptime!(plan.patch() as u32);
+    let (out_width, out_height) = (comptime!(plan.out_width() as u32), comptime!(plan.out_height() as u32));
+    let (height, width) = (comptime!(plan.height as u32), comptime!(plan.width as u32));
+    let (stride, pad) = (comptime!(plan.stride as u32), comptime!(plan.pad as u32));
+    if ABSOLUTE_POS < dx.len() {
+        let i = ABSOLUTE_POS as u32;
+        let channel = i % from;
+        let place = i / from;
+        let column = place % width;
+        let row = place / width % height;
+        let image = place / (width * height);
+        let mut sum = 0.0f32;
+        for tap in 0..taps {
+            // As above, wrapped numbers are out of range.
+            let y = row + pad - tap / kernel;
+            let x = column + pad - tap % kernel;
+            if y % stride == 0u32 && x % stride == 0u32 {
+                if y / stride < out_height && x / stride < out_width {
+                    let pixel = (image * out_height + y / stride) * out_width + x / stride;
+                    sum += columns[(pixel * patch + channel * taps + tap) as usize];
+                }
+            }
+        }
+        dx[ABSOLUTE_POS] = sum;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn sum_kernel(parts: &[f32], sum: &mut [f32], count: u32) {
+    let len = sum.len();
+    if ABSOLUTE_POS < len {
+        let mut total = 0.0f32;
+        for part in 0..count {
+            total += parts[part as usize * len + ABSOLUTE_POS];
+        }
+        sum[ABSOLUTE_POS] = total;
+    }
+}
+
+/// The sum of one value of each unit, in a fixed order; every unit gets it.
+#[cube]
+fn sum_of_units(value: f32, shared: &mut [f32], #[comptime] units: u32) -> f32 {
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    // Each of the first 16 units adds up a stripe, then every unit adds those.
+    if UNIT_POS < 16u32 {
+        let mut total = 0.0f32;
+        let mut i = UNIT_POS;
+        while i < units {
+            total += shared[i as usize];
+            i += 16u32;
+        }
+        shared[comptime!(units as usize) + unit] = total;
+    }
+    sync_cube();
+    let mut total = 0.0f32;
+    #[unroll]
+    for stripe in 0..16usize {
+        total += shared[comptime!(units as usize) + stripe];
+    }
+    sync_cube();
+    total
+}
+
+#[allow(clippy::too_many_arguments)]
+#[cube(launch_unchecked)]
+fn norm_kernel(
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    residual: &[f32],
+    y: &mut [f32],
+    moments: &mut [f32],
+    epsilon: f32,
+    #[comptime] plan: NormPlan,
+) {
+    let units = comptime!(plan.units);
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(plan.units as usize + 16));
+    let group = CUBE_POS_X;
+    let image = CUBE_POS_Y;
+    // A unit keeps to one channel and walks over the pixels.
+    let channel = group * comptime!(plan.group) + UNIT_POS % comptime!(plan.group);
+    let first = UNIT_POS / comptime!(plan.group);
+    let step = comptime!(plan.units / plan.group);
+    let start = image * comptime!(plan.pixels * plan.channels) + channel;
+    let count = comptime!((plan.pixels * plan.group) as f32);
+
+    let mut sum = 0.0f32;
+    let mut pixel = first;
+    while pixel < comptime!(plan.pixels) {
+        sum += x[(start + pixel * comptime!(plan.channels)) as usize];
+        pixel += step;
+    }
+    let mean = sum_of_units(sum, &mut shared, units) / count;
+    let mut squares = 0.0f32;
+    let mut pixel = first;
+    while pixel < comptime!(plan.pixels) {
+        let d = x[(start + pixel * comptime!(plan.channels)) as usize] - mean;
+        squares += d * d;
+        pixel += step;
+    }
+    let variance = sum_of_units(squares, &mut shared, units) / count;
+    let inverse = 1.0f32 / f32::sqrt(variance + epsilon);
+    if UNIT_POS == 0u32 {
+        let place = ((image * comptime!(plan.channels / plan.group) + group) * 2u32) as usize;
+        moments[place] = mean;
+        moments[place + 1usize] = inverse;
+    }
+    let factor = gamma[channel as usize] * inverse;
+    let shift = beta[channel as usize] - mean * factor;
+    let mut pixel = first;
+    while pixel < comptime!(plan.pixels) {
+        let i = (start + pixel * comptime!(plan.channels)) as usize;
+        let mut value = x[i] * factor + shift;
+        if comptime!(plan.residual) {
+            value += residual[i];
+        }
+        if comptime!(plan.relu) {
+            value = select(value < 0.0f32, 0.0f32, value);
+        }
+        y[i] = value;
+        pixel += step;
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[cube(launch_unchecked)]
+fn norm_backward_kernel(
+    x: &[f32],
+    y: &[f32],
+    moments: &[f32],
+    gamma: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    parts: &mut [f32],
+    through: &mut [f32],
+    #[comptime] plan: NormPlan,
+) {
+    let units = comptime!(plan.units);
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(plan.units as usize + 16));
+    let group = CUBE_POS_X;
+    let image = CUBE_POS_Y;
+    let channel = group * comptime!(plan.group) + UNIT_POS % comptime!(plan.group);
+    let first = UNIT_POS / comptime!(plan.group);
+    let step = comptime!(plan.units / plan.group);
+    let start = image * comptime!(plan.pixels * plan.channels) + channel;
+    let count = comptime!((plan.pixels * plan.group) as f32);
+    let place = ((image * comptime!(plan.channels / plan.group) + group) * 2u32) as usize;
+    let mean = moments[place];
+    let inverse = moments[place + 1usize];
+    let scale = gamma[channel as usize];
+
+    let mut sum1 = 0.0f32;
+    let mut sum2 = 0.0f32;
+    let mut pixel = first;
+    while pixel < comptime!(plan.pixels) {
+        let i = (start + pixel * comptime!(plan.channels)) as usize;
+        let mut dz = dy[i];
+        if comptime!(plan.relu) {
+            dz = select(y[i] > 0.0f32, dz, 0.0f32);
+        }
+        sum1 += dz;
+        sum2 += dz * (x[i] - mean) * inverse;
+        pixel += step;
+    }
+    let mean1 = sum_of_units(sum1 * scale, &mut shared, units) / count;
+    let mean2 = sum_of_units(sum2 * scale, &mut shared, units) / count;
+    // The units of a channel together: its share of dβ and dγ.
+    shared[UNIT_POS as usize] = sum1;
+    sync_cube();
+    let base = image * comptime!(2 * plan.channels) + channel;
+    if UNIT_POS < comptime!(plan.group) {
+        let mut total = 0.0f32;
+        for k in 0..step {
+            total += shared[(k * comptime!(plan.group) + UNIT_POS) as usize];
+        }
+        parts[base as usize] = total;
+    }
+    sync_cube();
+    shared[UNIT_POS as usize] = sum2;
+    sync_cube();
+    if UNIT_POS < comptime!(plan.group) {
+        let mut total = 0.0f32;
+        for k in 0..step {
+            total += shared[(k * comptime!(plan.group) + UNIT_POS) as usize];
+        }
+        parts[(base + comptime!(plan.channels)) as usize] = total;
+    }
+    let mut pixel = first;
+    while pixel < comptime!(plan.pixels) {
+        let i = (start + pixel * comptime!(plan.channels)) as usize;
+        let mut dz = dy[i];
+        if comptime!(plan.relu) {
+            dz = select(y[i] > 0.0f32, dz, 0.0f32);
+        }
+        if comptime!(plan.relu && plan.residual) {
+            through[i] = dz;
+        }
+        dx[i] = inverse * (scale * dz - mean1 - (x[i] - mean) * inverse * mean2);
+        pixel += step;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn max_pool_kernel(x: &[f32], y: &mut [f32], #[comptime] plan: Pool) {
+    if ABSOLUTE_POS < y.len() {
+        let first = window(ABSOLUTE_POS as u32, plan);
+        let right = comptime!(plan.channels);
+        let below = comptime!(plan.width * plan.channels);
+        let above = larger(x[first], x[first + right]);
+        y[ABSOLUTE_POS] = larger(above, larger(x[first + below], x[first + below + right]));
+    }
+}
+
+/// The first element of the window of output element `i`.
+#[cube]
+fn window(i: u32, #[comptime] plan: Pool) -> usize {
+    let channels = comptime!(plan.channels as u32);
+    let half = comptime!(plan.width as u32 / 2);
+    let column = i / channels % half;
+    let row = i / comptime!(plan.channels as u32 * (plan.width as u32 / 2));
+    ((row * 2u32 * comptime!(plan.width as u32) + column * 2u32) * channels + i % channels) as usize
+}
+
+/// The larger; what is not a number counts as larger.
+#[cube]
+fn larger(a: f32, b: f32) -> f32 {
+    select(a >= b || a != a, a, b)
+}
+
+#[cube(launch_unchecked)]
+fn max_pool_backward_kernel(x: &[f32], dy: &[f32], dx: &mut [f32], #[comptime] plan: Pool) {
+    if ABSOLUTE_POS < dy.len() {
+        let first = window(ABSOLUTE_POS as u32, plan);
+        let right = comptime!(plan.channels);
+        let below = comptime!(plan.width * plan.channels);
+        let (a, b) = (x[first], x[first + right]);
+        let c = x[first + below];
+        let top = larger(larger(a, b), larger(c, x[first + below + right]));
+        let value = dy[ABSOLUTE_POS];
+        let is_a = a == top;
+        let is_b = !is_a && b == top;
+        let is_c = !is_a && !is_b && c == top;
+        dx[first] = select(is_a, value, 0.0f32);
+        dx[first + right] = select(is_b, value, 0.0f32);
+        dx[first + below] = select(is_c, value, 0.0f32);
+        dx[first + below + right] = select(is_a || is_b || is_c, 0.0f32, value);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn mean_pool_kernel(x: &[f32], y: &mut [f32], #[comptime] plan: Pool) {
+    let pixels = comptime!(plan.height * plan.width);
+    let channels = comptime!(plan.channels);
+    if ABSOLUTE_POS < y.len() {
+        let start = ABSOLUTE_POS / channels * comptime!(plan.height * plan.width * plan.channels) + ABSOLUTE_POS % channels;
+        let mut total = 0.0f32;
+        for pixel in 0..pixels {
+            total += x[start + pixel * channels];
+        }
+        y[ABSOLUTE_POS] = total / comptime!((plan.height * plan.width) as f32);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn mean_pool_backward_kernel(dy: &[f32], dx: &mut [f32], #[comptime] plan: Pool) {
+    let channels = comptime!(plan.channels);
+    if ABSOLUTE_POS < dx.len() {
+        let image = ABSOLUTE_POS / comptime!(plan.height * plan.width * plan.channels);
+        let value = dy[image * channels + ABSOLUTE_POS % channels];
+        dx[ABSOLUTE_POS] = value / comptime!((plan.height * plan.width) as f32);
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[cube(launch_unchecked)]
+fn cross_entropy_kernel(
+    logits: &[f32],
+    targets: &[f32],
+    loss: &mut [f32],
+    gradient: &mut [f32],
+    scale: f32,
+    classes: u32,
+) {
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize + 16));
+    let rows = logits.len() as u32 / classes;
+    let batch = f32::cast_from(rows);
+    let mut sum = 0.0f32;
+    let mut row = UNIT_POS;
+    while row < rows {
+        let start = (row * classes) as usize;
+        let mut top = scale * logits[start];
+        for k in 1..classes {
+            top = max(top, scale * logits[start + k as usize]);
+        }
+        let mut total = 0.0f32;
+        for k in 0..classes {
+            total += f32::exp(scale * logits[start + k as usize] - top);
+        }
+        let log_total = f32::ln(total);
+        for k in 0..classes {
+            let i = start + k as usize;
+            let log = scale * logits[i] - top - log_total;
+            let target = targets[i];
+            if target != 0.0f32 {
+                sum -= target * log;
+            }
+            gradient[i] = scale * (f32::exp(log) - target) / batch;
+        }
+        row += comptime!(UNITS);
+    }
+    let total = sum_of_units(sum, &mut shared, UNITS);
+    if UNIT_POS == 0u32 {
+        loss[0] = total / batch;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn scale_kernel(gradient: &[f32], by: &[f32], out: &mut [f32]) {
+    if ABSOLUTE_POS < out.len() {
+        out[ABSOLUTE_POS] = gradient[ABSOLUTE_POS] * by[0];
+    }
+}

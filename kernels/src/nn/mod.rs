@@ -1,0 +1,221 @@
+//! The layers of the convolutional networks: few, fused, channels last, each with its own backward pass.
+//!
+//! Images are [B, H, W, C]: the channels of a pixel lie together, which is what a patch of a convolution and a group of a
+//! normalisation read. Weights keep Burn's shapes. Each layer is a backend extension of Burn: an ordinary differentiable tensor
+//! operation to a model, plain loops under it on the CPU (`cpu`), kernels on WGPU and CUDA (`gpu`).
+//!
+//! | layer | forward | backward |
+//! | --- | --- | --- |
+//! | [`conv2d`] | y = x * w, no bias | dx, dw |
+//! | [`group_norm`] | y = relu?(γ (x - μ)/σ + β + r?) in one pass over the device | dx, dr, dγ, dβ |
+//! | [`max_pool`] | the largest of 2×2 | to the first of the largest |
+//! | [`mean_pool`] | the mean over the pixels | spread evenly |
+//! | [`cross_entropy`] | mean over the batch of -log softmax(s z) at the label | s (softmax - target) / B |
+
+mod autodiff;
+mod cpu;
+mod flex;
+mod gpu;
+
+use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
+use burn::tensor::Tensor;
+
+/// A convolution of square patches without bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv {
+    /// Images.
+    pub batch: usize,
+    /// Rows of an input image.
+    pub height: usize,
+    /// Columns of an input image.
+    pub width: usize,
+    /// Input channels.
+    pub from: usize,
+    /// Output channels.
+    pub to: usize,
+    /// Rows and columns of a patch.
+    pub kernel: usize,
+    /// Pixels from one patch to the next.
+    pub stride: usize,
+    /// Zeros around the image, less than `kernel`.
+    pub pad: usize,
+}
+
+impl Conv {
+    /// Rows of an output image.
+    pub fn out_height(&self) -> usize {
+        (self.height + 2 * self.pad - self.kernel) / self.stride + 1
+    }
+
+    /// Columns of an output image.
+    pub fn out_width(&self) -> usize {
+        (self.width + 2 * self.pad - self.kernel) / self.stride + 1
+    }
+
+    /// Pixels of an output image.
+    pub fn out_pixels(&self) -> usize {
+        self.out_height() * self.out_width()
+    }
+
+    /// Floats of an input image.
+    pub fn in_image(&self) -> usize {
+        self.height * self.width * self.from
+    }
+
+    /// Columns of an input image with its border.
+    pub fn padded_width(&self) -> usize {
+        self.width + 2 * self.pad
+    }
+
+    /// Floats of an input image with its border.
+    pub fn padded_image(&self) -> usize {
+        (self.height + 2 * self.pad) * self.padded_width() * self.from
+    }
+
+    /// Pixels of a patch.
+    pub fn taps(&self) -> usize {
+        self.kernel * self.kernel
+    }
+
+    /// Floats of a patch.
+    pub fn patch(&self) -> usize {
+        self.taps() * self.from
+    }
+}
+
+/// A group normalisation, with what is done in the same pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// Images.
+    pub batch: usize,
+    /// Pixels of an image.
+    pub pixels: usize,
+    /// Channels of a pixel.
+    pub channels: usize,
+    /// Channels that are normalised together.
+    pub group: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Negative results become zero.
+    pub relu: bool,
+    /// Another tensor is added before that.
+    pub residual: bool,
+}
+
+impl Norm {
+    /// Groups of an image.
+    pub fn groups(&self) -> usize {
+        self.channels / self.group
+    }
+}
+
+/// Images [B, H, W, C] that are pooled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pool {
+    /// Images.
+    pub batch: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Channels.
+    pub channels: usize,
+}
+
+/// The layers and their derivatives on a backend. The functions of this module call them.
+#[backend_extension(Cube, Flex, Autodiff)]
+pub trait Layers: Backend {
+    /// Y [B, H', W', to].
+    fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
+    /// dX.
+    fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
+    /// dW [to, from, kernel, kernel].
+    fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
+    /// Y, and mean and 1/deviation of each group [B, groups, 2]. Without a residual `residual` is not read.
+    fn stagger_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        plan: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    /// dX, d residual (what passes the relu; dY itself without one), dγ and dβ.
+    fn stagger_norm_backward(
+        x: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    /// The largest of each 2×2 pixels.
+    fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
+    /// dX.
+    fn stagger_max_pool_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
+    /// [B, C]: the mean over the pixels.
+    fn stagger_mean_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
+    /// dX.
+    fn stagger_mean_pool_backward(dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
+    /// The loss (one float), and its derivative by the logits [B, classes].
+    fn stagger_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    /// `gradient` times the one float `by`.
+    fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Convolution of images [B, H, W, from] with weights [to, from, kernel, kernel]: [B, H', W', to].
+pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
+    let [batch, height, width, from] = x.dims();
+    let [to, inputs, kernel, columns] = weights.dims();
+    assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
+    let plan = Conv { batch, height, width, from, to, kernel, stride, pad };
+    Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
+}
+
+/// Group normalisation over groups of `group` neighbouring channels (the last dimension) of every image (the first), plus
+/// `residual`, then relu if asked for.
+pub fn group_norm<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    group: usize,
+    residual: Option<Tensor<D>>,
+    relu: bool,
+) -> Tensor<D> {
+    let dims = x.dims();
+    let (batch, channels) = (dims[0], dims[D - 1]);
+    let pixels = dims[1..D - 1].iter().product();
+    let plan = Norm { batch, pixels, channels, group, epsilon: 1e-5, relu, residual: residual.is_some() };
+    assert!(channels.is_multiple_of(group), "groups of {group} do not divide {channels} channels");
+    let x = x.into_dispatch();
+    // A tensor must stand in the place of a residual that is not there; nothing reads it.
+    let residual = residual.map_or_else(|| x.clone(), Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::stagger_norm(x, gamma.into_dispatch(), beta.into_dispatch(), residual, plan).0)
+}
+
+fn pool(x: &Tensor<4>) -> Pool {
+    let [batch, height, width, channels] = x.dims();
+    Pool { batch, height, width, channels }
+}
+
+/// The largest of each 2×2 pixels of [B, H, W, C] with even H and W.
+pub fn max_pool(x: Tensor<4>) -> Tensor<4> {
+    let plan = pool(&x);
+    assert!(plan.height.is_multiple_of(2) && plan.width.is_multiple_of(2), "2×2 pixels do not fill the image");
+    Tensor::from_dispatch(Dispatch::stagger_max_pool(x.into_dispatch(), plan))
+}
+
+/// The mean over the pixels of [B, H, W, C]: [B, C].
+pub fn mean_pool(x: Tensor<4>) -> Tensor<2> {
+    let plan = pool(&x);
+    Tensor::from_dispatch(Dispatch::stagger_mean_pool(x.into_dispatch(), plan))
+}
+
+/// Mean cross-entropy of `scale` times the logits [B, classes] against targets [B, classes], rows that add up to one.
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>, scale: f32) -> Tensor<1> {
+    assert_eq!(logits.dims(), targets.dims(), "a target per logit");
+    Tensor::from_dispatch(Dispatch::stagger_cross_entropy(logits.into_dispatch(), targets.into_dispatch(), scale).0)
+}
