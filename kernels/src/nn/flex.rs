@@ -1,10 +1,11 @@
 //! The layers on Burn's CPU backend: its tensors, our loops.
 
-use super::{Conv, Layers, Norm, Pool, cpu};
+use super::cpu::{self, Scratch};
+use super::{Conv, Layers, Norm, Pool};
 use burn::backend::tensor::FloatTensor;
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn::tensor::{DType, Shape};
-use cubecl::bytes::Bytes;
+use cubecl::bytes::{AllocationProperty, Bytes};
 
 /// The floats of a tensor in row-major order; copied only if they lie otherwise.
 struct Floats(FlexTensor);
@@ -19,13 +20,14 @@ impl Floats {
     }
 }
 
-fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
+fn tensor(values: Scratch, shape: &[usize]) -> FlexTensor {
+    let bytes = Bytes::from_shared(bytes::Bytes::from_owner(values), AllocationProperty::Other);
+    FlexTensor::new(bytes, Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
 }
 
 /// A tensor whose floats `fill` writes, every one.
 fn made(shape: &[usize], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
-    let mut values = vec![0.0; shape.iter().product()];
+    let mut values = Scratch::take(shape.iter().product());
     fill(&mut values);
     tensor(values, shape)
 }
@@ -62,7 +64,7 @@ impl Layers for Flex {
         let shape = x.layout().shape().to_vec();
         let (x, gamma, beta) = (Floats::of(x), Floats::of(gamma), Floats::of(beta));
         let residual = plan.residual.then(|| Floats::of(residual));
-        let mut moments = vec![0.0; 2 * plan.batch * plan.groups()];
+        let mut moments = Scratch::take(2 * plan.batch * plan.groups());
         let y = made(&shape, |y| {
             let residual = residual.as_ref().map(Floats::get);
             cpu::norm::forward(&plan, x.get(), gamma.get(), beta.get(), residual, y, &mut moments)
@@ -82,8 +84,8 @@ impl Layers for Flex {
         let [x, y, moments, gamma] = [x, y, moments, gamma].map(Floats::of);
         // What passes the relu is written only if somebody else is to have it.
         let passed = plan.residual && plan.relu;
-        let mut through = passed.then(|| vec![0.0; x.get().len()]);
-        let (mut dgamma, mut dbeta) = (vec![0.0; plan.channels], vec![0.0; plan.channels]);
+        let mut through = passed.then(|| Scratch::take(x.get().len()));
+        let (mut dgamma, mut dbeta) = (Scratch::take(plan.channels), Scratch::take(plan.channels));
         let given = Floats::of(dy);
         let dx = made(&shape, |dx| {
             let saved = cpu::norm::Saved { x: x.get(), y: y.get(), moments: moments.get(), gamma: gamma.get() };
@@ -125,7 +127,7 @@ impl Layers for Flex {
         let mut loss = 0.0;
         let gradient =
             made(&shape, |d| loss = cpu::loss::cross_entropy(logits.get(), targets.get(), shape[1], scale, d));
-        (tensor(vec![loss], &[1]), gradient)
+        (made(&[1], |out| out[0] = loss), gradient)
     }
 
     fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -4,7 +4,7 @@
 //! A register tile reads those runs where they are (`tile`). Work is split among the threads of the current pool by images or by
 //! columns of the result, never within a sum, so the result does not depend on how many threads there are.
 
-use super::tile::{LANES, Tile, for_each_instruction_set, outer_products, rows_by_panels};
+use super::tile::{LANES, Tile, for_each_instruction_set, outer_products, rows_by_panels, tile_size};
 use super::{Scratch, parallel};
 use crate::nn::Conv;
 
@@ -57,48 +57,29 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
 
 /// dW [to, from, kernel, kernel] of X and dY.
 pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let columns = plan.to.next_multiple_of(LANES);
-    // Rows of whole panels; only a width that is no multiple of 16 is copied.
+    let (rows, panels) = tile_size();
+    let columns = plan.to.next_multiple_of(panels * LANES);
+    // Rows of whole panels; only a width that is no multiple of them is copied.
     let wide = (columns != plan.to).then(|| {
         let mut wide = Scratch::zeros(dy.len() / plan.to * columns);
         wide.chunks_mut(columns).zip(dy.chunks(plan.to)).for_each(|(w, d)| w[..plan.to].copy_from_slice(d));
         wide
     });
     let dy = wide.as_deref().unwrap_or(dy);
-    // One panel of sums per 16 outputs: [panel][patch][16]. A thread takes two panels and one row of the kernel.
-    let mut sums = Scratch::zeros(columns / LANES * plan.patch() * LANES);
-    let run = plan.kernel * plan.from;
-    let split = rayon::current_num_threads() > 1;
-    let pieces: Vec<Piece> = sums
-        .chunks_mut(2 * plan.patch() * LANES)
-        .enumerate()
-        .flat_map(|(pair, sums)| {
-            let mut rows: Vec<Piece> = (0..if split { plan.kernel } else { 1 })
-                .map(|row| Piece { panel: 2 * pair, rows: if split { row..row + 1 } else { 0..plan.kernel }, sums: Vec::new() })
-                .collect();
-            for panel in sums.chunks_mut(plan.patch() * LANES) {
-                let length = panel.len() / rows.len();
-                rows.iter_mut().zip(panel.chunks_mut(length)).for_each(|(piece, part)| piece.sums.push(part));
-            }
-            rows
-        })
-        .collect();
-    debug_assert_eq!(run * plan.kernel, plan.patch());
-    parallel(pieces.into_iter(), |mut piece| {
+    // One tile of sums after another: [columns][row of the kernel][block of the run]. Each thread takes a stretch of them and
+    // walks over all images, so every sum is taken in the same order whatever the number of threads.
+    let tile = rows * panels * LANES;
+    let blocks = plan.kernel * (plan.kernel * plan.from).div_ceil(rows);
+    let tiles = columns / (panels * LANES) * blocks;
+    let mut sums = Scratch::zeros(tiles * tile);
+    let stretch = tiles.div_ceil(rayon::current_num_threads());
+    parallel(sums.chunks_mut(stretch * tile).enumerate(), |(index, sums)| {
         let together = images_together(plan);
         for (x, dy) in x.chunks(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * columns)) {
-            let padded = pad(plan, x);
-            weight_gradient_piece(plan, &padded, dy, columns, &mut piece);
+            weight_gradient_piece(plan, &pad(plan, x), dy, columns, index * stretch, sums);
         }
     });
-    unpack_by_output(plan, &sums, dw);
-}
-
-/// Two panels of outputs (or one, at the end) and some rows of the kernel.
-struct Piece<'a> {
-    panel: usize,
-    rows: std::ops::Range<usize>,
-    sums: Vec<&'a mut [f32]>,
+    unpack(plan, &sums, blocks * tile, dw);
 }
 
 for_each_instruction_set! {
@@ -216,67 +197,65 @@ fn scatter_tile<const P: usize, const N: usize, const FMA: bool>(
 }
 
 for_each_instruction_set! {
-    fn weight_gradient_piece(plan: &Conv, padded: &[f32], dy: &[f32], columns: usize, piece: &mut Piece) = weight_gradient_tiles
+    fn weight_gradient_piece(
+        plan: &Conv, padded: &[f32], dy: &[f32], columns: usize, first: usize, sums: &mut [f32],
+    ) = weight_gradient_tiles
 }
 
+/// Adds these images' part to the tiles from `first` on.
 #[inline(always)]
 fn weight_gradient_tiles<const P: usize, const N: usize, const FMA: bool>(
     plan: &Conv,
     padded: &[f32],
     dy: &[f32],
     columns: usize,
-    piece: &mut Piece,
+    first: usize,
+    sums: &mut [f32],
 ) {
-    let pixels = dy.len() / columns;
-    let starts = starts(plan, pixels);
+    let starts = starts(plan, dy.len() / columns);
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
-    let mut panel = 0;
-    while panel < piece.sums.len() {
-        let wide = panel + N <= piece.sums.len();
-        let dy = &dy[(piece.panel + panel) * LANES..];
-        for (index, row) in piece.rows.clone().enumerate() {
-            for block in (0..run).step_by(P) {
-                let a = &padded[row * pitch + block..];
-                // A run that is no multiple of P reads into what follows it; those sums are not stored.
-                let (from, valid) = (index * run + block, P.min(run - block));
-                if wide {
-                    weight_gradient_tile::<P, N, FMA>(a, &starts, dy, columns, &mut piece.sums[panel..panel + N], from, valid);
-                } else {
-                    weight_gradient_tile::<P, 1, FMA>(a, &starts, dy, columns, &mut piece.sums[panel..panel + 1], from, valid);
-                }
-            }
-        }
-        panel += if wide { N } else { 1 };
+    let per_run = run.div_ceil(P);
+    for (index, sums) in sums.chunks_exact_mut(P * N * LANES).enumerate() {
+        let (column, block) = ((first + index) / (plan.kernel * per_run), (first + index) % (plan.kernel * per_run));
+        let (row, block) = (block / per_run, block % per_run);
+        // A run that is no multiple of P reads into what follows it; those sums are never looked at.
+        let a = &padded[row * pitch + block * P..];
+        let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
+        outer_products::<P, N, FMA>(a, &starts, &dy[column * N * LANES..], columns, &mut acc);
+        sums.iter_mut().zip(acc.as_flattened().as_flattened()).for_each(|(s, a)| *s += a);
     }
 }
 
-#[inline(always)]
-fn weight_gradient_tile<const P: usize, const N: usize, const FMA: bool>(
-    a: &[f32],
-    starts: &[usize],
-    dy: &[f32],
-    columns: usize,
-    sums: &mut [&mut [f32]],
-    from: usize,
-    valid: usize,
-) {
-    let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
-    outer_products::<P, N, FMA>(a, starts, dy, columns, &mut acc);
-    for (n, sums) in sums.iter_mut().enumerate() {
-        for (target, acc) in sums[from * LANES..].chunks_mut(LANES).zip(&acc[..valid]) {
-            target.iter_mut().zip(&acc[n]).for_each(|(t, a)| *t += a);
+/// Tiles of sums as weights [to, from, taps].
+fn unpack(plan: &Conv, sums: &[f32], per_column: usize, weights: &mut [f32]) {
+    let (rows, panels) = tile_size();
+    let (lanes, run) = (panels * LANES, plan.kernel * plan.from);
+    let per_run = run.div_ceil(rows) * rows;
+    parallel(sums.chunks(per_column).zip(weights.chunks_mut(lanes * plan.patch())), |(sums, weights)| {
+        let outputs = weights.len() / plan.patch();
+        for ci in 0..plan.from {
+            for lane in 0..outputs {
+                let w = &mut weights[(lane * plan.from + ci) * plan.taps()..][..plan.taps()];
+                for (tap, w) in w.iter_mut().enumerate() {
+                    let at = tap / plan.kernel * per_run + tap % plan.kernel * plan.from + ci;
+                    *w = sums[at * lanes + lane];
+                }
+            }
         }
-    }
+    });
 }
 
 /// Where the patch of each output pixel begins in padded images.
 fn starts(plan: &Conv, pixels: usize) -> Vec<usize> {
-    let (width, height) = (plan.out_width(), plan.out_height());
-    let place = |i: usize| {
-        let (image, y, x) = (i / (width * height), i / width % height, i % width);
-        image * plan.padded_image() + (y * plan.stride * plan.padded_width() + x * plan.stride) * plan.from
-    };
-    (0..pixels).map(place).collect()
+    let (row, step) = (plan.stride * plan.padded_width() * plan.from, plan.stride * plan.from);
+    let mut starts = Vec::with_capacity(pixels);
+    for image in 0..pixels / plan.out_pixels() {
+        for y in 0..plan.out_height() {
+            let first = image * plan.padded_image() + y * row;
+            starts.extend((0..plan.out_width()).map(|x| first + x * step));
+        }
+    }
+    starts
 }
 
 /// Images with a border of zeros, and room behind the last for a block that reads over its end.
@@ -323,20 +302,6 @@ fn pack_by_output(plan: &Conv, weights: &[f32], panels: &mut [f32]) {
             for lane in 0..outputs {
                 let w = &weights[(lane * from + ci) * taps..][..taps];
                 w.iter().enumerate().for_each(|(tap, w)| panel[(tap * from + ci) * LANES + lane] = *w);
-            }
-        }
-    });
-}
-
-/// The inverse of [`pack_by_output`].
-fn unpack_by_output(plan: &Conv, panels: &[f32], weights: &mut [f32]) {
-    let (taps, from) = (plan.taps(), plan.from);
-    parallel(panels.chunks(plan.patch() * LANES).zip(weights.chunks_mut(LANES * plan.patch())), |(panel, weights)| {
-        let outputs = weights.len() / plan.patch();
-        for ci in 0..from {
-            for lane in 0..outputs {
-                let w = &mut weights[(lane * from + ci) * taps..][..taps];
-                w.iter_mut().enumerate().for_each(|(tap, w)| *w = panel[(tap * from + ci) * LANES + lane]);
             }
         }
     });

@@ -6,32 +6,36 @@ pub(super) mod norm;
 pub(super) mod pool;
 mod tile;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 
+type FreeList = (Sender<Vec<f32>>, Receiver<Vec<f32>>);
+
+/// Buffers of one length that a thread keeps for its next step.
+const KEPT: usize = 32;
+
 thread_local! {
-    /// Buffers that this thread's next scratch is made of.
-    static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    /// This thread's free buffers, by length. A buffer that ends its life on another thread comes home through the channel.
+    static FREE: RefCell<HashMap<usize, FreeList>> = RefCell::default();
 }
 
-/// Floats that are needed for a moment. They go back to the thread that drops them, so a step allocates nothing once warm.
-pub struct Scratch(Vec<f32>);
+/// Floats that go back to the thread that took them, so that a step allocates nothing once warm. Their first content is whatever
+/// was left in them.
+pub struct Scratch {
+    floats: Vec<f32>,
+    home: Sender<Vec<f32>>,
+}
 
 impl Scratch {
     /// `len` floats of any content.
     pub fn take(len: usize) -> Self {
-        // The smallest that is large enough, else the largest: it grows.
-        let found = FREE.with_borrow_mut(|free| {
-            let best = (0..free.len()).min_by_key(|&i| match free[i].capacity() {
-                enough if enough >= len => enough,
-                small => usize::MAX - small,
-            });
-            best.map(|i| free.swap_remove(i))
-        });
-        let mut floats = found.unwrap_or_default();
-        floats.resize(len, 0.0);
-        Scratch(floats)
+        FREE.with_borrow_mut(|free| {
+            let (home, kept) = free.entry(len).or_insert_with(|| bounded(KEPT));
+            Scratch { floats: kept.try_recv().unwrap_or_else(|_| vec![0.0; len]), home: home.clone() }
+        })
     }
 
     /// `len` zeros.
@@ -44,8 +48,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A thread that ends has no list any more.
-        let _ = FREE.try_with(|free| free.borrow_mut().push(std::mem::take(&mut self.0)));
+        // A thread that has ended, or has enough, takes none back.
+        let _ = self.home.try_send(std::mem::take(&mut self.floats));
     }
 }
 
@@ -53,13 +57,20 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.floats
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        &mut self.floats
+    }
+}
+
+/// Seen as bytes, it can be the storage of a tensor.
+impl AsRef<[u8]> for Scratch {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.floats)
     }
 }
 

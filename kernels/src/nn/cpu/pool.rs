@@ -40,7 +40,7 @@ fn max_loops<const P: usize, const N: usize, const FMA: bool>(plan: &Pool, x: &[
 /// The larger; what is not a number counts as larger, so that it is not lost.
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
-    if a >= b || a.is_nan() { a } else { b }
+    if (a >= b) | a.is_nan() { a } else { b }
 }
 
 for_each_instruction_set! {
@@ -58,18 +58,28 @@ fn max_backward_loops<const P: usize, const N: usize, const FMA: bool>(plan: &Po
         for ((da, db), ((a, b), dy)) in outputs.zip(inputs) {
             let ((a0, a1), (b0, b1)) = (a.split_at(c), b.split_at(c));
             let ((da0, da1), (db0, db1)) = (da.split_at_mut(c), db.split_at_mut(c));
-            for i in 0..c {
-                let top = larger(larger(a0[i], a1[i]), larger(b0[i], b1[i]));
-                let first = a0[i] == top;
-                let second = !first & (a1[i] == top);
-                let third = !first & !second & (b0[i] == top);
-                let fourth = !first & !second & !third;
-                da0[i] = if first { dy[i] } else { 0.0 };
-                da1[i] = if second { dy[i] } else { 0.0 };
-                db0[i] = if third { dy[i] } else { 0.0 };
-                db1[i] = if fourth { dy[i] } else { 0.0 };
-            }
+            route([a0, a1, b0, b1], dy, da0, da1, db0, db1);
         }
+    }
+}
+
+/// Sends each value of `dy` to the place of the first of the largest, and zero to the other three. A function of its own: as its
+/// arguments the slices are known not to overlap, without which this is no vector code.
+#[inline(always)]
+fn route(x: [&[f32]; 4], dy: &[f32], d0: &mut [f32], d1: &mut [f32], d2: &mut [f32], d3: &mut [f32]) {
+    let c = dy.len();
+    let [x0, x1, x2, x3] = x.map(|x| &x[..c]);
+    let (d0, d1, d2, d3) = (&mut d0[..c], &mut d1[..c], &mut d2[..c], &mut d3[..c]);
+    for i in 0..c {
+        let top = larger(larger(x0[i], x1[i]), larger(x2[i], x3[i]));
+        let first = x0[i] == top;
+        let second = !first & (x1[i] == top);
+        let third = !first & !second & (x2[i] == top);
+        let fourth = !first & !second & !third;
+        d0[i] = if first { dy[i] } else { 0.0 };
+        d1[i] = if second { dy[i] } else { 0.0 };
+        d2[i] = if third { dy[i] } else { 0.0 };
+        d3[i] = if fourth { dy[i] } else { 0.0 };
     }
 }
 

@@ -62,7 +62,38 @@ pub fn outer_products<const P: usize, const N: usize, const FMA: bool>(
     *acc = sums;
 }
 
-/// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, with tiles that fit the registers of each.
+/// Which instructions this processor has.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Instructions {
+    /// 32 registers of 16 lanes.
+    Avx512,
+    /// 16 registers of 8 lanes.
+    Avx2,
+    /// Whatever the build assumes.
+    Plain,
+}
+
+/// Asks the processor; the answer is kept by the standard library.
+pub fn instructions() -> Instructions {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("fma") {
+            return Instructions::Avx512;
+        }
+        if has!("avx2") && has!("fma") {
+            return Instructions::Avx2;
+        }
+    }
+    Instructions::Plain
+}
+
+/// Rows and panels of the tile that fits this processor's registers.
+pub fn tile_size() -> (usize, usize) {
+    if instructions() == Instructions::Avx512 { (8, 2) } else { (4, 1) }
+}
+
+/// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, each with its tile ([`tile_size`]).
 macro_rules! for_each_instruction_set {
     (fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         #[allow(clippy::too_many_arguments)]
@@ -77,14 +108,13 @@ macro_rules! for_each_instruction_set {
                 fn avx2($($arg: $type),*) {
                     $body::<4, 1, true>($($arg),*)
                 }
-                use std::arch::is_x86_feature_detected as has;
-                if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("fma") {
-                    // SAFETY: the processor has just said that it knows these instructions.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if has!("avx2") && has!("fma") {
+                use $crate::nn::cpu::tile::{Instructions, instructions};
+                match instructions() {
+                    // SAFETY: the processor has said that it knows these instructions.
+                    Instructions::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    return unsafe { avx2($($arg),*) };
+                    Instructions::Avx2 => return unsafe { avx2($($arg),*) },
+                    Instructions::Plain => {}
                 }
             }
             $body::<4, 1, { cfg!(target_arch = "aarch64") }>($($arg),*)
