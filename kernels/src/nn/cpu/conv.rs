@@ -11,6 +11,9 @@ use crate::nn::Conv;
 /// Output pixels at least of one piece of work: enough to use a panel of weights well.
 const PIXELS: usize = 256;
 
+/// Floats of a patch that are gone through at a time: with two panels of weights 24 KiB.
+const STRETCH: usize = 192;
+
 /// Images per piece of work.
 fn images_together(plan: &Conv) -> usize {
     PIXELS.div_ceil(plan.out_pixels()).clamp(1, plan.batch)
@@ -58,25 +61,18 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
 /// dW [to, from, kernel, kernel] of X and dY.
 pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let (rows, panels) = tile_size();
-    let columns = plan.to.next_multiple_of(panels * LANES);
-    // Rows of whole panels; only a width that is no multiple of them is copied.
-    let wide = (columns != plan.to).then(|| {
-        let mut wide = Scratch::zeros(dy.len() / plan.to * columns);
-        wide.chunks_mut(columns).zip(dy.chunks(plan.to)).for_each(|(w, d)| w[..plan.to].copy_from_slice(d));
-        wide
-    });
-    let dy = wide.as_deref().unwrap_or(dy);
+    let columns = plan.to.div_ceil(panels * LANES);
     // One tile of sums after another: [columns][row of the kernel][block of the run]. Each thread takes a stretch of them and
     // walks over all images, so every sum is taken in the same order whatever the number of threads.
     let tile = rows * panels * LANES;
     let blocks = plan.kernel * (plan.kernel * plan.from).div_ceil(rows);
-    let tiles = columns / (panels * LANES) * blocks;
+    let tiles = columns * blocks;
     let mut sums = Scratch::zeros(tiles * tile);
     let stretch = tiles.div_ceil(rayon::current_num_threads());
     parallel(sums.chunks_mut(stretch * tile).enumerate(), |(index, sums)| {
         let together = images_together(plan);
-        for (x, dy) in x.chunks(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * columns)) {
-            weight_gradient_piece(plan, &pad(plan, x), dy, columns, index * stretch, sums);
+        for (x, dy) in x.chunks(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * plan.to)) {
+            weight_gradient_piece(plan, &pad(plan, x), dy, index * stretch, sums);
         }
     });
     unpack(plan, &sums, blocks * tile, dw);
@@ -88,45 +84,74 @@ for_each_instruction_set! {
 
 #[inline(always)]
 fn forward_tiles<const P: usize, const N: usize, const FMA: bool>(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) {
-    let pixels = y.len() / plan.to;
-    let starts = starts(plan, pixels);
+    let starts = starts(plan, y.len() / plan.to);
     let count = plan.to.div_ceil(LANES);
     let mut panel = 0;
     while panel < count {
-        let wide = panel + N <= count;
-        for first in (0..pixels).step_by(P) {
-            if wide {
-                forward_tile::<P, N, FMA>(plan, padded, &starts, first, panels, panel, y);
-            } else {
-                forward_tile::<P, 1, FMA>(plan, padded, &starts, first, panels, panel, y);
-            }
+        if panel + N <= count {
+            forward_panels::<P, N, FMA>(plan, padded, &starts, panels, panel, y);
+            panel += N;
+        } else {
+            forward_panels::<P, 1, FMA>(plan, padded, &starts, panels, panel, y);
+            panel += 1;
         }
-        panel += if wide { N } else { 1 };
     }
 }
 
+/// N panels of outputs for all pixels: a stretch of the patch at a time, whose weights stay in the nearest cache meanwhile.
 #[inline(always)]
-fn forward_tile<const P: usize, const N: usize, const FMA: bool>(
+fn forward_panels<const P: usize, const N: usize, const FMA: bool>(
     plan: &Conv,
     padded: &[f32],
     starts: &[usize],
-    first: usize,
     panels: &[f32],
     panel: usize,
     y: &mut [f32],
 ) {
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
-    // Beyond the last pixel the last one is computed again and not stored.
-    let at: [usize; P] = std::array::from_fn(|p| starts[(first + p).min(starts.len() - 1)]);
-    let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
-    for row in 0..plan.kernel {
-        let rows = at.map(|at| &padded[at + row * pitch..][..run]);
-        let panels = std::array::from_fn(|n| &panels[((panel + n) * plan.patch() + row * run) * LANES..][..run * LANES]);
-        rows_by_panels::<P, N, FMA>(rows, panels, &mut acc);
-    }
     let (from, to) = (panel * LANES, ((panel + N) * LANES).min(plan.to));
-    for (pixel, acc) in y.chunks_mut(plan.to).skip(first).zip(&acc) {
-        pixel[from..to].copy_from_slice(&acc.as_flattened()[..to - from]);
+    for row in 0..plan.kernel {
+        for block in (0..run).step_by(STRETCH) {
+            let length = STRETCH.min(run - block);
+            let weights: [&[f32]; N] = std::array::from_fn(|n| {
+                &panels[((panel + n) * plan.patch() + row * run + block) * LANES..][..length * LANES]
+            });
+            let first = row == 0 && block == 0;
+            for (tile, pixels) in y.chunks_mut(P * plan.to).enumerate() {
+                // Beyond the last pixel the last one is computed again and not stored.
+                let rows = std::array::from_fn(|p| {
+                    &padded[starts[(tile * P + p).min(starts.len() - 1)] + row * pitch + block..][..length]
+                });
+                let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
+                if !first {
+                    pixels.chunks(plan.to).zip(&mut acc).for_each(|(pixel, acc)| load(&pixel[from..to], acc));
+                }
+                rows_by_panels::<P, N, FMA>(rows, weights, &mut acc);
+                pixels.chunks_mut(plan.to).zip(&acc).for_each(|(pixel, acc)| store(acc, &mut pixel[from..to]));
+            }
+        }
+    }
+}
+
+/// Reads a tile's row; lanes beyond the last output stay as they are.
+#[inline(always)]
+fn load<const N: usize>(pixel: &[f32], acc: &mut [[f32; LANES]; N]) {
+    match pixel.as_chunks::<LANES>() {
+        // Of fixed length, so that the row stays in registers.
+        (panels, []) => (0..N).for_each(|n| acc[n] = panels[n]),
+        _ => acc.as_flattened_mut()[..pixel.len()].copy_from_slice(pixel),
+    }
+}
+
+/// The inverse of [`load`].
+#[inline(always)]
+fn store<const N: usize>(acc: &[[f32; LANES]; N], pixel: &mut [f32]) {
+    match pixel.as_chunks_mut::<LANES>() {
+        (panels, []) => (0..N).for_each(|n| panels[n] = acc[n]),
+        (_, [..]) => {
+            let length = pixel.len();
+            pixel.copy_from_slice(&acc.as_flattened()[..length]);
+        }
     }
 }
 
@@ -182,24 +207,16 @@ fn scatter_tile<const P: usize, const N: usize, const FMA: bool>(
     let Place { starts, first, offset } = place;
     let rows = std::array::from_fn(|p| &dy[(first + p).min(starts.len() - 1) * plan.to..][..plan.to]);
     let panels = std::array::from_fn(|n| &weights[n * plan.taps() * plan.to * LANES..][..plan.to * LANES]);
-    let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
-    rows_by_panels::<P, N, FMA>(rows, panels, &mut acc);
     let length = (N * LANES).min(plan.from - panel * LANES);
-    for (start, acc) in starts[first..].iter().zip(&acc) {
-        let acc = acc.as_flattened();
-        if length == N * LANES {
-            let target = &mut padded[start + offset..][..N * LANES];
-            target.iter_mut().zip(acc).for_each(|(t, a)| *t += a);
-        } else {
-            padded[start + offset..][..length].iter_mut().zip(acc).for_each(|(t, a)| *t += a);
-        }
-    }
+    let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
+    let places = &starts[first..];
+    places.iter().zip(&mut acc).for_each(|(start, acc)| load(&padded[start + offset..][..length], acc));
+    rows_by_panels::<P, N, FMA>(rows, panels, &mut acc);
+    places.iter().zip(&acc).for_each(|(start, acc)| store(acc, &mut padded[start + offset..][..length]));
 }
 
 for_each_instruction_set! {
-    fn weight_gradient_piece(
-        plan: &Conv, padded: &[f32], dy: &[f32], columns: usize, first: usize, sums: &mut [f32],
-    ) = weight_gradient_tiles
+    fn weight_gradient_piece(plan: &Conv, padded: &[f32], dy: &[f32], first: usize, sums: &mut [f32]) = weight_gradient_tiles
 }
 
 /// Adds these images' part to the tiles from `first` on.
@@ -208,20 +225,30 @@ fn weight_gradient_tiles<const P: usize, const N: usize, const FMA: bool>(
     plan: &Conv,
     padded: &[f32],
     dy: &[f32],
-    columns: usize,
     first: usize,
     sums: &mut [f32],
 ) {
-    let starts = starts(plan, dy.len() / columns);
+    let starts = starts(plan, dy.len() / plan.to);
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
     let per_run = run.div_ceil(P);
+    // The outputs of the column at hand lie together: spread out over the pixels they would share a few places of the cache.
+    let mut packed = Scratch::zeros(starts.len() * N * LANES);
+    let mut packed_column = usize::MAX;
     for (index, sums) in sums.chunks_exact_mut(P * N * LANES).enumerate() {
         let (column, block) = ((first + index) / (plan.kernel * per_run), (first + index) % (plan.kernel * per_run));
         let (row, block) = (block / per_run, block % per_run);
-        // A run that is no multiple of P reads into what follows it; those sums are never looked at.
+        if column != packed_column {
+            packed_column = column;
+            let (from, to) = (column * N * LANES, ((column + 1) * N * LANES).min(plan.to));
+            for (packed, dy) in packed.chunks_exact_mut(N * LANES).zip(dy.chunks_exact(plan.to)) {
+                packed[..to - from].copy_from_slice(&dy[from..to]);
+            }
+        }
+        // A run that is no multiple of P reads into what follows it, and a column into the one before; those sums are never
+        // looked at.
         let a = &padded[row * pitch + block * P..];
         let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
-        outer_products::<P, N, FMA>(a, &starts, &dy[column * N * LANES..], columns, &mut acc);
+        outer_products::<P, N, FMA>(a, &starts, &packed, &mut acc);
         sums.iter_mut().zip(acc.as_flattened().as_flattened()).for_each(|(s, a)| *s += a);
     }
 }

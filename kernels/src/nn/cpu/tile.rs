@@ -38,21 +38,20 @@ pub fn rows_by_panels<const P: usize, const N: usize, const FMA: bool>(
     *acc = sums;
 }
 
-/// acc[p][n] += Σ_j a[starts[j] + p] b[j·pitch + 16 n ..]: the sum over pixels of outer products.
+/// acc[p][n] += Σ_j a[starts[j] + p] b[j][n]: the sum over pixels of outer products.
 #[inline(always)]
 pub fn outer_products<const P: usize, const N: usize, const FMA: bool>(
     a: &[f32],
     starts: &[usize],
     b: &[f32],
-    pitch: usize,
     acc: &mut Tile<P, N>,
 ) {
     let mut sums = *acc;
     // The compiler is not to see that the P values are neighbours, or it makes vectors of them instead of the lanes.
     let len = a.len() - P;
     let rows: [&[f32]; P] = std::array::from_fn(|p| &std::hint::black_box(&a[p..])[..len]);
-    for (&start, b) in starts.iter().zip(b.chunks(pitch)) {
-        let panels = &b.as_chunks::<LANES>().0[..N];
+    let (panels, _) = b.as_chunks::<LANES>();
+    for (&start, panels) in starts.iter().zip(panels.chunks_exact(N)) {
         for p in 0..P {
             for n in 0..N {
                 axpy::<FMA>(&mut sums[p][n], rows[p][start], &panels[n]);
