@@ -319,17 +319,10 @@ fn crop(plan: &Conv, padded: &[f32], x: &mut [f32]) {
 
 /// Weights [to, from, taps] as panels of 16 outputs: [panel][tap][from][16], zero beyond the last output.
 fn pack_by_output(plan: &Conv, weights: &[f32], panels: &mut [f32]) {
-    let (taps, from) = (plan.taps(), plan.from);
-    parallel(panels.chunks_mut(plan.patch() * LANES).zip(weights.chunks(LANES * plan.patch())), |(panel, weights)| {
-        let outputs = weights.len() / plan.patch();
-        if outputs < LANES {
-            panel.fill(0.0);
-        }
-        for ci in 0..from {
-            for lane in 0..outputs {
-                let w = &weights[(lane * from + ci) * taps..][..taps];
-                w.iter().enumerate().for_each(|(tap, w)| panel[(tap * from + ci) * LANES + lane] = *w);
-            }
+    let (taps, patch) = (plan.taps(), plan.patch());
+    parallel(panels.chunks_mut(patch * LANES).zip(weights.chunks(LANES * patch)), |(panel, weights)| {
+        for ci in 0..plan.from {
+            turn(&weights[ci * taps..], patch, taps, |tap| (tap * plan.from + ci) * LANES, panel);
         }
     });
 }
@@ -338,18 +331,27 @@ fn pack_by_output(plan: &Conv, weights: &[f32], panels: &mut [f32]) {
 fn pack_by_input(plan: &Conv, weights: &[f32], turned: bool, panels: &mut [f32]) {
     let taps = plan.taps();
     parallel(panels.chunks_mut(taps * plan.to * LANES).enumerate(), |(index, panel)| {
-        let lanes = LANES.min(plan.from - index * LANES);
-        if lanes < LANES {
-            panel.fill(0.0);
-        }
+        let lanes = index * LANES * taps..((index + 1) * LANES).min(plan.from) * taps;
         for (to, weights) in weights.chunks(plan.patch()).enumerate() {
-            let weights = &weights[index * LANES * taps..][..lanes * taps];
-            for (lane, weights) in weights.chunks(taps).enumerate() {
-                for (tap, w) in weights.iter().enumerate() {
-                    let tap = if turned { taps - 1 - tap } else { tap };
-                    panel[(tap * plan.to + to) * LANES + lane] = *w;
-                }
-            }
+            let place = |tap| if turned { taps - 1 - tap } else { tap };
+            turn(&weights[lanes.clone()], taps, taps, |tap| (place(tap) * plan.to + to) * LANES, panel);
         }
     });
+}
+
+/// Writes tap `t` of up to 16 filters, `pitch` floats apart, to 16 lanes at `place(t)`; lanes without a filter become zero.
+#[inline(always)]
+fn turn(filters: &[f32], pitch: usize, taps: usize, place: impl Fn(usize) -> usize, panel: &mut [f32]) {
+    let mut lanes: [&[f32]; LANES] = [&[0.0; 64]; LANES];
+    assert!(taps <= 64, "kernels of at most 8×8");
+    for (lane, filter) in lanes.iter_mut().zip(filters.chunks(pitch)) {
+        *lane = filter;
+    }
+    let lanes = lanes.map(|lane| &lane[..taps]);
+    for tap in 0..taps {
+        let target: &mut [f32; LANES] = panel[place(tap)..].first_chunk_mut().expect("a panel holds every tap");
+        for lane in 0..LANES {
+            target[lane] = lanes[lane][tap];
+        }
+    }
 }
