@@ -3,7 +3,7 @@
 //! The hidden layer is normalised too: its 4,096 inputs are all positive, and without it a learning rate of 0.05 drives
 //! every unit below zero within a few steps, all the more under stale gradients.
 
-use super::normalised;
+use super::{apply, normalised};
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
@@ -69,8 +69,8 @@ impl Cnn {
         let x = max_pool(self.block2.forward(x)); // [B, 16, 16, 32]
         let x = self.block3.forward(x); // [B, 16, 16, 64]
         let x = max_pool(self.block4.forward(x)); // [B, 8, 8, 64]
-        let x = normalised(&self.norm, self.fc1.forward(x.flatten::<2>(1, 3)), None, true); // [B, 128]
-        self.fc2.forward(x) // [B, classes]
+        let x = normalised(&self.norm, apply(&self.fc1, x.flatten::<2>(1, 3)), None, true); // [B, 128]
+        apply(&self.fc2, x) // [B, classes]
     }
 
     /// The factor of the logits.

@@ -1,5 +1,6 @@
 //! Networks without convolutions.
 
+use super::apply;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::relu;
@@ -20,8 +21,8 @@ impl Mlp {
 
     /// Logits.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let x = relu(self.fc1.forward(x.flatten::<2>(1, 3))); // [B, 128]
-        self.fc2.forward(x) // [B, classes]
+        let x = relu(apply(&self.fc1, x.flatten::<2>(1, 3))); // [B, 128]
+        apply(&self.fc2, x) // [B, classes]
     }
 }
 
@@ -39,6 +40,6 @@ impl LogReg {
 
     /// Logits.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        self.fc.forward(x.flatten::<2>(1, 3)) // [B, classes]
+        apply(&self.fc, x.flatten::<2>(1, 3)) // [B, classes]
     }
 }

@@ -9,9 +9,9 @@ pub use mlp::{LogReg, Mlp};
 pub use resnet18::ResNet18;
 
 use burn::module::Module;
-use burn::nn::GroupNorm;
+use burn::nn::{GroupNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::group_norm;
+use stagger_kernels::nn::{group_norm, linear};
 
 /// A network that classifies images [B, side, side, channels] into [B, classes] logits.
 #[derive(Module, Debug)]
@@ -73,4 +73,9 @@ impl Net {
 fn normalised<const D: usize>(norm: &GroupNorm, x: Tensor<D>, residual: Option<Tensor<D>>, relu: bool) -> Tensor<D> {
     let parameter = |p: &Option<burn::module::Param<Tensor<1>>>| p.as_ref().expect("an affine normalisation").val();
     group_norm(x, parameter(&norm.gamma), parameter(&norm.beta), norm.num_channels / norm.num_groups, residual, relu)
+}
+
+/// The linear layer.
+fn apply(layer: &Linear, x: Tensor<2>) -> Tensor<2> {
+    linear(x, layer.weight.val(), layer.bias.as_ref().expect("a layer with bias").val())
 }

@@ -1,7 +1,7 @@
 //! ResNet-18 (He et al., 2016) for small images: a 3×3 stem without pooling, GroupNorm instead of BatchNorm, because
 //! running statistics are not gradients and have no place in an asynchronous update.
 
-use super::normalised;
+use super::{apply, normalised};
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
@@ -16,7 +16,7 @@ fn conv(from: usize, to: usize, kernel: usize, stride: usize, device: &Device) -
 }
 
 /// The convolution, with a border that keeps the size of an image at stride 1.
-fn apply(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+fn convolved(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
     conv2d(x, conv.weight.val(), conv.stride[0], conv.kernel_size[0] / 2)
 }
 
@@ -46,12 +46,12 @@ impl BasicBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = normalised(&self.norm1, apply(&self.conv1, x.clone()), None, true);
+        let y = normalised(&self.norm1, convolved(&self.conv1, x.clone()), None, true);
         let shortcut = match &self.shortcut {
-            Some((conv, norm)) => normalised(norm, apply(conv, x), None, false),
+            Some((conv, norm)) => normalised(norm, convolved(conv, x), None, false),
             None => x,
         };
-        normalised(&self.norm2, apply(&self.conv2, y), Some(shortcut), true)
+        normalised(&self.norm2, convolved(&self.conv2, y), Some(shortcut), true)
     }
 }
 
@@ -87,8 +87,8 @@ impl ResNet18 {
 
     /// Logits.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let x = normalised(&self.norm, apply(&self.stem, x), None, true); // [B, 32, 32, 64]
+        let x = normalised(&self.norm, convolved(&self.stem, x), None, true); // [B, 32, 32, 64]
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x)); // [B, 4, 4, 512]
-        self.fc.forward(mean_pool(x)) // [B, classes]
+        apply(&self.fc, mean_pool(x)) // [B, classes]
     }
 }

@@ -29,6 +29,26 @@ impl<B: Backend + Layers> Backward<B, 2> for ConvBackward {
     }
 }
 
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: Backend + Layers> Backward<B, 3> for LinearBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let ([x, weights, bias], (x_value, weights_value)) = (ops.parents, ops.state);
+        let dy = grads.consume::<B>(&ops.node);
+        if weights.is_some() || bias.is_some() {
+            let (dw, db) = B::stagger_linear_weights(x_value, dy.clone());
+            weights.into_iter().for_each(|node| grads.register::<B>(node.id, dw.clone()));
+            bias.into_iter().for_each(|node| grads.register::<B>(node.id, db.clone()));
+        }
+        if let Some(node) = x {
+            grads.register::<B>(node.id, B::stagger_linear_input(dy, weights_value));
+        }
+    }
+}
+
 /// Of x, γ, β and, if N is 4, the residual.
 #[derive(Debug)]
 struct NormBackward;
@@ -104,6 +124,16 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         }
     }
 
+    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [x.node(), weights.node(), bias.node()];
+        let (x, weights) = (x.into_primitive(), weights.into_primitive());
+        let y = B::stagger_linear(x.clone(), weights.clone(), bias.into_primitive());
+        match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weights), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
     fn stagger_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -172,6 +202,14 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
     }
 
     fn stagger_conv_weights(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Conv) -> FloatTensor<Self> {
+        unreachable!("{FIRST}")
+    }
+
+    fn stagger_linear_input(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("{FIRST}")
+    }
+
+    fn stagger_linear_weights(_: FloatTensor<Self>, _: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{FIRST}")
     }
 

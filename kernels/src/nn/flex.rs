@@ -2,6 +2,7 @@
 
 use super::cpu::{self, Scratch};
 use super::{Conv, Layers, Norm, Pool};
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn_flex::{Flex, FlexTensor, Layout};
 use burn::tensor::{DType, Shape};
@@ -52,6 +53,21 @@ impl Layers for Flex {
         made(&[plan.to, plan.from, plan.kernel, plan.kernel], |dw| {
             cpu::conv::weight_gradient(&plan, x.get(), dy.get(), dw)
         })
+    }
+
+    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let outputs = bias.layout().shape()[0];
+        Flex::float_add(Flex::float_matmul(x, weights), Flex::float_reshape(bias, Shape::from(vec![1, outputs])))
+    }
+
+    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self> {
+        Flex::float_matmul(dy, Flex::float_swap_dims(weights, 0, 1))
+    }
+
+    fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let outputs = dy.layout().shape()[1];
+        let db = Flex::float_reshape(Flex::float_sum_dim(dy.clone(), 0), Shape::from(vec![outputs]));
+        (Flex::float_matmul(Flex::float_swap_dims(x, 0, 1), dy), db)
     }
 
     fn stagger_norm(

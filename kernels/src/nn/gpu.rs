@@ -10,11 +10,15 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Units of a cube that works on independent elements.
 const UNITS: u32 = 256;
+
+/// Floats of patches at a time: 64 MiB, which WGPU can bind everywhere, and which a large GPU's cache nearly holds.
+const PATCHES: usize = 1 << 24;
 
 /// Floats of partial weight gradients at most.
 const PARTS: usize = 1 << 22;
@@ -48,10 +52,20 @@ fn cubes(elements: usize) -> CubeCount {
     CubeCount::Static(wide, cubes.div_ceil(wide), 1)
 }
 
+/// Images of a stretch of a batch.
+fn images(x: &CubeTensor, first: usize, count: usize) -> CubeTensor {
+    let mut shape = x.meta.shape().to_vec();
+    let image = len(x) / shape[0];
+    let behind = len(x) - (first + count) * image;
+    shape[0] = count;
+    let mut part = view(x.clone(), &shape);
+    part.handle = part.handle.offset_start(4 * (first * image) as u64).offset_end(4 * behind as u64);
+    part
+}
+
 /// [pixels, from · taps]: the patch of each output pixel, in the order of the weights.
 fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
     let columns = fresh(x, &[plan.batch * plan.out_pixels(), plan.patch()]);
-    assert!(len(&columns) <= u32::MAX as usize, "a smaller batch: its patches are more than 2^32 floats");
     // SAFETY: each unit writes one element and reads inside the image.
     unsafe {
         patches_kernel::launch_unchecked(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), arg(&columns), plan)
@@ -64,6 +78,20 @@ fn transposed(matrix: CubeTensor) -> CubeTensor {
     CubeBackend::float_swap_dims(matrix, rank - 2, rank - 1)
 }
 
+/// The product, written where it belongs: Burn would leave gaps between the rows of a new matrix, and copy them away again.
+fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
+    matmul(lhs, rhs, Some(out), MatmulStrategy::default(), DType::F32).expect("matrices that fit each other");
+}
+
+/// The batch in stretches whose patches are few enough: (first image, plan of the stretch).
+fn stretches(plan: Conv) -> impl Iterator<Item = (usize, Conv)> {
+    let image = plan.out_pixels() * plan.patch();
+    let most = (PATCHES / image).clamp(1, plan.batch);
+    // All of one length, so that each layer has one kernel.
+    let length = (1..=most).rev().find(|n| plan.batch.is_multiple_of(*n)).expect("one divides everything");
+    (0..plan.batch).step_by(length).map(move |first| (first, Conv { batch: length, ..plan }))
+}
+
 /// Into how many parts the pixels are split for the weight gradient: its result is small, so the sum must keep the device busy.
 fn splits(plan: &Conv) -> usize {
     let (pixels, weights) = (plan.batch * plan.out_pixels(), plan.to * plan.patch());
@@ -74,39 +102,78 @@ fn splits(plan: &Conv) -> usize {
 impl Layers for CubeBackend {
     fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (x, weights) = (into_contiguous(x), into_contiguous(weights));
-        let columns = patches(&x, plan);
+        let y = fresh(&x, &[plan.batch, plan.out_height(), plan.out_width(), plan.to]);
         let weights = transposed(view(weights, &[plan.to, plan.patch()]));
-        let y = CubeBackend::float_matmul(columns, weights);
-        view(y, &[plan.batch, plan.out_height(), plan.out_width(), plan.to])
+        for (first, part) in stretches(plan) {
+            let columns = patches(&images(&x, first, part.batch), part);
+            let y = view(images(&y, first, part.batch), &[part.batch * part.out_pixels(), part.to]);
+            product(columns, weights.clone(), y);
+        }
+        y
     }
 
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
-        let dy = view(dy, &[plan.batch * plan.out_pixels(), plan.to]);
-        let columns = into_contiguous(CubeBackend::float_matmul(dy, view(weights, &[plan.to, plan.patch()])));
-        let dx = fresh(&columns, &[plan.batch, plan.height, plan.width, plan.from]);
-        // SAFETY: each unit writes one element and reads the patches that hold it.
-        unsafe {
-            from_patches_kernel::launch_unchecked(
-                &dx.client,
-                cubes(len(&dx)),
-                CubeDim::new_1d(UNITS),
-                arg(&columns),
-                arg(&dx),
-                plan,
-            )
+        let dx = fresh(&dy, &[plan.batch, plan.height, plan.width, plan.from]);
+        let weights = view(weights, &[plan.to, plan.patch()]);
+        for (first, part) in stretches(plan) {
+            let pixels = part.batch * part.out_pixels();
+            let columns = fresh(&dy, &[pixels, plan.patch()]);
+            product(view(images(&dy, first, part.batch), &[pixels, plan.to]), weights.clone(), columns.clone());
+            let dx = images(&dx, first, part.batch);
+            // SAFETY: each unit writes one element and reads the patches that hold it.
+            unsafe {
+                from_patches_kernel::launch_unchecked(
+                    &dx.client,
+                    cubes(len(&dx)),
+                    CubeDim::new_1d(UNITS),
+                    arg(&columns),
+                    arg(&dx),
+                    part,
+                )
+            }
         }
         dx
     }
 
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (x, dy) = (into_contiguous(x), into_contiguous(dy));
-        let (splits, pixels) = (splits(&plan), plan.batch * plan.out_pixels());
-        let columns = view(patches(&x, plan), &[splits, pixels / splits, plan.patch()]);
-        let dy = transposed(view(dy, &[splits, pixels / splits, plan.to]));
-        let parts = into_contiguous(CubeBackend::float_matmul(dy, columns));
+        let (count, splits) = stretches(plan).fold((0, 1), |(count, _), (_, part)| (count + 1, splits(&part)));
         let shape = [plan.to, plan.from, plan.kernel, plan.kernel];
-        if splits == 1 { view(parts, &shape) } else { sum_of_parts(&parts, splits, &shape) }
+        let parts = fresh(&x, &[count * splits, plan.to, plan.patch()]);
+        for (index, (first, part)) in stretches(plan).enumerate() {
+            let pixels = part.batch * part.out_pixels() / splits;
+            let columns = view(patches(&images(&x, first, part.batch), part), &[splits, pixels, plan.patch()]);
+            let dy = transposed(view(images(&dy, first, part.batch), &[splits, pixels, plan.to]));
+            product(dy, columns, images(&parts, index * splits, splits));
+        }
+        if count * splits == 1 { view(parts, &shape) } else { sum_of_parts(&parts, count * splits, &shape) }
+    }
+
+    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [x, weights, bias] = [x, weights, bias].map(into_contiguous);
+        let y = fresh(&x, &[x.meta.shape()[0], weights.meta.shape()[1]]);
+        product(x, weights, y.clone());
+        // SAFETY: each unit reads and writes one element.
+        unsafe {
+            add_bias_kernel::launch_unchecked(&y.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&bias), arg(&y))
+        }
+        y
+    }
+
+    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
+        let dx = fresh(&dy, &[dy.meta.shape()[0], weights.meta.shape()[0]]);
+        product(dy, transposed(weights), dx.clone());
+        dx
+    }
+
+    fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, dy) = (into_contiguous(x), into_contiguous(dy));
+        let dw = fresh(&x, &[x.meta.shape()[1], dy.meta.shape()[1]]);
+        let (rows, outputs) = (dy.meta.shape()[0], dy.meta.shape()[1]);
+        product(transposed(x), dy.clone(), dw.clone());
+        (dw, sum_of_parts(&dy, rows, &[outputs]))
     }
 
     fn stagger_norm(
@@ -672,6 +739,13 @@ fn cross_entropy_kernel(
     let total = sum_of_units(sum, &mut shared, UNITS);
     if UNIT_POS == 0u32 {
         loss[0] = total / batch;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn add_bias_kernel(bias: &[f32], y: &mut [f32]) {
+    if ABSOLUTE_POS < y.len() {
+        y[ABSOLUTE_POS] += bias[ABSOLUTE_POS % bias.len()];
     }
 }
 

@@ -7,6 +7,7 @@
 //! | layer | forward | backward |
 //! | --- | --- | --- |
 //! | [`conv2d`] | y = x * w, no bias | dx, dw |
+//! | [`linear`] | y = x w + b | dx, dw, db |
 //! | [`group_norm`] | y = relu?(γ (x - μ)/σ + β + r?) in one pass over the device | dx, dr, dγ, dβ |
 //! | [`max_pool`] | the largest of 2×2 | to the first of the largest |
 //! | [`mean_pool`] | the mean over the pixels | spread evenly |
@@ -131,6 +132,12 @@ pub trait Layers: Backend {
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
     /// dW [to, from, kernel, kernel].
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
+    /// Y [B, out] of X [B, in], weights [in, out] and bias [out].
+    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// dX.
+    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// dW and d bias.
+    fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// Y, and mean and 1/deviation of each group [B, groups, 2]. Without a residual `residual` is not read.
     fn stagger_norm(
         x: FloatTensor<Self>,
@@ -173,6 +180,12 @@ pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize) -> Te
     assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
     let plan = Conv { batch, height, width, from, to, kernel, stride, pad };
     Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
+}
+
+/// A linear layer: [B, in] times weights [in, out] plus bias [out].
+pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    let (x, weights) = (x.into_dispatch(), weights.into_dispatch());
+    Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch()))
 }
 
 /// Group normalisation over groups of `group` neighbouring channels (the last dimension) of every image (the first), plus
