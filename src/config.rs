@@ -4,7 +4,7 @@
 use crate::backend::Choice;
 use crate::clock::DelayModel;
 use crate::error::{Error, Result};
-use crate::problem::Regularizer;
+use crate::problem::{Regularizer, StepKind};
 use crate::rule::RuleSpec;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -120,6 +120,10 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads_per_worker: Option<usize>,
+    /// How a worker's step is launched: eager (one launch after another), captured (recorded once, replayed with one launch; CUDA and WGPU) or auto (captured on CUDA) [default: auto]
+    #[arg(long, value_name = "KIND")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
     /// Precision of the table rows of dude and its family: f32 or bf16 [default: f32]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,6 +205,8 @@ pub struct Settings {
     pub regularizer: Regularizer,
     pub augment: Option<String>,
     pub threads_per_worker: Option<usize>,
+    /// How a step is launched; `None` for the backend's best.
+    pub step: Option<StepKind>,
 }
 
 impl Options {
@@ -349,6 +355,12 @@ impl Options {
             regularizer: text(&self.regularizer, "none").parse()?,
             augment: self.augment.clone(),
             threads_per_worker: self.threads_per_worker,
+            step: match self.step.as_deref().unwrap_or("auto") {
+                "auto" => None,
+                "eager" => Some(StepKind::Eager),
+                "captured" => Some(StepKind::Captured),
+                other => return Err(Error::usage(format!("--step `{other}` is not one of auto, eager, captured"))),
+            },
         })
     }
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::worker::{Gradient, Job, Message, Order, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use stagger_kernels::Seal;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -41,6 +42,9 @@ pub struct Crew {
     inbox: Receiver<Message>,
     threads: Vec<JoinHandle<()>>,
     restarted: u64,
+    /// Behind everything that the server has enqueued. A job is sent with it, and not with the seal of its snapshot: the worker may
+    /// write its gradient where the last one lay, which must have been read.
+    order: Seal,
 }
 
 /// What a worker is given to do.
@@ -113,7 +117,7 @@ impl Crew {
         // Each worker has at most one message in flight, so the inbox never fills; an outbox holds at most
         // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
-        let mut crew = Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0 };
+        let mut crew = Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0, order: Seal::default() };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
@@ -162,7 +166,18 @@ impl Crew {
             let worker = make(i, orders, answer.clone());
             Slot::new(Hand::Here(Box::new(Here { worker, job: None, _open: outbox })))
         };
-        Crew { slots: (0..workers).map(&mut slot).collect(), inbox, threads: Vec::new(), restarted: 0 }
+        Crew {
+            slots: (0..workers).map(&mut slot).collect(),
+            inbox,
+            threads: Vec::new(),
+            restarted: 0,
+            order: Seal::default(),
+        }
+    }
+
+    /// From now on jobs are ordered behind this seal of the server's.
+    pub fn behind(&mut self, seal: Seal) {
+        self.order = seal;
     }
 
     /// Number of workers.
@@ -190,7 +205,8 @@ impl Crew {
         let Some(assignment) = slot.queue.pop_front() else { return Ok(()) };
         let number = slot.next_job;
         slot.next_job += 1;
-        let (snapshot, lr, steps) = (assignment.snapshot.clone(), assignment.lr, assignment.steps);
+        let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
+        let (lr, steps) = (assignment.lr, assignment.steps);
         let job = Job { number, snapshot, delay: begin(worker, number, assignment.share), lr, steps };
         slot.running = Some(Running { number, began: now, assignment });
         if slot.busy {

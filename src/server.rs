@@ -129,6 +129,7 @@ impl Server<'_> {
 
     /// The loop.
     fn serve(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
+        self.crew.behind(state.device.seal());
         for worker in self.rule.begin(self.crew.workers()) {
             self.assign(state, worker, 0.0)?;
         }
@@ -143,10 +144,12 @@ impl Server<'_> {
             let (seconds, loss) = (time - job.began, self.losses.told);
             let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
             let decision = self.rule.on_arrival(&arrival);
-            self.submit(|| {
+            let seal = self.submit(|| {
                 state.apply(&gradient, &job.assignment, &decision, pending.len());
-                state.device.flush()
+                let seal = state.device.seal();
+                state.device.flush().map(|()| seal)
             })?;
+            self.crew.behind(seal);
             state.done_with(job);
 
             let effect = match (decision.step.is_some(), decision.fold) {

@@ -3,7 +3,8 @@
 //! Invariants kept here:
 //! * I2: new models go to fresh buffers; a published snapshot is never written again.
 //! * I3: the version grows by one per server update and by nothing else.
-//! * I8: a gradient's seal is bound by the update's launch; a snapshot is sealed after the launch that made it.
+//! * I8: a gradient's seal is bound by the update's launch; the server seals what it enqueued after each arrival, and no job is sent
+//!   without the latest of these seals.
 
 use crate::crew::{Assignment, Running};
 use crate::error::Result;
@@ -13,8 +14,11 @@ use crate::schedule::Schedule;
 use crate::worker::Gradient;
 use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
-use stagger_kernels::{Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Step, Update, row, update};
+use stagger_kernels::{
+    Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Seal, Step, Update, row, update,
+};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A sum that is kept by increments is derived from its table anew after so many arrivals, against drift.
 pub const DERIVE_EVERY: u64 = 4096;
@@ -143,7 +147,7 @@ impl State {
         let total = layout.total();
         let layout = if needs.local.walks() { layout.flat() } else { layout.clone() };
         let zeros = || device.zeros(total);
-        let snapshot = Snapshot { weights: device.upload(initial), seal: device.seal() };
+        let snapshot = Snapshot { weights: device.upload(initial), seal: Seal::default() };
         let rows = |_| (0..workers).map(|_| Row::zeros(device, &layout, descent.table_dtype)).collect();
         State {
             sums: (0..needs.tables.max(needs.sum as usize)).map(|_| zeros()).collect(),
@@ -191,19 +195,19 @@ impl State {
     /// Brings the snapshot up to date where workers write the weights themselves.
     pub fn catch_up(&mut self) {
         if let Some(live) = &self.live {
-            self.snapshot = Snapshot { weights: live.read(&self.device), seal: self.device.seal() };
+            self.snapshot = Snapshot { weights: live.read(&self.device), seal: Seal::default() };
         }
     }
 
     /// Replaces the server's model: one server update.
     fn publish(&mut self, weights: Buffer) {
-        let snapshot = Snapshot { weights, seal: self.device.seal() };
+        let snapshot = Snapshot { weights, seal: Seal::default() };
         self.recycler.give(std::mem::replace(&mut self.snapshot, snapshot).weights);
         self.version += 1;
     }
 
     fn publish_own(&mut self, worker: usize, weights: Buffer) {
-        let snapshot = Snapshot { weights, seal: self.device.seal() };
+        let snapshot = Snapshot { weights, seal: Seal::default() };
         self.recycler.give(std::mem::replace(&mut self.own[worker], snapshot).weights);
     }
 
@@ -341,7 +345,7 @@ impl State {
     pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize, clipped: bool) -> Result<()> {
         let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
         let zeros = |len| self.device.zeros(len);
-        let buffers: Vec<Buffer> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
+        let buffers: Arc<[Buffer]> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
         let loss = zeros(1);
         let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
@@ -366,7 +370,7 @@ impl State {
                 buffers: buffers.clone(),
                 factor: clipped.then(|| loss.clone()),
                 loss: loss.clone(),
-                seal: self.snapshot.seal.clone(),
+                seal: self.device.seal(),
             };
             self.apply(&gradient, &job, &decision, 0);
             let now = self.version;

@@ -5,7 +5,7 @@ use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
-use crate::problem::{self, ImageOptions, Problem, Snapshot};
+use crate::problem::{self, ImageOptions, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
 use crate::record::{Columns, Limits, Outcome, RunFolder, Summary};
 use crate::rule::{Needs, Optimizer, Setting};
@@ -265,6 +265,7 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
                 batch: settings.batch,
                 seed: settings.seed,
                 augment,
+                step: step_kind(settings, device)?,
             };
             let mut problem = problem::images(device, set, &options)?;
             if let Some(value) = settings.init {
@@ -272,6 +273,17 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
             }
             Ok(problem)
         }
+    }
+}
+
+/// How steps are launched on this device.
+fn step_kind(settings: &Settings, device: &Device) -> Result<StepKind> {
+    let best = if device.name() == "cuda" { StepKind::Captured } else { StepKind::Eager };
+    match (settings.step.unwrap_or(best), device) {
+        (StepKind::Captured, Device::Cpu) => Err(Error::usage(
+            "--step captured needs a GPU: the CPU has no launches to record; leave --step out or use --step eager",
+        )),
+        (kind, _) => Ok(kind),
     }
 }
 
@@ -309,6 +321,7 @@ fn fill(
     resolved.regularizer.get_or_insert("none".into());
     resolved.eval_every.get_or_insert(evaluate);
     resolved.threads_per_worker = threads;
+    resolved.step.get_or_insert("auto".into());
     resolved.table_dtype = Some(if settings.table_dtype == Dtype::F32 { "f32" } else { "bf16" }.into());
     resolved.precision = Some("f32".into());
 }

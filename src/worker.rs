@@ -51,7 +51,7 @@ pub struct Gradient {
     /// The job it answers.
     pub job: u64,
     /// One buffer per segment of the layout (one in all after local steps).
-    pub buffers: Vec<Buffer>,
+    pub buffers: Arc<[Buffer]>,
     /// One float with which the gradient is multiplied when it is read, if it was clipped.
     pub factor: Option<Buffer>,
     /// The batch loss: one float on the device.
@@ -291,12 +291,18 @@ impl Worker {
             })?;
         }
         let gate = self.gate.clone();
-        gate.pass(|| self.sealed(job.number, vec![sum], None, losses)).map(Some)
+        gate.pass(|| self.sealed(job.number, [sum].into(), None, losses)).map(Some)
     }
 
     /// Invariant I8: the seal is made after the last write is enqueued. The flush waits for the thread that issues
     /// launches, not for the device, and keeps the permit: two submitting threads would spin against that thread.
-    fn sealed(&self, job: u64, buffers: Vec<Buffer>, factor: Option<Buffer>, loss: Buffer) -> Result<Gradient, String> {
+    fn sealed(
+        &self,
+        job: u64,
+        buffers: Arc<[Buffer]>,
+        factor: Option<Buffer>,
+        loss: Buffer,
+    ) -> Result<Gradient, String> {
         let seal = self.device.seal();
         self.device.flush().map_err(|e| e.to_string())?;
         Ok(Gradient { worker: self.index, job, buffers, factor, loss, seal })

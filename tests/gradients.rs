@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
 use stagger::model::Net;
 use stagger::params::{attach, burn_device, layout_of, tensor};
-use stagger::problem::{ImageOptions, Problem, Regularizer, Snapshot, images, libsvm, quadratic};
+use stagger::problem::{ImageOptions, Problem, Regularizer, Snapshot, StepKind, images, libsvm, quadratic};
 use stagger_datasets::{ImageData, ImageSet, keyed, synthetic};
 use stagger_kernels::Device;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
@@ -58,8 +58,15 @@ fn check(problem: &mut Problem, step: f32, tolerance: f64) {
 
 fn network(model: &str) {
     let partition = "iid".parse().unwrap();
-    let options =
-        ImageOptions { model, workers: 1, partition: &partition, batch: Some(4), seed: 2, augment: Augment::NONE };
+    let options = ImageOptions {
+        model,
+        workers: 1,
+        partition: &partition,
+        batch: Some(4),
+        seed: 2,
+        augment: Augment::NONE,
+        step: StepKind::Eager,
+    };
     let mut problem = images(&Device::Cpu, few(40), &options).unwrap();
     check(&mut problem, 0.01, 0.05);
 }

@@ -58,7 +58,7 @@ fn i2_a_published_snapshot_is_never_written_again() {
     type Seen = Arc<Mutex<Vec<(Buffer, Vec<f32>)>>>;
     struct Remember(Box<dyn Objective>, Seen);
     impl Objective for Remember {
-        fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+        fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
             self.1.lock().unwrap().push((snapshot.weights.clone(), snapshot.weights.host().to_vec()));
             self.0.gradient(snapshot, job)
         }
@@ -110,7 +110,7 @@ fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
         partition: &partition,
         batch: Some(4),
         seed,
-        augment: stagger_kernels::gather::Augment { pad: 4, flip: true },
+        augment: stagger_kernels::gather::Augment { pad: 4, flip: true, step: stagger::problem::StepKind::Eager },
     };
     let copy = || stagger_datasets::ImageData {
         train: stagger_datasets::ImageSet { pixels: set.train.pixels.clone(), labels: set.train.labels.clone() },
@@ -195,7 +195,7 @@ fn a_step_may_scale_the_rate_and_keep_part_of_the_sum() {
 fn a_worker_that_panics_ends_the_run_with_its_name() {
     struct Panics;
     impl Objective for Panics {
-        fn gradient(&mut self, _: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+        fn gradient(&mut self, _: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
             panic!("out of luck in job {job}")
         }
     }

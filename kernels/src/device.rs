@@ -6,6 +6,7 @@
 //! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::seal`], and the
 //! consumer's first launch binds that seal.
 
+use crate::graph::Numbers;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -280,24 +281,39 @@ impl Replica {
     /// afterwards is ordered behind it (I8). The result is valid until the next pull.
     pub fn pull(&mut self, device: &Device, published: &Buffer, seal: &Seal) -> Buffer {
         let (Device::Gpu(gpu), Seal(Some(_))) = (device, seal) else { return published.clone() };
+        let own = self.fixed(device, published.len());
+        copy_with(gpu, published, gpu.sealed(seal), &own, None);
+        own
+    }
+
+    /// The same, always into the replica's own buffer, whose place a recorded step knows; `numbers` are written by the same launch.
+    pub fn pull_fixed(&mut self, device: &Device, published: &Buffer, seal: &Seal, numbers: (&Numbers, [u32; 4])) {
+        let Device::Gpu(gpu) = device else { unreachable!("the CPU records no step") };
+        let own = self.fixed(device, published.len());
+        copy_with(gpu, published, gpu.sealed(seal), &own, Some(numbers));
+    }
+
+    /// The replica's own buffer of `len` floats, on this thread's stream.
+    pub fn fixed(&mut self, device: &Device, len: usize) -> Buffer {
         let here = std::thread::current().id();
         if self.own.as_ref().is_none_or(|(thread, _)| *thread != here) {
-            self.own = Some((here, device.uninitialised(published.len())));
+            self.own = Some((here, device.uninitialised(len)));
         }
-        let own = self.own.as_ref().expect("just made").1.clone();
-        copy_sealed(gpu, published, gpu.sealed(seal), &own);
-        own
+        self.own.as_ref().expect("just made").1.clone()
     }
 }
 
 /// Copies a whole flat buffer in one launch.
 pub(crate) fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer) {
-    copy_sealed(gpu, from, gpu.unused(), to);
+    copy_with(gpu, from, gpu.unused(), to, None);
 }
 
-fn copy_sealed(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer) {
+fn copy_with(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer, numbers: Option<(&Numbers, [u32; 4])>) {
     let len = from.len() / 4;
-    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four.
+    let place = numbers.map_or_else(|| gpu.unused(), |(numbers, _)| numbers.0.clone());
+    let [a, b, c, d] = numbers.map_or([0; 4], |(_, values)| values);
+    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four, and so have the
+    // numbers, which are written only if there are some.
     unsafe {
         pull_kernel::launch_unchecked(
             &gpu.client,
@@ -307,6 +323,12 @@ fn copy_sealed(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer) {
             BufferArg::from_raw_parts(from.handle(), len),
             BufferArg::from_raw_parts(seal, 4),
             BufferArg::from_raw_parts(to.handle(), len),
+            BufferArg::from_raw_parts(place, 4),
+            a,
+            b,
+            c,
+            d,
+            numbers.is_some(),
         )
     }
 }
@@ -345,8 +367,27 @@ impl Recycler {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 #[cube(launch_unchecked)]
-fn pull_kernel<N: Size>(from: &[Vector<f32, N>], _seal: &[f32], to: &mut [Vector<f32, N>]) {
+fn pull_kernel<N: Size>(
+    from: &[Vector<f32, N>],
+    _seal: &[f32],
+    to: &mut [Vector<f32, N>],
+    numbers: &mut [u32],
+    a: u32,
+    b: u32,
+    c: u32,
+    d: u32,
+    #[comptime] numbered: bool,
+) {
+    if comptime!(numbered) {
+        if ABSOLUTE_POS == 0usize {
+            numbers[0] = a;
+            numbers[1] = b;
+            numbers[2] = c;
+            numbers[3] = d;
+        }
+    }
     let stride = CUBE_DIM as usize * CUBE_COUNT;
     let mut i = ABSOLUTE_POS;
     while i < to.len() {

@@ -5,6 +5,7 @@
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
 use crate::device::{Buffer, Device, Gpu};
+use crate::graph::Numbers;
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
@@ -92,6 +93,15 @@ pub enum Draw<'a> {
         /// What is done to each image.
         augment: Augment,
     },
+    /// The batch whose numbers ([`Part::numbers`]) lie in device memory when the draw runs: what a recorded step draws.
+    Numbered {
+        /// The part.
+        part: &'a Part,
+        /// Where the numbers lie.
+        numbers: Numbers,
+        /// What is done to each image.
+        augment: Augment,
+    },
     /// Rows `first..first + size` of the set as they stand.
     InOrder {
         /// The first row.
@@ -145,10 +155,15 @@ impl Images {
     /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes].
     pub fn draw(&self, device: &Device, draw: Draw, size: usize) -> (Buffer, Buffer) {
         let plan = match &draw {
-            Draw::Batch { augment, .. } => Plan { shape: self.shape, shuffled: true, augment: *augment },
+            Draw::Batch { augment, .. } => {
+                Plan { shape: self.shape, shuffled: true, augment: *augment, numbered: false }
+            }
+            Draw::Numbered { augment, .. } => {
+                Plan { shape: self.shape, shuffled: true, augment: *augment, numbered: true }
+            }
             Draw::InOrder { first } => {
                 assert!(first + size <= self.count, "rows in order lie inside the set");
-                Plan { shape: self.shape, shuffled: false, augment: Augment::NONE }
+                Plan { shape: self.shape, shuffled: false, augment: Augment::NONE, numbered: false }
             }
         };
         let at = Place::of(&draw, size);
@@ -157,10 +172,15 @@ impl Images {
             (Device::Cpu, Store::Host { pixels, labels }) => self.on_cpu(plan, at, &draw, size, pixels, labels),
             (Device::Gpu(gpu), Store::Device(store)) => {
                 let rows = match &draw {
-                    Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
+                    Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. }
+                    | Draw::Numbered { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
                     _ => gpu.unused(),
                 };
-                self.on_gpu(gpu, plan, at, store, rows, size)
+                let numbers = match &draw {
+                    Draw::Numbered { numbers, .. } => numbers.0.clone(),
+                    _ => gpu.unused(),
+                };
+                self.on_gpu(gpu, plan, at, store, rows, numbers, size)
             }
             _ => unreachable!("a set is drawn from on the device that holds it"),
         }
@@ -183,7 +203,7 @@ impl Images {
             let row = match draw {
                 Draw::InOrder { first } => first + j,
                 Draw::Batch { part: Part { rows: Rows::Host(rows), .. }, .. } => at.row(rows, j as u32) as usize,
-                Draw::Batch { .. } => unreachable!("a CPU part has host rows"),
+                _ => unreachable!("a CPU part has host rows, and no step is recorded there"),
             };
             target[j * classes + labels[row] as usize] = 1.0;
             let source = &pixels[row * self.shape.pixels()..][..self.shape.pixels()];
@@ -205,6 +225,7 @@ impl Images {
         (Device::Cpu.upload(x), Device::Cpu.upload(target))
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn on_gpu(
         &self,
         gpu: &Gpu,
@@ -212,6 +233,7 @@ impl Images {
         at: Place,
         store: &DeviceStore,
         rows: Handle,
+        numbers: Handle,
         size: usize,
     ) -> (Buffer, Buffer) {
         let values = size * self.shape.pixels();
@@ -228,6 +250,7 @@ impl Images {
                 BufferArg::from_raw_parts(store.labels.clone(), self.count),
                 BufferArg::from_raw_parts(store.scale.clone(), 6),
                 BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
+                BufferArg::from_raw_parts(numbers, 4),
                 BufferArg::from_raw_parts(x.clone(), values),
                 BufferArg::from_raw_parts(target.clone(), targets),
                 at.order_key,
@@ -286,6 +309,12 @@ impl Part {
             }
             _ => unreachable!("a part is drawn from on the device that holds it"),
         }
+    }
+
+    /// The numbers of batch `job` for a draw of [`Draw::Numbered`].
+    pub fn numbers(&self, job: u64, size: usize) -> [u32; 4] {
+        let at = Place::of(&Draw::Batch { part: self, job, augment: Augment::NONE }, size);
+        [at.epoch, at.position, at.job_low, at.job_high]
     }
 
     /// Number of samples.
@@ -348,6 +377,8 @@ impl Place {
                     job_high: (*job >> 32) as u32,
                 }
             }
+            // What changes from batch to batch is read from the numbers.
+            Draw::Numbered { part, .. } => Place::of(&Draw::Batch { part, job: 0, augment: Augment::NONE }, size),
             Draw::InOrder { first } => Place {
                 order_key: 0,
                 augment_key: 0,
@@ -367,6 +398,8 @@ struct Plan {
     shape: ImageShape,
     shuffled: bool,
     augment: Augment,
+    /// Epoch, position and job are read from device memory.
+    numbered: bool,
 }
 
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
@@ -377,6 +410,7 @@ fn gather_kernel(
     labels: &[u32],
     scale: &[f32],
     rows: &[u32],
+    numbers: &[u32],
     x: &mut [f32],
     target: &mut [f32],
     order_key: u32,
@@ -389,6 +423,16 @@ fn gather_kernel(
     job_high: u32,
     #[comptime] plan: Plan,
 ) {
+    let mut epoch = epoch;
+    let mut position = position;
+    let mut job_low = job_low;
+    let mut job_high = job_high;
+    if comptime!(plan.numbered) {
+        epoch = numbers[0];
+        position = numbers[1];
+        job_low = numbers[2];
+        job_high = numbers[3];
+    }
     let side = comptime!(plan.shape.side as u32);
     let plane = comptime!((plan.shape.side * plan.shape.side) as u32);
     let values = comptime!(plan.shape.pixels() as u32);

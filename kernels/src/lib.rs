@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`device`] | a [`Device`](device::Device) (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, seals |
 //! | [`cuda`] | whether CUDA can be used here |
+//! | [`graph`] | launches recorded once and replayed with one |
 //! | [`layout`] | where each parameter lies in the flat weight buffer |
 //! | [`update`] | the fused update: one launch folds a gradient and makes the new weights |
 //! | [`row`] | table rows in f32 and bf16 |
@@ -22,6 +23,7 @@ pub mod clip;
 pub mod cuda;
 pub mod device;
 pub mod gather;
+pub mod graph;
 pub mod layout;
 pub mod live;
 pub mod mixing;

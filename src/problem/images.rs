@@ -11,6 +11,7 @@ use stagger_datasets::ImageData;
 use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
+use stagger_kernels::graph::{Numbers, Recorded};
 use stagger_kernels::nn::cross_entropy;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
@@ -32,11 +33,13 @@ pub struct ImageOptions<'a> {
     pub seed: u64,
     /// Crops and flips.
     pub augment: Augment,
+    /// How a step is launched.
+    pub step: StepKind,
 }
 
 /// Builds the problem on `device`.
 pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Result<Problem> {
-    let ImageOptions { model, workers, partition, batch, seed, augment } = *options;
+    let ImageOptions { model, workers, partition, batch, seed, augment, step } = *options;
     let classes = data.classes.len();
     let parts = partition.deal(&data.train.labels, classes, workers, seed)?;
     let mut description = vec![format!(
@@ -77,6 +80,8 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 replica: Replica::new(),
                 layout: shared.clone(),
                 device: device.clone(),
+                step,
+                recorded: None,
             })
         })
         .collect();
@@ -95,6 +100,15 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     })
 }
 
+/// How a worker's step is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    /// One launch after another.
+    Eager,
+    /// Recorded once, then replayed with one launch.
+    Captured,
+}
+
 /// A worker's f_i: mean cross-entropy over its part.
 struct Classify {
     images: Images,
@@ -106,22 +120,58 @@ struct Classify {
     replica: Replica,
     layout: Arc<Layout>,
     device: Device,
+    step: StepKind,
+    recorded: Option<(Numbers, Recorded<Step>)>,
 }
 
-impl Objective for Classify {
-    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
-        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
-        let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
-        let (x, y) = self.images.draw(&self.device, draw, self.batch);
+/// What a step gives: a gradient per segment of the layout, and the batch loss.
+type Step = (Arc<[Buffer]>, Buffer);
+
+impl Classify {
+    /// Forward and backward at `weights`.
+    fn step(&mut self, weights: &Buffer, draw: impl for<'a> Fn(&'a Part) -> Draw<'a>) -> Result<Step> {
+        let (x, y) = self.images.draw(&self.device, draw(&self.part), self.batch);
         let shape = self.images.shape();
         let x = tensor::<4>(&self.device, &x, [self.batch, shape.side, shape.side, shape.channels]);
         let y = tensor::<2>(&self.device, &y, [self.batch, shape.classes]);
-        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, &weights);
+        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, weights);
         let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y), net.scale());
         let mut found = loss.backward();
         let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
         self.net = Some(net);
-        Ok((buffers, buffer(&self.device, loss.inner())?))
+        Ok((buffers.into(), buffer(&self.device, loss.inner())?))
+    }
+
+    /// Records the step on this thread's stream: it reads the replica's own buffer and the numbers, and writes the same buffers
+    /// every time.
+    fn record(&mut self, snapshot: &Snapshot) -> Result<(Numbers, Recorded<Step>)> {
+        let (device, augment) = (self.device.clone(), self.augment);
+        let numbers = Numbers::new(&device);
+        let first = (&numbers, self.part.numbers(0, self.batch));
+        self.replica.pull_fixed(&device, &snapshot.weights, &snapshot.seal, first);
+        let weights = self.replica.fixed(&device, snapshot.weights.len());
+        let recorded =
+            device.record(|| self.step(&weights, |part| Draw::Numbered { part, numbers: numbers.clone(), augment }));
+        let recorded = recorded?.transpose()?;
+        Ok((numbers, recorded))
+    }
+}
+
+impl Objective for Classify {
+    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<Step> {
+        if self.step == StepKind::Eager {
+            let augment = self.augment;
+            let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
+            return self.step(&weights, |part| Draw::Batch { part, job, augment });
+        }
+        let recorded = match self.recorded.take().filter(|(_, recorded)| recorded.is_here()) {
+            Some(recorded) => recorded,
+            None => self.record(snapshot)?,
+        };
+        let (numbers, recorded) = self.recorded.insert(recorded);
+        let values = (&*numbers, self.part.numbers(job, self.batch));
+        self.replica.pull_fixed(&self.device, &snapshot.weights, &snapshot.seal, values);
+        Ok(recorded.replay()?.clone())
     }
 }
 

@@ -3,19 +3,20 @@
 mod images;
 mod theory;
 
-pub use images::{ImageOptions, images};
+pub use images::{ImageOptions, StepKind, images};
 pub use theory::{Regularizer, libsvm, quadratic};
 
 use crate::error::Result;
 use crate::record::{Columns, Evaluation};
 use stagger_kernels::{Buffer, Layout, Seal};
+use std::sync::Arc;
 
 /// The weights of one version, shared and never written again (I2). Cloning copies no byte.
 #[derive(Clone)]
 pub struct Snapshot {
     /// The flat weights.
     pub weights: Buffer,
-    /// Orders a reader behind the update that made them.
+    /// Orders a reader behind whoever made them; of a snapshot in the server's own hands the default, given when a job is sent.
     pub seal: Seal,
 }
 
@@ -23,8 +24,9 @@ pub struct Snapshot {
 pub trait Objective: Send {
     /// Computes the gradient of batch `job` at `snapshot`: one buffer per segment of the layout, and the batch loss (one
     /// float). Its first launch binds the snapshot's seal. The result depends on its arguments, the seed and the worker
-    /// alone (I5), and nothing waits for the device.
-    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)>;
+    /// alone (I5), and nothing waits for the device. The buffers may be the same ones at every call: whoever reads them does so
+    /// before the worker's next job.
+    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)>;
 }
 
 /// The objective as a whole, for the server's thread.

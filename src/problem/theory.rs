@@ -15,6 +15,7 @@ use stagger_kernels::device::Replica;
 use stagger_kernels::gather::Part;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// A regulariser of the whole objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,12 +117,12 @@ struct Distance {
 }
 
 impl Objective for Distance {
-    fn gradient(&mut self, snapshot: &Snapshot, _job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+    fn gradient(&mut self, snapshot: &Snapshot, _job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
         let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
         let x = tensor::<1>(&self.device, &weights.view(0, self.dimension), [self.dimension]);
         let gradient = x - tensor::<1>(&self.device, &self.centre, [self.dimension]);
         let loss = gradient.clone().square().sum().mul_scalar(0.5);
-        Ok((vec![buffer(&self.device, gradient)?], buffer(&self.device, loss)?))
+        Ok(([buffer(&self.device, gradient)?].into(), buffer(&self.device, loss)?))
     }
 }
 
@@ -219,7 +220,7 @@ struct Logistic {
 }
 
 impl Objective for Logistic {
-    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Vec<Buffer>, Buffer)> {
+    fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
         let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
         let rows = self.part.len();
         let mut a = tensor::<2>(&self.device, &self.matrix, [rows, self.d]);
@@ -243,7 +244,7 @@ impl Objective for Logistic {
             loss = loss + value;
             gradient = gradient + slope;
         }
-        Ok((vec![buffer(&self.device, gradient)?], buffer(&self.device, loss)?))
+        Ok(([buffer(&self.device, gradient)?].into(), buffer(&self.device, loss)?))
     }
 }
 

@@ -120,7 +120,9 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
                 let y = B::stagger_conv(x.primitive().clone(), weights.primitive().clone(), plan);
                 prep.finish((x.into_primitive(), weights.into_primitive(), plan), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::stagger_conv(x.into_primitive(), weights.into_primitive(), plan)),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::stagger_conv(x.into_primitive(), weights.into_primitive(), plan))
+            }
         }
     }
 

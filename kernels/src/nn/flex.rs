@@ -4,8 +4,8 @@ use super::cpu::{self, Scratch};
 use super::{Conv, Layers, Norm, Pool};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn_flex::{Flex, FlexTensor, Layout};
 use burn::tensor::{DType, Shape};
+use burn_flex::{Flex, FlexTensor, Layout};
 use cubecl::bytes::{AllocationProperty, Bytes};
 
 /// The floats of a tensor in row-major order; copied only if they lie otherwise.

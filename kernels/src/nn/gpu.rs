@@ -68,7 +68,14 @@ fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
     let columns = fresh(x, &[plan.batch * plan.out_pixels(), plan.patch()]);
     // SAFETY: each unit writes one element and reads inside the image.
     unsafe {
-        patches_kernel::launch_unchecked(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), arg(&columns), plan)
+        patches_kernel::launch_unchecked(
+            &x.client,
+            cubes(len(&columns)),
+            CubeDim::new_1d(UNITS),
+            arg(x),
+            arg(&columns),
+            plan,
+        )
     }
     columns
 }
@@ -280,7 +287,14 @@ impl Layers for CubeBackend {
         let y = fresh(&x, &[plan.batch, plan.channels]);
         // SAFETY: each unit writes one element and reads the pixels of its image.
         unsafe {
-            mean_pool_kernel::launch_unchecked(&x.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&x), arg(&y), plan)
+            mean_pool_kernel::launch_unchecked(
+                &x.client,
+                cubes(len(&y)),
+                CubeDim::new_1d(UNITS),
+                arg(&x),
+                arg(&y),
+                plan,
+            )
         }
         y
     }
@@ -680,7 +694,8 @@ fn mean_pool_kernel(x: &[f32], y: &mut [f32], #[comptime] plan: Pool) {
     let pixels = comptime!(plan.height * plan.width);
     let channels = comptime!(plan.channels);
     if ABSOLUTE_POS < y.len() {
-        let start = ABSOLUTE_POS / channels * comptime!(plan.height * plan.width * plan.channels) + ABSOLUTE_POS % channels;
+        let start =
+            ABSOLUTE_POS / channels * comptime!(plan.height * plan.width * plan.channels) + ABSOLUTE_POS % channels;
         let mut total = 0.0f32;
         for pixel in 0..pixels {
             total += x[start + pixel * channels];

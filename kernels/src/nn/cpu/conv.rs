@@ -83,7 +83,12 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn forward_tiles<const P: usize, const N: usize, const FMA: bool>(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) {
+fn forward_tiles<const P: usize, const N: usize, const FMA: bool>(
+    plan: &Conv,
+    padded: &[f32],
+    panels: &[f32],
+    y: &mut [f32],
+) {
     let starts = starts(plan, y.len() / plan.to);
     let count = plan.to.div_ceil(LANES);
     let mut panel = 0;

@@ -87,7 +87,11 @@ fn forward_loops<const P: usize, const N: usize, const FMA: bool>(
     match residual {
         None => {
             for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                y.iter_mut().zip(x).zip(&*factor).zip(&*shift).for_each(|(((y, x), f), s)| *y = above(x * f + s, floor));
+                y.iter_mut()
+                    .zip(x)
+                    .zip(&*factor)
+                    .zip(&*shift)
+                    .for_each(|(((y, x), f), s)| *y = above(x * f + s, floor));
             }
         }
         Some(residual) => {
@@ -135,7 +139,9 @@ pub fn backward(
     };
     let images = dx.chunks_mut(size).zip(parts.chunks_mut(2 * channels)).zip(&mut through).enumerate();
     parallel(images, |(image, ((dx, parts), through))| {
-        let at = |all: &'_ [f32]| -> std::ops::Range<usize> { image * (all.len() / plan.batch)..(image + 1) * (all.len() / plan.batch) };
+        let at = |all: &'_ [f32]| -> std::ops::Range<usize> {
+            image * (all.len() / plan.batch)..(image + 1) * (all.len() / plan.batch)
+        };
         let saved = Saved {
             x: &saved.x[at(saved.x)],
             y: &saved.y[at(saved.y)],

@@ -48,7 +48,12 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn max_backward_loops<const P: usize, const N: usize, const FMA: bool>(plan: &Pool, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+fn max_backward_loops<const P: usize, const N: usize, const FMA: bool>(
+    plan: &Pool,
+    x: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
     let c = plan.channels;
     let row = plan.width * c;
     for ((dx, x), dy) in dx.chunks_exact_mut(2 * row).zip(x.chunks_exact(2 * row)).zip(dy.chunks_exact(row / 2)) {
