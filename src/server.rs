@@ -144,10 +144,12 @@ impl Server<'_> {
             let (seconds, loss) = (time - job.began, self.losses.told);
             let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
             let decision = self.rule.on_arrival(&arrival);
+            let device = state.device.clone();
             let seal = self.submit(|| {
-                state.apply(&gradient, &job.assignment, &decision, pending.len());
-                let seal = state.device.seal();
-                state.device.flush().map(|()| seal)
+                device.issue(|| {
+                    state.apply(&gradient, &job.assignment, &decision, pending.len());
+                    state.device.seal()
+                })
             })?;
             self.crew.behind(seal);
             state.done_with(job);

@@ -220,6 +220,10 @@ impl Worker {
                 if self.given_up(job.number) {
                     return Ok(None);
                 }
+                if self.objective.is_recorded() && self.live.is_none() {
+                    let device = self.device.clone();
+                    return device.issue(|| self.replayed(job)).map_err(|e| e.to_string())?.map(Some);
+                }
                 let seen = self.live.as_ref().map(|(live, _)| live.read(&self.device));
                 let seen = seen.map(|weights| Snapshot { weights, seal: Seal::default() });
                 let snapshot = seen.as_ref().unwrap_or(&job.snapshot);
@@ -292,6 +296,13 @@ impl Worker {
         }
         let gate = self.gate.clone();
         gate.pass(|| self.sealed(job.number, [sum].into(), None, losses)).map(Some)
+    }
+
+    /// A recorded step: its launch, and those around it.
+    fn replayed(&mut self, job: &Job) -> Result<Gradient, String> {
+        let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
+        let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
+        Ok(Gradient { worker: self.index, job: job.number, buffers, factor, loss, seal: self.device.seal() })
     }
 
     /// Invariant I8: the seal is made after the last write is enqueued. The flush waits for the thread that issues

@@ -11,8 +11,8 @@ use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use burn::tensor::StreamId;
 use std::sync::Arc;
-use std::thread::ThreadId;
 use thiserror::Error;
 
 /// A device that failed while in use.
@@ -152,6 +152,15 @@ impl Device {
         }
     }
 
+    /// Runs `work` on the thread that issues this device's launches, as if on this thread's stream: what it enqueues goes out at
+    /// once. One crossing between threads for all of it, and no flush; worth it for a few launches, not for hundreds.
+    pub fn issue<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send) -> Result<T, DeviceError> {
+        match self {
+            Device::Cpu => Ok(work()),
+            Device::Gpu(gpu) => gpu.client.exclusive(work).map_err(failed),
+        }
+    }
+
     /// Waits until everything enqueued by this thread is done.
     pub fn sync(&self) -> Result<(), DeviceError> {
         match self {
@@ -267,8 +276,8 @@ impl Buffer {
 /// every launch that binds a parameter a cross-stream one: each costs two events and a turn in the runtime's clean-up
 /// queue, which holds eight, so a step of thirty such launches would stall the thread that issues everybody's work.
 pub struct Replica {
-    /// With the thread whose stream it belongs to: a replica that moved to another thread begins anew there.
-    own: Option<(ThreadId, Buffer)>,
+    /// With the stream that it belongs to: a replica that moved to another thread begins anew there.
+    own: Option<(StreamId, Buffer)>,
 }
 
 impl Replica {
@@ -295,8 +304,8 @@ impl Replica {
 
     /// The replica's own buffer of `len` floats, on this thread's stream.
     pub fn fixed(&mut self, device: &Device, len: usize) -> Buffer {
-        let here = std::thread::current().id();
-        if self.own.as_ref().is_none_or(|(thread, _)| *thread != here) {
+        let here = StreamId::current();
+        if self.own.as_ref().is_none_or(|(stream, _)| *stream != here) {
             self.own = Some((here, device.uninitialised(len)));
         }
         self.own.as_ref().expect("just made").1.clone()

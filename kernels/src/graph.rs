@@ -7,7 +7,7 @@
 use crate::device::{Device, DeviceError};
 use cubecl::client::Graph;
 use cubecl::server::Handle;
-use std::thread::ThreadId;
+use burn::tensor::StreamId;
 
 /// Times that a step runs before it is recorded: kernels are compiled and memory is taken, none of which a recording may do.
 const WARM_UP: usize = 2;
@@ -16,7 +16,7 @@ const WARM_UP: usize = 2;
 pub struct Recorded<T> {
     graph: Graph,
     output: T,
-    thread: ThreadId,
+    stream: StreamId,
 }
 
 impl Device {
@@ -35,14 +35,14 @@ impl Device {
         client.start_capture().map_err(|e| failed(&e))?;
         let output = step();
         let graph = client.stop_capture().map_err(|e| failed(&e))?;
-        Ok(Recorded { graph, output, thread: std::thread::current().id() })
+        Ok(Recorded { graph, output, stream: StreamId::current() })
     }
 }
 
 impl<T> Recorded<T> {
     /// Whether this thread's stream is the one it was recorded on.
     pub fn is_here(&self) -> bool {
-        self.thread == std::thread::current().id()
+        self.stream == StreamId::current()
     }
 
     /// Enqueues the step again, on the stream it was recorded on, and gives what it writes. Whoever reads that on another stream
@@ -59,8 +59,8 @@ impl<T> Recorded<T> {
 impl<T, E> Recorded<Result<T, E>> {
     /// The recording of a step that did not fail.
     pub fn transpose(self) -> Result<Recorded<T>, E> {
-        let Recorded { graph, output, thread } = self;
-        output.map(|output| Recorded { graph, output, thread })
+        let Recorded { graph, output, stream } = self;
+        output.map(|output| Recorded { graph, output, stream })
     }
 }
 

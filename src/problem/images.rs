@@ -158,6 +158,10 @@ impl Classify {
 }
 
 impl Objective for Classify {
+    fn is_recorded(&self) -> bool {
+        self.recorded.as_ref().is_some_and(|(_, recorded)| recorded.is_here())
+    }
+
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<Step> {
         if self.step == StepKind::Eager {
             let augment = self.augment;

@@ -27,6 +27,11 @@ pub trait Objective: Send {
     /// alone (I5), and nothing waits for the device. The buffers may be the same ones at every call: whoever reads them does so
     /// before the worker's next job.
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)>;
+
+    /// Whether [`Objective::gradient`] is a few launches now, and not hundreds.
+    fn is_recorded(&self) -> bool {
+        false
+    }
 }
 
 /// The objective as a whole, for the server's thread.
