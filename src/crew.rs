@@ -8,14 +8,15 @@
 //!   gradient arrives.
 //!
 //! A crew works on threads, or on the spot ([`Crew::on_the_spot`]): then a gradient is computed by the server's own thread when
-//! its turn comes. That is the same run under the clocks that decide the order themselves, and for gradients that cost next to
-//! nothing it spares a hand-over between threads per arrival.
+//! its turn comes. That is the same run under the clocks that decide the order themselves, and for gradients that cost the host
+//! next to nothing it spares a hand-over between threads per arrival: problems of theory on the CPU, recorded steps on a GPU. On a GPU
+//! every worker keeps a stream of its own, so steps overlap on the device as they would from threads.
 
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::worker::{Gradient, Job, Message, Order, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use stagger_kernels::Seal;
+use stagger_kernels::{Seal, Stream};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -45,6 +46,8 @@ pub struct Crew {
     /// Behind everything that the server has enqueued. A job is sent with it, and not with the seal of its snapshot: the worker may
     /// write its gradient where the last one lay, which must have been read.
     order: Seal,
+    /// Jobs given so far, which orders those of a crew on the spot.
+    given: u64,
 }
 
 /// What a worker is given to do.
@@ -76,11 +79,13 @@ pub struct Running {
 pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
 
 /// Who computes.
+// A box would be one more thing to follow at each arrival of a crew on the spot.
+#[allow(clippy::large_enum_variant)]
 enum Hand {
     /// A thread that is told through a channel.
     Thread(Sender<Order>),
     /// The server's own thread.
-    Here(Box<Here>),
+    Here(Here),
     /// Nobody any more.
     Gone,
 }
@@ -88,9 +93,22 @@ enum Hand {
 /// A worker without a thread.
 struct Here {
     worker: Worker,
-    job: Option<Job>,
+    /// With its place in the order in which jobs were given.
+    job: Option<(u64, Job)>,
+    /// The worker's own stream, on a GPU.
+    stream: Option<Stream>,
     /// Keeps the worker's channel open: it looks there for cancellations.
     _open: Sender<Order>,
+}
+
+impl Here {
+    fn answer(&mut self, job: Job) -> Message {
+        let worker = &mut self.worker;
+        match self.stream {
+            Some(stream) => stream.enter(|| worker.answer(job)),
+            None => worker.answer(job),
+        }
+    }
 }
 
 struct Slot {
@@ -117,7 +135,14 @@ impl Crew {
         // Each worker has at most one message in flight, so the inbox never fills; an outbox holds at most
         // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
-        let mut crew = Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0, order: Seal::default() };
+        let mut crew = Crew {
+            slots: Vec::new(),
+            inbox,
+            threads: Vec::new(),
+            restarted: 0,
+            order: Seal::default(),
+            given: 0,
+        };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
@@ -155,29 +180,36 @@ impl Crew {
         Ok(crew)
     }
 
-    /// A crew without threads, for clocks that ask for one worker's gradient at a time.
+    /// A crew without threads. Whoever is asked for computes; where the first to answer is asked for, jobs are answered in the
+    /// order in which they began. With `streams` each worker has one, and is warmed up on it.
     pub fn on_the_spot(
         workers: usize,
+        streams: bool,
         mut make: impl FnMut(usize, Receiver<Order>, Sender<Message>) -> Worker,
-    ) -> Self {
+    ) -> Result<Self> {
         let (answer, inbox) = bounded(1);
-        let mut slot = |i| {
+        let mut slots = Vec::with_capacity(workers);
+        for i in 0..workers {
             let (outbox, orders) = bounded(1);
-            let worker = make(i, orders, answer.clone());
-            Slot::new(Hand::Here(Box::new(Here { worker, job: None, _open: outbox })))
-        };
-        Crew {
-            slots: (0..workers).map(&mut slot).collect(),
-            inbox,
-            threads: Vec::new(),
-            restarted: 0,
-            order: Seal::default(),
+            let mut worker = make(i, orders, answer.clone());
+            let stream = streams.then(|| Stream::after_current(i as u64));
+            if let Some(stream) = stream {
+                let failed = |reason| Error::failed(format!("worker {i} failed before its first job: {reason}"));
+                stream.enter(|| worker.warm_up()).map_err(failed)?;
+            }
+            slots.push(Slot::new(Hand::Here(Here { worker, job: None, stream, _open: outbox })));
         }
+        Ok(Crew { slots, inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), given: 0 })
     }
 
     /// From now on jobs are ordered behind this seal of the server's.
     pub fn behind(&mut self, seal: Seal) {
         self.order = seal;
+    }
+
+    /// Whether gradients are computed by the server's own thread.
+    pub fn is_on_the_spot(&self) -> bool {
+        self.threads.is_empty()
     }
 
     /// Number of workers.
@@ -237,6 +269,16 @@ impl Crew {
 
     /// The next gradient that comes through the channel, whoever sends it.
     pub fn first(&mut self) -> Result<Gradient> {
+        if self.is_on_the_spot() {
+            let waiting = |(i, slot): (usize, &Slot)| match &slot.hand {
+                Hand::Here(Here { job: Some((turn, _)), .. }) => Some((*turn, i)),
+                _ => None,
+            };
+            return match self.slots.iter().enumerate().filter_map(waiting).min() {
+                Some((_, worker)) => self.compute(worker),
+                None => Err(Error::failed("nobody has a job: the rule waits for ever")),
+            };
+        }
         let worker = self.receive()?;
         Ok(self.take(worker).expect("just received"))
     }
@@ -277,9 +319,9 @@ impl Crew {
         }
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
-        let job = here.job.take().expect("a running job is in hand");
+        let (_, job) = here.job.take().expect("a running job is in hand");
         slot.busy = false;
-        match here.worker.answer(job) {
+        match here.answer(job) {
             Message::Gradient(gradient) => Ok(gradient),
             Message::Failed { worker, job, reason } => Err(failed(worker, job, reason)),
             _ => unreachable!("nobody cancels a job that is computed on the spot"),
@@ -350,7 +392,10 @@ impl Crew {
         slot.busy = true;
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
-            Hand::Here(here) => here.job.replace(job).is_none(),
+            Hand::Here(here) => {
+                self.given += 1;
+                here.job.replace((self.given, job)).is_none()
+            }
             Hand::Gone => false,
         };
         if told {

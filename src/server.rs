@@ -50,6 +50,17 @@ impl Losses {
     }
 }
 
+/// What is due after an arrival.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Pause {
+    /// The ring of losses is full.
+    note: bool,
+    /// An evaluation.
+    evaluate: bool,
+    /// Nothing more.
+    end: bool,
+}
+
 /// Everything that a run's server holds.
 pub struct Server<'a> {
     /// Decides.
@@ -133,71 +144,96 @@ impl Server<'_> {
         for worker in self.rule.begin(self.crew.workers()) {
             self.assign(state, worker, 0.0)?;
         }
-        while let Some((time, gradient)) = self.transport.next(&mut self.crew)? {
-            if self.limits.time.is_some_and(|limit| time > limit) {
-                break;
-            }
-            let worker = gradient.worker;
-            let job = self.crew.arrived(worker);
-            let (version, steps) = (job.assignment.version, job.assignment.steps);
-            let staleness = state.version - version;
-            let (seconds, loss) = (time - job.began, self.losses.told);
-            let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
-            let decision = self.rule.on_arrival(&arrival);
-            let device = state.device.clone();
-            let seal = self.submit(|| {
-                device.issue(|| {
-                    state.apply(&gradient, &job.assignment, &decision, pending.len());
-                    state.device.seal()
-                })
-            })?;
-            self.crew.behind(seal);
-            state.done_with(job);
-
-            let effect = match (decision.step.is_some(), decision.fold) {
-                (true, _) => Effect::Step,
-                (false, Fold::Drop) => Effect::Drop,
-                (false, _) => Effect::Fold,
+        let device = state.device.clone();
+        loop {
+            // Where this thread does the workers' part too, the runtime's thread does it all, a stretch at a time: nothing waits for
+            // another thread.
+            let pause = match (&device, self.crew.is_on_the_spot()) {
+                (Device::Gpu(_), true) => device.issue(|| self.stretch(state, outcome, pending))??,
+                _ => self.stretch(state, outcome, pending)?,
             };
-            self.transport.decided(effect, state.version)?;
-            pending.push(Event {
-                seq: outcome.gradients,
-                time,
-                worker,
-                version,
-                staleness,
-                loss: None,
-                effect,
-                t: state.version,
-            });
-            outcome.gradients += 1;
-            outcome.dropped += (effect == Effect::Drop) as u64;
-            outcome.samples += self.batches[worker] as u64 * steps.max(1) as u64;
-            outcome.staleness += staleness;
-            outcome.max_staleness = outcome.max_staleness.max(staleness);
-            outcome.time = time;
-            if outcome.gradients.is_multiple_of(self.losses.ring as u64) {
+            if pause.note || (pause.evaluate && self.columns == Columns::Images) {
                 self.note(state, outcome, pending)?;
             }
-
-            let ends = self.limits.updates.is_some_and(|limit| state.version >= limit)
-                || self.limits.samples.is_some_and(|limit| outcome.samples >= limit);
-            if ends {
-                break;
+            if pause.end {
+                return Ok(());
             }
-            self.start(state, worker, &decision, time)?;
-            if decision.step.is_some() && self.eval_every > 0 && state.version.is_multiple_of(self.eval_every) {
-                let stopwatch = self.stopwatch.clone();
-                if self.columns == Columns::Images {
-                    self.note(state, outcome, pending)?;
-                }
+            if pause.evaluate {
                 // Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
-                let gate = self.gate.clone();
+                let (gate, stopwatch) = (self.gate.clone(), self.stopwatch.clone());
                 gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))?;
             }
-            self.progress.show(&self.stopwatch, state.version, outcome);
         }
-        Ok(())
+    }
+
+    /// Arrivals until something is due.
+    fn stretch(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<Pause> {
+        loop {
+            let pause = self.turn(state, outcome, pending)?;
+            self.progress.show(&self.stopwatch, state.version, outcome);
+            if pause != Pause::default() {
+                return Ok(pause);
+            }
+        }
+    }
+
+    /// One arrival.
+    fn turn(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<Pause> {
+        let over = Pause { end: true, ..Pause::default() };
+        let Some((time, gradient)) = self.transport.next(&mut self.crew)? else { return Ok(over) };
+        if self.limits.time.is_some_and(|limit| time > limit) {
+            return Ok(over);
+        }
+        let worker = gradient.worker;
+        let job = self.crew.arrived(worker);
+        let (version, steps) = (job.assignment.version, job.assignment.steps);
+        let staleness = state.version - version;
+        let (seconds, loss) = (time - job.began, self.losses.told);
+        let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
+        let decision = self.rule.on_arrival(&arrival);
+        let device = state.device.clone();
+        let seal = self.submit(|| {
+            device.issue(|| {
+                state.apply(&gradient, &job.assignment, &decision, pending.len());
+                state.device.seal()
+            })
+        })?;
+        self.crew.behind(seal);
+        state.done_with(job);
+
+        let effect = match (decision.step.is_some(), decision.fold) {
+            (true, _) => Effect::Step,
+            (false, Fold::Drop) => Effect::Drop,
+            (false, _) => Effect::Fold,
+        };
+        self.transport.decided(effect, state.version)?;
+        pending.push(Event {
+            seq: outcome.gradients,
+            time,
+            worker,
+            version,
+            staleness,
+            loss: None,
+            effect,
+            t: state.version,
+        });
+        outcome.gradients += 1;
+        outcome.dropped += (effect == Effect::Drop) as u64;
+        outcome.samples += self.batches[worker] as u64 * steps.max(1) as u64;
+        outcome.staleness += staleness;
+        outcome.max_staleness = outcome.max_staleness.max(staleness);
+        outcome.time = time;
+        let end = self.limits.updates.is_some_and(|limit| state.version >= limit)
+            || self.limits.samples.is_some_and(|limit| outcome.samples >= limit);
+        if !end {
+            self.start(state, worker, &decision, time)?;
+        }
+        let evaluates = decision.step.is_some() && self.eval_every > 0;
+        Ok(Pause {
+            note: outcome.gradients.is_multiple_of(self.losses.ring as u64),
+            evaluate: evaluates && state.version.is_multiple_of(self.eval_every),
+            end,
+        })
     }
 
     /// Runs what talks to the device.

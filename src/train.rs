@@ -86,7 +86,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let mut folder = RunFolder::create(&path, &config, problem.columns)?;
     catch_signals();
 
-    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, cheap, .. } = problem;
+    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, cheap, recorded, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());
     let (delay, seed) = (settings.delay.clone(), settings.seed);
@@ -130,10 +130,13 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         stopwatch: stopwatch.clone(),
         warm_up: warm_up.clone(),
     };
-    // Gradients that cost next to nothing are not worth a thread each, where the clock asks for one at a time anyway.
-    let on_the_spot = cheap && threads.is_some() && settings.clock != Clock::Wall;
+    // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
+    // where all that a worker does is to launch what it has recorded.
+    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
+    let recorded = recorded && !needs.local.walks() && !needs.live && !waits;
+    let on_the_spot = if threads.is_some() { cheap && settings.clock != Clock::Wall } else { recorded };
     let crew = match on_the_spot {
-        true => Crew::on_the_spot(workers, make),
+        true => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
         false => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;

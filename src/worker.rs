@@ -179,7 +179,8 @@ impl Worker {
         }
     }
 
-    fn warm_up(&mut self) -> Result<(), String> {
+    /// Computes one gradient that nobody gets: kernels are compiled, memory is taken, a step is recorded.
+    pub fn warm_up(&mut self) -> Result<(), String> {
         let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
         let job = Job { number: 0, snapshot, delay: 0.0, lr: 0.0, steps: self.local.steps.clamp(1, 2) };
         self.compute(&job)?;

@@ -73,6 +73,22 @@ pub(crate) type Slot = (Handle, usize);
 #[derive(Clone, Default)]
 pub struct Seal(Option<Handle>);
 
+/// A stream that a thread can work on instead of its own.
+#[derive(Clone, Copy)]
+pub struct Stream(StreamId);
+
+impl Stream {
+    /// Stream `index` of those that follow this thread's own, so that all of them are different as far as the device has so many.
+    pub fn after_current(index: u64) -> Self {
+        Stream(StreamId { value: StreamId::current().value + 1 + index })
+    }
+
+    /// Runs `work` on this stream.
+    pub fn enter<T>(self, work: impl FnOnce() -> T) -> T {
+        self.0.executes(work)
+    }
+}
+
 impl Device {
     /// Wraps a CubeCL device. Its client must already be known to come up; see the crate that picks backends.
     pub fn gpu(device: cubecl::Device) -> Self {

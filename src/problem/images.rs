@@ -96,6 +96,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         activation_bytes: activation as u64,
         data_bytes,
         cheap: false,
+        recorded: step == StepKind::Captured,
         description,
     })
 }

@@ -35,7 +35,7 @@ pub trait Objective: Send {
 }
 
 /// The objective as a whole, for the server's thread.
-pub trait Evaluator {
+pub trait Evaluator: Send {
     /// Evaluates `weights` on the test set, or the full training objective.
     fn evaluate(&mut self, weights: &Buffer) -> Result<Evaluation>;
 }
@@ -62,6 +62,8 @@ pub struct Problem {
     pub data_bytes: u64,
     /// Whether a gradient costs less than handing it from thread to thread.
     pub cheap: bool,
+    /// Whether workers record their step and replay it.
+    pub recorded: bool,
     /// Lines for people: the data, and who holds what.
     pub description: Vec<String>,
 }

@@ -103,6 +103,7 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
         activation_bytes: 16 * dimension as u64,
         data_bytes: (4 * centres.len() * dimension) as u64,
         cheap: dimension <= 1 << 14,
+        recorded: false,
         description: vec![format!("{} quadratics of dimension {dimension}, one per worker", centres.len())],
         evaluator: Box::new(Distances { centres, device: device.clone() }),
         layout,
@@ -203,6 +204,7 @@ pub fn libsvm(
         activation_bytes: (4 * batch.unwrap_or(0) * d + 32 * largest) as u64,
         data_bytes: (4 * samples * (d + 1)) as u64,
         cheap: false,
+        recorded: false,
         evaluator: Box::new(LogisticWhole { rows, parts, regularizer, device: device.clone() }),
         description,
     })

@@ -14,7 +14,7 @@ use crate::record::Effect;
 use crate::worker::Gradient;
 
 /// A clock.
-pub trait Transport {
+pub trait Transport: Send {
     /// Worker `worker` begins its job `job` at time `now`, which takes `share` of a full job's time. Returns the seconds that
     /// the worker has to wait for in reality.
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64;
