@@ -135,14 +135,8 @@ impl Crew {
         // Each worker has at most one message in flight, so the inbox never fills; an outbox holds at most
         // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
-        let mut crew = Crew {
-            slots: Vec::new(),
-            inbox,
-            threads: Vec::new(),
-            restarted: 0,
-            order: Seal::default(),
-            given: 0,
-        };
+        let mut crew =
+            Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), given: 0 };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());

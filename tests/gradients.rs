@@ -30,7 +30,7 @@ fn check(problem: &mut Problem, step: f32, tolerance: f64) {
     };
     let weights = problem.initial.clone();
     let (buffers, _) = at(&weights);
-    for (segment, gradient) in layout.segments().iter().zip(&buffers) {
+    for (segment, gradient) in layout.segments().iter().zip(buffers.iter()) {
         let mut random = keyed([segment.start as u64, 1, 2, 3]);
         let direction: Vec<f32> =
             (0..segment.len).map(|_| if random.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
@@ -132,9 +132,9 @@ fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
     for job in 0..steps {
         let draw = Draw::Batch { part: &part, job, augment: Augment { pad: 4, flip: true } };
         let (x, y) = data.draw(&device, draw, batch);
-        let logits = net.forward(Tensor::from_inner(tensor::<4>(&device, &x, [batch, 3, 32, 32])));
+        let logits = net.forward(Tensor::from_inner(tensor::<4>(&device, &x, [batch, 32, 32, 3])));
         let targets = Tensor::from_inner(tensor::<2>(&device, &y, [batch, 10]));
-        let loss = (log_softmax(logits, 1) * targets).sum() / -(batch as f32);
+        let loss = (log_softmax(logits.mul_scalar(net.scale()), 1) * targets).sum() / -(batch as f32);
         let gradients = GradientsParams::from_grads(loss.backward(), &net);
         net = optimizer.step(lr, net, gradients);
     }

@@ -7,11 +7,11 @@
 //! consumer's first launch binds that seal.
 
 use crate::graph::Numbers;
+use burn::tensor::StreamId;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use burn::tensor::StreamId;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -392,7 +392,8 @@ impl Recycler {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+// One `if` is decided when the kernel is compiled, the other when it runs.
+#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked)]
 fn pull_kernel<N: Size>(
     from: &[Vector<f32, N>],

@@ -5,9 +5,9 @@
 //! was, so numbers that change from replay to replay lie in device memory ([`Numbers`]).
 
 use crate::device::{Device, DeviceError};
+use burn::tensor::StreamId;
 use cubecl::client::Graph;
 use cubecl::server::Handle;
-use burn::tensor::StreamId;
 
 /// Times that a step runs before it is recorded: kernels are compiled and memory is taken, none of which a recording may do.
 const WARM_UP: usize = 2;

@@ -454,11 +454,10 @@ fn from_patches_kernel(columns: &[f32], dx: &mut [f32], #[comptime] plan: Conv) 
             // As above, wrapped numbers are out of range.
             let y = row + pad - tap / kernel;
             let x = column + pad - tap % kernel;
-            if y % stride == 0u32 && x % stride == 0u32 {
-                if y / stride < out_height && x / stride < out_width {
-                    let pixel = (image * out_height + y / stride) * out_width + x / stride;
-                    sum += columns[(pixel * patch + channel * taps + tap) as usize];
-                }
+            let (over, beside) = (y / stride, x / stride);
+            if over * stride == y && beside * stride == x && over < out_height && beside < out_width {
+                let pixel = (image * out_height + over) * out_width + beside;
+                sum += columns[(pixel * patch + channel * taps + tap) as usize];
             }
         }
         dx[ABSOLUTE_POS] = sum;
@@ -663,10 +662,9 @@ fn window(i: u32, #[comptime] plan: Pool) -> usize {
     ((row * 2u32 * comptime!(plan.width as u32) + column * 2u32) * channels + i % channels) as usize
 }
 
-/// The larger; what is not a number counts as larger.
 #[cube]
 fn larger(a: f32, b: f32) -> f32 {
-    select(a >= b || a != a, a, b)
+    select(a >= b, a, b)
 }
 
 #[cube(launch_unchecked)]

@@ -37,10 +37,9 @@ fn max_loops<const P: usize, const N: usize, const FMA: bool>(plan: &Pool, x: &[
     }
 }
 
-/// The larger; what is not a number counts as larger, so that it is not lost.
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
-    if (a >= b) | a.is_nan() { a } else { b }
+    if a >= b { a } else { b }
 }
 
 for_each_instruction_set! {

@@ -1,0 +1,223 @@
+//! The fused layers against Burn's own operations, forward and backward, on the CPU and on WGPU; and the recorded step against
+//! the eager one.
+
+mod common;
+
+use burn::tensor::activation::{log_softmax, relu};
+use burn::tensor::module::{conv2d as burn_conv2d, max_pool2d};
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
+use burn::tensor::{Tensor, TensorData};
+use libtest_mimic::{Arguments, Trial};
+use rand_chacha::rand_core::RngCore;
+use stagger::params::burn_device;
+use stagger_datasets::keyed;
+use stagger_kernels::Device;
+use stagger_kernels::nn::{conv2d, cross_entropy, group_norm, linear, max_pool, mean_pool};
+
+fn floats(len: usize, key: u64) -> Vec<f32> {
+    let mut random = keyed([key, 7, 7, 7]);
+    (0..len).map(|_| random.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
+}
+
+/// A layer's result and the gradients by its inputs of the sum of the result's elements times fixed weights.
+fn pass<const O: usize>(
+    device: &Device,
+    shapes: &[&[usize]],
+    poison: bool,
+    layer: impl Fn(Vec<Tensor<1>>) -> Tensor<O>,
+) -> Vec<Vec<f32>> {
+    let burn = burn_device(device).autodiff();
+    let inputs: Vec<Tensor<1>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(k, shape)| {
+            let len = shape.iter().product();
+            let values = if poison { vec![f32::NAN; len] } else { floats(len, k as u64 + 1) };
+            Tensor::<1>::from_data(TensorData::new(values, [len]), &burn).require_grad()
+        })
+        .collect();
+    let y = layer(inputs.clone());
+    let len = y.shape().num_elements();
+    let weights = Tensor::<1>::from_data(TensorData::new(floats(len, 99), [len]), &burn);
+    let gradients = (y.clone().reshape([len]) * weights).sum().backward();
+    let read = |t: Tensor<1>| t.into_data().try_to_vec::<f32>().unwrap();
+    let mut found = vec![y.reshape([len]).into_data().try_to_vec::<f32>().unwrap()];
+    found.extend(inputs.iter().map(|x| read(x.grad(&gradients).expect("a gradient"))));
+    found
+}
+
+/// Ours on `device` against Burn's on the CPU. Ours runs on numbers that are not numbers first: whatever memory it uses again, or
+/// does not write, would show them.
+fn same<const A: usize, const B: usize>(
+    device: &Device,
+    shapes: &[&[usize]],
+    ours: impl Fn(Vec<Tensor<1>>) -> Tensor<A>,
+    burns: impl Fn(Vec<Tensor<1>>) -> Tensor<B>,
+) {
+    pass(device, shapes, true, &ours);
+    let (ours, theirs) = (pass(device, shapes, false, ours), pass(&Device::Cpu, shapes, false, burns));
+    for (k, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        assert_eq!(ours.len(), theirs.len());
+        let size = theirs.iter().fold(1f32, |m, x| m.max(x.abs()));
+        for (a, b) in ours.iter().zip(theirs) {
+            assert!((a - b).abs() <= 2e-5 * size, "{} {k}: {a} instead of {b} (largest {size})", shapes.len());
+        }
+    }
+}
+
+/// To channels first, for Burn; a result goes back, so that it is weighted alike.
+fn first(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 3, 1, 2])
+}
+
+fn last(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 2, 3, 1])
+}
+
+fn convolutions(device: &Device) {
+    // batch, height, width, from, to, kernel, stride, pad
+    let cases: [[usize; 8]; 9] = [
+        [3, 6, 5, 3, 16, 3, 1, 1],
+        [2, 8, 8, 5, 10, 3, 2, 1],
+        [2, 8, 8, 16, 32, 1, 2, 0],
+        [3, 4, 4, 32, 48, 3, 1, 1],
+        [1, 1, 1, 7, 3, 1, 1, 0],
+        [5, 6, 6, 17, 33, 3, 1, 1],
+        [2, 9, 7, 4, 8, 5, 2, 2],
+        [2, 5, 6, 20, 64, 3, 1, 0],
+        [1, 16, 16, 8, 8, 3, 1, 1],
+    ];
+    for [b, h, w, from, to, k, stride, pad] in cases {
+        same(
+            device,
+            &[&[b, h, w, from], &[to, from, k, k]],
+            |x| conv2d(x[0].clone().reshape([b, h, w, from]), x[1].clone().reshape([to, from, k, k]), stride, pad),
+            |x| {
+                let options = ConvOptions::new([stride; 2], [pad; 2], [1; 2], 1);
+                let image = first(x[0].clone().reshape([b, h, w, from]));
+                last(burn_conv2d(image, x[1].clone().reshape([to, from, k, k]), None, options))
+            },
+        );
+    }
+}
+
+fn norms(device: &Device) {
+    // batch, pixels (a side), channels, group
+    for [b, side, c, group] in [[2, 4, 8, 8], [3, 5, 12, 3], [2, 1, 128, 128], [1, 9, 64, 2], [2, 3, 6, 1]] {
+        for (relued, with) in [(true, false), (true, true), (false, false), (false, true)] {
+            let shapes: [&[usize]; 4] = [&[b, side, side, c], &[c], &[c], &[b, side, side, c]];
+            let shapes = &shapes[..3 + with as usize];
+            let image = |x: &[Tensor<1>], i: usize| x[i].clone().reshape([b, side, side, c]);
+            same(
+                device,
+                shapes,
+                |x| {
+                    let residual = with.then(|| image(&x, 3));
+                    group_norm(image(&x, 0), x[1].clone(), x[2].clone(), group, residual, relued)
+                },
+                |x| {
+                    // [B, groups, group · pixels], by the definition.
+                    let grouped = first(image(&x, 0)).reshape([b, c / group, group * side * side]);
+                    let centred = grouped.clone() - grouped.mean_dim(2);
+                    let variance = (centred.clone() * centred.clone()).mean_dim(2);
+                    let normal = (centred / (variance + 1e-5).sqrt()).reshape([b, c, side, side]);
+                    let spread = |p: &Tensor<1>| p.clone().reshape([1, c, 1, 1]);
+                    let mut y = last(normal * spread(&x[1]) + spread(&x[2]));
+                    if with {
+                        y = y + image(&x, 3);
+                    }
+                    if relued { relu(y) } else { y }
+                },
+            );
+        }
+    }
+}
+
+fn pools(device: &Device) {
+    for [b, h, w, c] in [[2, 4, 6, 5], [3, 2, 2, 32], [1, 8, 8, 16]] {
+        let image = |x: &[Tensor<1>]| x[0].clone().reshape([b, h, w, c]);
+        let shapes: [&[usize]; 1] = [&[b, h, w, c]];
+        same(
+            device,
+            &shapes,
+            |x| max_pool(image(&x)),
+            |x| last(max_pool2d(first(image(&x)), MaxPoolOptions::new([2, 2]))),
+        );
+        same(device, &shapes, |x| mean_pool(image(&x)), |x| image(&x).mean_dim(1).mean_dim(2).reshape([b, c]));
+    }
+}
+
+fn linears_and_losses(device: &Device) {
+    for [b, from, to] in [[4, 10, 7], [3, 128, 10], [33, 5, 64]] {
+        same(
+            device,
+            &[&[b, from], &[from, to], &[to]],
+            |x| linear(x[0].clone().reshape([b, from]), x[1].clone().reshape([from, to]), x[2].clone()),
+            |x| x[0].clone().reshape([b, from]).matmul(x[1].clone().reshape([from, to])) + x[2].clone().reshape([1, to]),
+        );
+        let hot = |like: &Tensor<1>| {
+            let values = (0..b * to).map(|i| if i % to == i / to % to { 1.0 } else { 0.0 }).collect::<Vec<f32>>();
+            Tensor::<2>::from_data(TensorData::new(values, [b, to]), &like.device())
+        };
+        same(
+            device,
+            &[&[b, to]],
+            |x| cross_entropy(x[0].clone().reshape([b, to]) * 9.0, hot(&x[0]), 0.25),
+            |x| {
+                let logs = log_softmax(x[0].clone().reshape([b, to]) * 9.0 * 0.25, 1);
+                (logs * hot(&x[0])).sum() / -(b as f32)
+            },
+        );
+    }
+}
+
+/// The same bytes, whichever way the step is launched and whoever launches it.
+fn recorded() {
+    for rule in ["dude", "shuffled", "diloco:h=2"] {
+        let flags = format!(
+            "--backend wgpu --dataset synthetic --model cnn --rule {rule} --workers 3 --batch 2 --updates 6 --eval-every 0 --seed 3 --clock virtual --delay fixed:1,2,3"
+        );
+        let weights = |step| common::weights(&common::train(&format!("{flags} --step {step}")));
+        assert_eq!(weights("eager"), weights("captured"), "{rule}");
+    }
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let layers: [(&str, fn(&Device)); 4] = [
+        ("convolutions equal Burn's", convolutions),
+        ("normalisations equal their definition", norms),
+        ("pooling equals Burn's", pools),
+        ("linear layers and losses equal Burn's", linears_and_losses),
+    ];
+    let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let skip = !without.is_empty();
+    let mut trials = Vec::new();
+    for (name, layer) in layers {
+        trials.push(Trial::test(format!("{name} on cpu"), move || {
+            layer(&Device::Cpu);
+            Ok(())
+        }));
+        let on_threads = move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build()?;
+            pool.install(|| layer(&Device::Cpu));
+            Ok(())
+        };
+        trials.push(Trial::test(format!("{name} on cpu, three threads"), on_threads));
+        trials.push(
+            Trial::test(format!("{name} on wgpu{without}"), move || {
+                layer(&common::wgpu().expect("an adapter"));
+                Ok(())
+            })
+            .with_ignored_flag(skip),
+        );
+    }
+    trials.push(
+        Trial::test(format!("a recorded step gives the bytes of the eager one{without}"), || {
+            recorded();
+            Ok(())
+        })
+        .with_ignored_flag(skip),
+    );
+    libtest_mimic::run(&arguments, trials).exit();
+}
