@@ -152,6 +152,7 @@ impl Server<'_> {
                 (Device::Gpu(_), true) => device.issue(|| self.stretch(state, outcome, pending))??,
                 _ => self.stretch(state, outcome, pending)?,
             };
+            self.progress.show(&self.stopwatch, state.version, outcome);
             if pause.note || (pause.evaluate && self.columns == Columns::Images) {
                 self.note(state, outcome, pending)?;
             }
@@ -170,7 +171,10 @@ impl Server<'_> {
     fn stretch(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<Pause> {
         loop {
             let pause = self.turn(state, outcome, pending)?;
-            self.progress.show(&self.stopwatch, state.version, outcome);
+            // Looked at after each arrival only where arrivals are few.
+            if !self.crew.is_on_the_spot() {
+                self.progress.show(&self.stopwatch, state.version, outcome);
+            }
             if pause != Pause::default() {
                 return Ok(pause);
             }

@@ -106,7 +106,7 @@ impl Drive {
 /// A worker's gradient as an update takes it.
 fn incoming<'a>(layout: &'a Layout, losses: &'a mut Buffer, gradient: &'a Gradient, slot: usize) -> Incoming<'a> {
     let Gradient { buffers, factor, seal, loss, .. } = gradient;
-    Incoming { layout, buffers, factor: factor.as_ref(), seal, loss, losses, slot }
+    Incoming { layout, buffers, factor: factor.as_deref(), seal, loss, losses, slot }
 }
 
 /// Model and slots on the device.
@@ -368,7 +368,7 @@ impl State {
                 worker: worker % rows,
                 job: 0,
                 buffers: buffers.clone(),
-                factor: clipped.then(|| loss.clone()),
+                factor: clipped.then(|| loss.clone().into()),
                 loss: loss.clone(),
                 seal: self.device.seal(),
             };

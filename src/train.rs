@@ -109,7 +109,13 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         threads.map_or(String::new(), |t| format!(" of {t} thread{}", if t == 1 { "" } else { "s" })),
         resolved.clock.as_deref().unwrap_or("wall"),
     );
-    let gate = Gate::new(threads.map_or(1, |t| (backend::cores() / t).max(1)));
+    // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
+    // where all that a worker does is to launch what it has recorded.
+    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
+    let recorded = recorded && !needs.local.walks() && !needs.live && !waits;
+    let on_the_spot = if threads.is_some() { cheap && settings.clock != Clock::Wall } else { recorded };
+    let permits = threads.map_or(1, |t| (backend::cores() / t).max(1));
+    let gate = if on_the_spot { Gate::open() } else { Gate::new(permits) };
     let live = needs.live.then(|| Live::new(&backend.device, initial.clone()));
     let shared = Arc::new(layout.clone());
     let mut objectives = objectives.into_iter();
@@ -130,11 +136,6 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         stopwatch: stopwatch.clone(),
         warm_up: warm_up.clone(),
     };
-    // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
-    // where all that a worker does is to launch what it has recorded.
-    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
-    let recorded = recorded && !needs.local.walks() && !needs.live && !waits;
-    let on_the_spot = if threads.is_some() { cheap && settings.clock != Clock::Wall } else { recorded };
     let crew = match on_the_spot {
         true => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
         false => stopwatch.paused(|| Crew::start(workers, threads, make))?,

@@ -53,7 +53,8 @@ pub struct Gradient {
     /// One buffer per segment of the layout (one in all after local steps).
     pub buffers: Arc<[Buffer]>,
     /// One float with which the gradient is multiplied when it is read, if it was clipped.
-    pub factor: Option<Buffer>,
+    // Boxed, because few runs clip and every gradient is moved.
+    pub factor: Option<Box<Buffer>>,
     /// The batch loss: one float on the device.
     pub loss: Buffer,
     /// Orders the server behind the backward pass.
@@ -90,32 +91,36 @@ pub enum Message {
 /// starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,
 /// so that workers do not push each other out of the caches.
 #[derive(Clone)]
-pub struct Gate {
-    take: Receiver<()>,
-    give: Sender<()>,
-}
+pub struct Gate(Option<(Receiver<()>, Sender<()>)>);
 
 impl Gate {
     /// A gate with `permits` permits.
     pub fn new(permits: usize) -> Self {
         let (give, take) = bounded(permits);
         (0..permits).for_each(|_| give.send(()).expect("the channel has room for every permit"));
-        Gate { take, give }
+        Gate(Some((take, give)))
+    }
+
+    /// A gate that lets everybody through, where there is only one thread.
+    pub fn open() -> Self {
+        Gate(None)
     }
 
     /// Runs `work` while nobody has a permit: waits for those who have one, and keeps the others out. For the server
     /// alone; two at a time would wait for each other.
     pub fn closed<T>(&self, work: impl FnOnce() -> T) -> T {
-        let permits = self.give.capacity().expect("the channel is bounded");
-        (0..permits).for_each(|_| self.take.recv().expect("the gate holds both ends"));
+        let Some((take, give)) = &self.0 else { return work() };
+        let permits = give.capacity().expect("the channel is bounded");
+        (0..permits).for_each(|_| take.recv().expect("the gate holds both ends"));
         let result = work();
-        (0..permits).for_each(|_| self.give.send(()).expect("the gate holds both ends"));
+        (0..permits).for_each(|_| give.send(()).expect("the gate holds both ends"));
         result
     }
 
     /// Runs `work` with a permit.
     pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.take.recv().expect("the gate holds both ends");
+        let Some((take, give)) = &self.0 else { return work() };
+        take.recv().expect("the gate holds both ends");
         // The permit goes back even if `work` panics, so that the others are not locked out.
         struct Back<'a>(&'a Sender<()>);
         impl Drop for Back<'_> {
@@ -123,7 +128,7 @@ impl Gate {
                 let _ = self.0.send(());
             }
         }
-        let _back = Back(&self.give);
+        let _back = Back(give);
         work()
     }
 }
@@ -198,8 +203,12 @@ impl Worker {
     }
 
     fn compute_and_wait(&mut self, job: Job) -> Result<Message, String> {
-        let until = self.stopwatch.seconds() + job.delay;
+        let began = if job.delay > 0.0 { self.stopwatch.seconds() } else { 0.0 };
         let Some(gradient) = self.compute(&job)? else { return Ok(Message::Cancelled { worker: self.index }) };
+        if job.delay <= 0.0 {
+            return Ok(Message::Gradient(gradient));
+        }
+        let until = began + job.delay;
         // The injected time is waited for without a permit. Evaluation stops the clock, so ask it again after waking.
         while let Some(left) = self.stopwatch.until(until) {
             match self.outbox.recv_timeout(left) {
@@ -233,7 +242,7 @@ impl Worker {
                 if let Some((live, decay)) = &self.live {
                     live.step(&self.device, &self.layout, &buffers, factor.as_ref(), job.lr, *decay);
                 }
-                self.sealed(job.number, buffers, factor, loss).map(Some)
+                self.sealed(job.number, buffers, factor.map(Box::new), loss).map(Some)
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
@@ -302,7 +311,7 @@ impl Worker {
     /// A recorded step: its launch, and those around it.
     fn replayed(&mut self, job: &Job) -> Result<Gradient, String> {
         let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
-        let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
+        let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit).into());
         Ok(Gradient { worker: self.index, job: job.number, buffers, factor, loss, seal: self.device.seal() })
     }
 
@@ -312,7 +321,7 @@ impl Worker {
         &self,
         job: u64,
         buffers: Arc<[Buffer]>,
-        factor: Option<Buffer>,
+        factor: Option<Box<Buffer>>,
         loss: Buffer,
     ) -> Result<Gradient, String> {
         let seal = self.device.seal();

@@ -71,7 +71,7 @@ pub(crate) type Slot = (Handle, usize);
 /// wait. A seal is a small allocation made after the last write, so binding it forces a wait behind every write, unless
 /// a later wait already covers them.
 #[derive(Clone, Default)]
-pub struct Seal(Option<Handle>);
+pub struct Seal(Option<Arc<Handle>>);
 
 /// A stream that a thread can work on instead of its own.
 #[derive(Clone, Copy)]
@@ -155,7 +155,7 @@ impl Device {
     /// Ends a run of work whose result goes to another thread: see [`Seal`].
     pub fn seal(&self) -> Seal {
         match self {
-            Device::Gpu(gpu) if gpu.overlaps => Seal(Some(gpu.client.empty(16))),
+            Device::Gpu(gpu) if gpu.overlaps => Seal(Some(Arc::new(gpu.client.empty(16)))),
             _ => Seal(None),
         }
     }
@@ -216,7 +216,7 @@ fn failed(error: impl std::fmt::Display) -> DeviceError {
 impl Gpu {
     /// The seal's buffer, or a stand-in where no seal is needed.
     pub(crate) fn sealed(&self, seal: &Seal) -> Handle {
-        seal.0.as_ref().unwrap_or(&self.unused).clone()
+        seal.0.as_deref().unwrap_or(&self.unused).clone()
     }
 
     /// A buffer of 16 bytes that no kernel touches.
