@@ -41,6 +41,8 @@ pub struct Backend {
     pub device: Device,
     /// Its name, for people.
     pub name: String,
+    /// Its driver, for people.
+    pub driver: String,
     /// Bytes of its memory, where known.
     pub memory: Option<u64>,
     /// Which was chosen and why.
@@ -74,6 +76,7 @@ fn cpu(why: String) -> Backend {
     Backend {
         device: Device::Cpu,
         name: format!("CPU, {cores} cores"),
+        driver: "none".into(),
         memory: system_memory(),
         why: format!("cpu, {why}"),
     }
@@ -84,6 +87,13 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
+/// The processor's name, where the system tells it.
+pub fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split_once(':'));
+    name.map_or(std::env::consts::ARCH.into(), |(_, name)| name.trim().to_string())
+}
+
 /// Bytes of memory that are free now (Linux; unknown elsewhere).
 fn system_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -92,7 +102,7 @@ fn system_memory() -> Option<u64> {
 }
 
 fn cuda(asked: bool) -> std::result::Result<Backend, String> {
-    let Card { name, memory } = cuda_card()?;
+    let Card { name, memory, driver } = cuda_card()?;
     let device = started(cubecl::Device::Cuda(CudaDevice::new(0)))?;
     let mut why = format!("cuda on {name}{}", if asked { ", as asked for" } else { ", the best that works here" });
     if let Err(e) = device.probe() {
@@ -102,7 +112,7 @@ fn cuda(asked: bool) -> std::result::Result<Backend, String> {
         }
         why += "; WARNING: this driver runs no kernel, so every number of this run is meaningless";
     }
-    Ok(Backend { device, name, memory: Some(memory), why })
+    Ok(Backend { device, name, driver, memory: Some(memory), why })
 }
 
 fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
@@ -121,7 +131,7 @@ fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
     let software = if info.device_type == DeviceType::Cpu { "; a software adapter: right, but slow" } else { "" };
     let why =
         format!("wgpu on {name}{}{software}", if asked { ", as asked for" } else { ", the best that works here" });
-    Ok(Backend { device, name, memory: None, why })
+    Ok(Backend { device, name, driver: format!("{} {}", info.driver, info.driver_info), memory: None, why })
 }
 
 fn started(device: cubecl::Device) -> std::result::Result<Device, String> {

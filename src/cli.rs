@@ -1,5 +1,6 @@
 //! The command line: words in, calls out. Nothing below here knows clap but the flags of [`Options`].
 
+use crate::bench::BenchOptions;
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::rule::{self, Cost};
@@ -41,6 +42,9 @@ enum Command {
         #[arg(long)]
         profile: bool,
     },
+    /// Measure this machine: speed against workers, kernels against bandwidth, the engine, the model's step
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchOptions),
     /// Fetch, verify or describe data
     Data {
         #[command(subcommand)]
@@ -60,6 +64,13 @@ const EXAMPLES: &str = "Examples:
   stagger train
   stagger train --data datasets --rule dude --workers 4 --partition dirichlet:0.1 --delay truncnormal:1,1 --clock virtual --updates 2000
   stagger train --rule asgd --clock replay:runs/a/events.jsonl --config runs/a/config.toml";
+
+const BENCH_EXAMPLES: &str = "Examples:
+  stagger bench scaling --backend cpu --workers 1,2,4 --threads-per-worker 1
+  stagger bench model --backend cpu --model resnet18 --batch 32 --threads-per-worker 1
+  stagger bench kernels --backend cuda
+  stagger bench engine --backend cpu
+  stagger bench time-to-accuracy --workers 1,4,8 --delay fixed:1,1,1,4 --target 60";
 
 #[derive(Subcommand)]
 enum Data {
@@ -113,6 +124,7 @@ pub fn run() -> Result<()> {
             let options = Options::layered(&options, config.as_deref(), &sets)?;
             crate::train::train(&options, out, profile)
         }
+        Command::Bench(options) => crate::bench::bench(&options),
         Command::Data { command } => data(command),
         Command::Rules { name, json } => {
             let text = rules(name, json)?;

@@ -28,6 +28,7 @@
 //! | --- | --- | --- |
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
+//! | [`bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
 //! | [`backend`] | asks which device really works | devices |
 //! | [`server`] | the loop over arrivals; the only owner of state and rule (I4, I6, I7) | crew, rule, transport, state |
 //! | [`state`] | models, sums, tables and momentum on the device, and the one launch of an arrival (I2, I3, I8) | rule, kernels |
@@ -55,6 +56,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;

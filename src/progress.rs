@@ -13,6 +13,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The display of one run.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    silent: bool,
     limits: Limits,
     shown: Instant,
 }
@@ -24,13 +25,18 @@ impl Progress {
             let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}").expect("a valid template");
             ProgressBar::new(1000).with_style(style)
         });
-        Progress { bar, limits, shown: Instant::now() }
+        Progress { bar, silent: false, limits, shown: Instant::now() }
+    }
+
+    /// A display that shows nothing.
+    pub fn silent(limits: Limits) -> Self {
+        Progress { bar: None, silent: true, limits, shown: Instant::now() }
     }
 
     /// Called at every arrival; shows something every so often.
     pub fn show(&mut self, stopwatch: &Stopwatch, updates: u64, outcome: &Outcome) {
         let every = if self.bar.is_some() { BAR_EVERY } else { LINE_EVERY };
-        if self.shown.elapsed() < every {
+        if self.silent || self.shown.elapsed() < every {
             return;
         }
         self.shown = Instant::now();
@@ -59,7 +65,7 @@ impl Progress {
 
     /// Called after an evaluation of a classifier; the problems of theory are evaluated too often to be shown.
     pub fn evaluated(&self, updates: u64, outcome: &Outcome) {
-        let Some(accuracy) = outcome.evaluation.test_accuracy else { return };
+        let Some(accuracy) = outcome.evaluation.test_accuracy.filter(|_| !self.silent) else { return };
         let line = format!(
             "evaluation at update {updates} (time {:.1} s): test accuracy {:.2} %, test loss {:.4}",
             outcome.time,

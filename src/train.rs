@@ -5,9 +5,9 @@ use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
-use crate::problem::{self, ImageOptions, Problem, Snapshot, StepKind};
+use crate::problem::{self, Evaluator, ImageOptions, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
-use crate::record::{Columns, Limits, Outcome, RunFolder, Summary};
+use crate::record::{Columns, Evaluation, Limits, Outcome, RunFolder, Summary};
 use crate::rule::{Needs, Optimizer, Setting};
 use crate::server::Server;
 use crate::state::Descent;
@@ -17,10 +17,10 @@ use crate::worker::{Gate, Worker};
 use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
 use stagger_kernels::gather::Augment;
-use stagger_kernels::{Device, Dtype, Live, Row, row, update};
+use stagger_kernels::{Buffer, Device, Dtype, Live, Row, row, update};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Training data, read and checked.
 enum Data {
@@ -31,6 +31,53 @@ enum Data {
 
 /// Runs `stagger train`.
 pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<()> {
+    let (summary, folder) = run(options, out, Audience::People)?;
+    report(&summary, &folder, profile);
+    if summary.interrupted {
+        return Err(Error::Interrupted(format!("interrupted; what was reached is in {}", folder.display())));
+    }
+    Ok(())
+}
+
+/// Trains for a measurement: prints nothing, leaves nothing behind; gives the summary and metrics.csv. Without `evaluated` nothing is
+/// evaluated, not even at the end.
+pub fn measure(options: &Options, evaluated: bool) -> Result<(Summary, String)> {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("stagger-measured-{}-{number}", std::process::id()));
+    let result = run(options, Some(folder.clone()), Audience::Program { evaluated });
+    let metrics = std::fs::read_to_string(folder.join("metrics.csv")).unwrap_or_default();
+    let _ = std::fs::remove_dir_all(&folder);
+    let (summary, _) = result?;
+    if summary.interrupted {
+        return Err(Error::Interrupted("interrupted".into()));
+    }
+    Ok((summary, metrics))
+}
+
+/// Who is told of a run while it goes on.
+#[derive(Clone, Copy, PartialEq)]
+enum Audience {
+    People,
+    Program { evaluated: bool },
+}
+
+/// An evaluation that is not asked for.
+struct Unevaluated;
+
+impl Evaluator for Unevaluated {
+    fn evaluate(&mut self, _: &Buffer) -> Result<Evaluation> {
+        Ok(Evaluation::default())
+    }
+}
+
+/// Puts a run together and runs it; gives its summary and folder.
+fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(Summary, PathBuf)> {
+    let say = |line: &str| {
+        if audience == Audience::People {
+            println!("{line}");
+        }
+    };
     let settings = options.resolve()?;
     let data = read(&settings)?;
     let workers = workers(&settings, &data)?;
@@ -42,7 +89,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let needs = rule.needs();
     combines(&settings, &needs)?;
     let backend = backend::open(settings.backend)?;
-    println!("backend    {}", backend.why);
+    say(&format!("backend    {}", backend.why));
     let threads = matches!(backend.device, Device::Cpu)
         .then(|| settings.threads_per_worker.unwrap_or((backend::cores() / workers).max(1)));
 
@@ -61,7 +108,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     }
     let mut resolved = options.clone();
     let problem = build(&settings, data, workers, &backend.device, &mut resolved)?;
-    problem.description.iter().for_each(|line| println!("{line}"));
+    problem.description.iter().for_each(|line| say(line));
     let descent = Descent {
         lr: settings.lr,
         schedule: settings.schedule,
@@ -86,6 +133,10 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let mut folder = RunFolder::create(&path, &config, problem.columns)?;
     catch_signals();
 
+    let mut problem = problem;
+    if audience == (Audience::Program { evaluated: false }) {
+        problem.evaluator = Box::new(Unevaluated);
+    }
     let Problem { layout, initial, objectives, evaluator, columns, batches, samples, cheap, recorded, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());
@@ -100,7 +151,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         time: settings.time,
         samples: settings.epochs.map(|e| (e * samples as f64).ceil() as u64),
     };
-    println!(
+    say(&format!(
         "model      {} parameters in {} tensors, {} samples per gradient; rule {}, {workers} workers{}, clock {}",
         layout.parameters(),
         layout.segments().len(),
@@ -108,7 +159,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         settings.rule,
         threads.map_or(String::new(), |t| format!(" of {t} thread{}", if t == 1 { "" } else { "s" })),
         resolved.clock.as_deref().unwrap_or("wall"),
-    );
+    ));
     // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
     // where all that a worker does is to launch what it has recorded.
     let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
@@ -154,7 +205,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
         batches,
         eval_every: resolved.eval_every.unwrap_or(0),
         limits,
-        progress: Progress::new(limits),
+        progress: if audience == Audience::People { Progress::new(limits) } else { Progress::silent(limits) },
         gate: gate.clone(),
         losses: Default::default(),
         rehearsal,
@@ -168,11 +219,7 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
     folder.summary(&summary)?;
-    report(&summary, folder.path(), profile);
-    if outcome.interrupted {
-        return Err(Error::Interrupted(format!("interrupted; what was reached is in {}", folder.path().display())));
-    }
-    Ok(())
+    Ok((summary, folder.path().to_path_buf()))
 }
 
 fn read(settings: &Settings) -> Result<Data> {
@@ -470,7 +517,7 @@ fn catch_signals() {
 }
 
 /// `runs/<time>-<rule>`, with a number behind it if it is taken.
-fn fresh_folder(rule: &str) -> PathBuf {
+pub fn fresh_folder(rule: &str) -> PathBuf {
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
     // Civil date from days since 1970 (Howard Hinnant's algorithm).

@@ -153,7 +153,9 @@ fn linears_and_losses(device: &Device) {
             device,
             &[&[b, from], &[from, to], &[to]],
             |x| linear(x[0].clone().reshape([b, from]), x[1].clone().reshape([from, to]), x[2].clone()),
-            |x| x[0].clone().reshape([b, from]).matmul(x[1].clone().reshape([from, to])) + x[2].clone().reshape([1, to]),
+            |x| {
+                x[0].clone().reshape([b, from]).matmul(x[1].clone().reshape([from, to])) + x[2].clone().reshape([1, to])
+            },
         );
         let hot = |like: &Tensor<1>| {
             let values = (0..b * to).map(|i| if i % to == i / to % to { 1.0 } else { 0.0 }).collect::<Vec<f32>>();

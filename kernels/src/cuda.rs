@@ -9,6 +9,8 @@ pub struct Card {
     pub name: String,
     /// Bytes of its memory.
     pub memory: u64,
+    /// The CUDA version that its driver speaks.
+    pub driver: String,
 }
 
 /// Checks driver, device, compiler library and headers; the error is half a sentence that names what is missing.
@@ -39,5 +41,12 @@ pub fn cuda_card() -> Result<Card, String> {
     let name = result::device::get_name(device).unwrap_or_else(|_| "NVIDIA GPU".into());
     // SAFETY: the driver has just given this device.
     let memory = unsafe { result::device::total_mem(device) }.map_err(|e| format!("{e:?}"))? as u64;
-    Ok(Card { name, memory })
+    let mut version = 0;
+    // SAFETY: the driver is loaded, and writes one number.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut version) };
+    let driver = match asked {
+        sys::CUresult::CUDA_SUCCESS => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+        _ => "CUDA of an unknown version".into(),
+    };
+    Ok(Card { name, memory, driver })
 }

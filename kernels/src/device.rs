@@ -328,9 +328,12 @@ impl Replica {
     }
 }
 
-/// Copies a whole flat buffer in one launch.
-pub(crate) fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer) {
-    copy_with(gpu, from, gpu.unused(), to, None);
+/// Copies a whole flat buffer: one launch, or the processor's own copy.
+pub fn copy(device: &Device, from: &Buffer, to: &mut Buffer) {
+    match device {
+        Device::Cpu => to.host_mut().copy_from_slice(from.host()),
+        Device::Gpu(gpu) => copy_with(gpu, from, gpu.unused(), to, None),
+    }
 }
 
 fn copy_with(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer, numbers: Option<(&Numbers, [u32; 4])>) {

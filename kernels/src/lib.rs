@@ -32,7 +32,7 @@ pub mod random;
 pub mod row;
 pub mod update;
 
-pub use device::{Buffer, Device, DeviceError, Seal, Stream};
+pub use device::{Buffer, Device, DeviceError, Seal, Stream, copy};
 pub use layout::{Layout, Segment};
 pub use live::Live;
 pub use row::{Dtype, Row};

@@ -31,9 +31,9 @@ impl Live {
             (Live::Host(bits), _) => {
                 device.upload(bits.iter().map(|b| f32::from_bits(b.load(Ordering::Relaxed))).collect())
             }
-            (Live::Device(live), Device::Gpu(gpu)) => {
-                let copy = device.uninitialised(live.len());
-                crate::device::copy(gpu, live, &copy);
+            (Live::Device(live), Device::Gpu(_)) => {
+                let mut copy = device.uninitialised(live.len());
+                crate::device::copy(device, live, &mut copy);
                 copy
             }
             (Live::Device(_), Device::Cpu) => unreachable!("a device buffer never meets the CPU"),

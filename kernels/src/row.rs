@@ -88,6 +88,7 @@ impl Row {
 
     /// Rewrites the entries of `there`: `renew(k, r)` gives the new value and what is to be handed on; `changed` gets the new
     /// value as it was stored.
+    #[inline(always)]
     pub(crate) fn on_cpu(
         &mut self,
         there: Range<usize>,
@@ -114,6 +115,7 @@ impl Row {
     }
 
     /// Reads the entries of `there`.
+    #[inline(always)]
     pub(crate) fn read_on_cpu(&self, there: Range<usize>, mut read: impl FnMut(usize, f32)) {
         match self.dtype {
             Dtype::F32 => self.values.host()[there].iter().enumerate().for_each(|(k, r)| read(k, *r)),

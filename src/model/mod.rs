@@ -11,7 +11,7 @@ pub use resnet18::ResNet18;
 use burn::module::Module;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{group_norm, linear};
+use stagger_kernels::nn::{Conv, group_norm, linear};
 
 /// A network that classifies images [B, side, side, channels] into [B, classes] logits.
 #[derive(Module, Debug)]
@@ -46,6 +46,32 @@ impl Net {
             Net::ResNet18(net) => net.forward(x),
             Net::Mlp(net) => net.forward(x),
             Net::LogReg(net) => net.forward(x),
+        }
+    }
+
+    /// The convolutions on images of side `side`: name, shape, and how many there are of the shape.
+    pub fn convolutions(&self, batch: usize, side: usize) -> Vec<(String, Conv, usize)> {
+        let conv = |from, to, kernel, stride, side, times| {
+            let plan = Conv { batch, height: side, width: side, from, to, kernel, stride, pad: kernel / 2 };
+            (format!("{from}->{to} {kernel}x{kernel}/{stride} on {side}x{side}"), plan, times)
+        };
+        match self {
+            Net::Cnn(_) => vec![
+                conv(3, 32, 3, 1, side, 1),
+                conv(32, 32, 3, 1, side, 1),
+                conv(32, 64, 3, 1, side / 2, 1),
+                conv(64, 64, 3, 1, side / 2, 1),
+            ],
+            Net::ResNet18(_) => {
+                let mut all = vec![conv(3, 64, 3, 1, side, 1), conv(64, 64, 3, 1, side, 4)];
+                for (from, side) in [(64, side), (128, side / 2), (256, side / 4)] {
+                    all.push(conv(from, 2 * from, 3, 2, side, 1));
+                    all.push(conv(from, 2 * from, 1, 2, side, 1));
+                    all.push(conv(2 * from, 2 * from, 3, 1, side / 2, 3));
+                }
+                all
+            }
+            Net::Mlp(_) | Net::LogReg(_) => Vec::new(),
         }
     }
 

@@ -14,12 +14,13 @@
 //! | [`cross_entropy`] | mean over the batch of -log softmax(s z) at the label | s (softmax - target) / B |
 
 mod autodiff;
-mod cpu;
+pub(crate) mod cpu;
 mod flex;
 mod gpu;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
+pub(crate) use cpu::for_each_instruction_set;
 
 /// A convolution of square patches without bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -180,6 +181,16 @@ pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize) -> Te
     assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
     let plan = Conv { batch, height, width, from, to, kernel, stride, pad };
     Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
+}
+
+/// dX of a convolution, as its backward pass computes it; for measurements.
+pub fn conv2d_input_gradient(dy: Tensor<4>, weights: Tensor<4>, plan: Conv) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::stagger_conv_input(dy.into_dispatch(), weights.into_dispatch(), plan))
+}
+
+/// dW of a convolution, as its backward pass computes it; for measurements.
+pub fn conv2d_weight_gradient(x: Tensor<4>, dy: Tensor<4>, plan: Conv) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::stagger_conv_weights(x.into_dispatch(), dy.into_dispatch(), plan))
 }
 
 /// A linear layer: [B, in] times weights [in, out] plus bias [out].

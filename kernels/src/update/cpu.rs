@@ -1,15 +1,22 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
-use super::{Fold, Incoming, Method, SQUARE_FLOOR, Update};
+use super::{Fold, Incoming, Method, SQUARE_FLOOR, Step, Update};
+use crate::device::Buffer;
+use crate::nn::for_each_instruction_set;
 
 /// Floats per block of the CPU's loop: they stay in the first-level cache between the passes.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 4096;
 
 impl Incoming<'_> {
+    /// Notes the loss; gives the factor by which the gradient is clipped, if it is.
+    fn note(&mut self) -> Option<f32> {
+        self.losses.host_mut()[self.slot] = self.loss.host()[0];
+        self.factor.map(|f| f.host()[0]).filter(|f| *f != 1.0)
+    }
+
     /// The plain loop: notes the loss, and calls `work(at, g)` with each block of the (clipped) gradient and its place.
     pub(crate) fn on_cpu(&mut self, mut work: impl FnMut(usize, &[f32])) {
-        self.losses.host_mut()[self.slot] = self.loss.host()[0];
-        let factor = self.factor.map(|f| f.host()[0]).filter(|f| *f != 1.0);
+        let factor = self.note();
         let mut clipped = [0f32; BLOCK];
         for (segment, gradient) in self.layout.segments().iter().zip(self.buffers) {
             let gradient = gradient.host();
@@ -28,13 +35,39 @@ impl Incoming<'_> {
 }
 
 impl Update<'_> {
-    /// Block by block, pass by pass.
     pub(super) fn on_cpu(self) {
-        let Update { mut gradient, weights, mut fold, mut step } = self;
-        let mut direction = [0f32; BLOCK];
-        gradient.on_cpu(|at, g| {
-            let (d, there) = (&mut direction[..g.len()], at..at + g.len());
-            match &mut fold {
+        on_cpu(self)
+    }
+}
+
+for_each_instruction_set! {
+    fn on_cpu(update: Update) = blocks
+}
+
+/// Block by block, pass by pass. The same bits whatever the instructions: nothing here is contracted or taken in another order.
+#[inline(always)]
+fn blocks<const P: usize, const N: usize, const FMA: bool>(update: Update) {
+    let Update { mut gradient, weights, mut fold, mut step } = update;
+    let factor = gradient.note();
+    let (mut direction, mut clipped) = ([0f32; BLOCK], [0f32; BLOCK]);
+    for (segment, gradient) in gradient.layout.segments().iter().zip(gradient.buffers) {
+        for (k, mut g) in gradient.host().chunks(BLOCK).enumerate() {
+            if let Some(factor) = factor {
+                clipped.iter_mut().zip(g).for_each(|(c, g)| *c = factor * g);
+                g = &clipped[..g.len()];
+            }
+            block(&mut fold, &mut step, weights, &mut direction[..g.len()], segment.start + k * BLOCK, g);
+        }
+    }
+}
+
+/// One block: all passes over it, while it is near.
+#[inline(always)]
+fn block(fold: &mut Fold, step: &mut Option<Step>, weights: &Buffer, d: &mut [f32], at: usize, g: &[f32]) {
+    {
+        {
+            let there = at..at + g.len();
+            match fold {
                 Fold::Nothing => {}
                 Fold::Direct { scale } => d.iter_mut().zip(g).for_each(|(d, g)| *d = *scale * g),
                 Fold::Sum { sum, scale } => {
@@ -82,7 +115,7 @@ impl Update<'_> {
                     }
                 }
             }
-            let Some(step) = &mut step else { return };
+            let Some(step) = step else { return };
             let w = &weights.host()[there.clone()];
             if step.factor != 1.0 {
                 d.iter_mut().for_each(|d| *d *= step.factor);
@@ -139,7 +172,7 @@ impl Update<'_> {
             }
             let fresh = &mut step.fresh.host_mut()[there.clone()];
             fresh.iter_mut().zip(w).zip(&*d).for_each(|((fresh, w), d)| *fresh = w - step.lr * d);
-            match &mut fold {
+            match fold {
                 Fold::Local { sum, .. } => {
                     sum.host_mut()[there].iter_mut().zip(&*d).for_each(|(s, d)| *s += d);
                 }
@@ -151,6 +184,6 @@ impl Update<'_> {
                 }
                 _ => {}
             }
-        });
+        }
     }
 }

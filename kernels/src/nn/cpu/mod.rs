@@ -4,7 +4,9 @@ pub(super) mod conv;
 pub(super) mod loss;
 pub(super) mod norm;
 pub(super) mod pool;
-mod tile;
+pub(crate) mod tile;
+
+pub(crate) use tile::for_each_instruction_set;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;

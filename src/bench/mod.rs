@@ -1,0 +1,230 @@
+//! `stagger bench`: measurements of this machine, as a table, JSON, CSV and a figure.
+//!
+//! Every report states the hardware, the driver or adapter, the version, the commit and the configuration. What could not be
+//! measured here is said, never filled in.
+
+mod engine;
+mod kernels;
+mod model;
+mod plot;
+mod scaling;
+mod time_to_accuracy;
+
+use crate::backend::{self, Backend, Choice};
+use crate::error::{Error, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What `stagger bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subject {
+    /// Gradients and samples per second against the number of workers
+    Scaling,
+    /// Time to a target accuracy against the number of workers, with injected stragglers
+    TimeToAccuracy,
+    /// Each fused update against Burn's tensor operations and against a copy of the same device
+    Kernels,
+    /// Events of the virtual clock per second, and the latency of a hand-over between threads
+    Engine,
+    /// A worker's step taken apart: forward, data gradient, weight gradient, update
+    Model,
+}
+
+/// The flags of `bench`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct BenchOptions {
+    /// What to measure
+    #[arg(value_enum)]
+    pub subject: Subject,
+    /// auto, cuda, wgpu or cpu
+    #[arg(long, default_value = "auto")]
+    pub backend: String,
+    /// cnn, resnet18, mlp or logreg
+    #[arg(long, default_value = "cnn")]
+    pub model: String,
+    /// Samples per gradient
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// Numbers of workers [default: 1,2,4,... to 16]
+    #[arg(long, value_delimiter = ',', value_name = "N,N,..")]
+    pub workers: Vec<usize>,
+    /// Threads of each worker on the CPU [default: the cores shared out]
+    #[arg(long, value_name = "N")]
+    pub threads_per_worker: Option<usize>,
+    /// auto, eager or captured: how a worker's step is launched on a GPU
+    #[arg(long, default_value = "auto")]
+    pub step: String,
+    /// Rules to compare (time-to-accuracy)
+    #[arg(long, value_delimiter = ';', default_value = "asgd;dude;sync", value_name = "RULE;RULE;..")]
+    pub rules: Vec<String>,
+    /// Job times (time-to-accuracy): every worker in turn gets one of these
+    #[arg(long, default_value = "fixed:1,1,1,4")]
+    pub delay: String,
+    /// Test accuracy to reach (time-to-accuracy), in percent
+    #[arg(long, default_value_t = 60.0)]
+    pub target: f64,
+    /// Data set (scaling, time-to-accuracy): auto, cifar10 or synthetic
+    #[arg(long, default_value = "synthetic")]
+    pub dataset: String,
+    /// Folder of the data set
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Seconds for each measurement
+    #[arg(long, default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Folder of the report
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// A table with what it was measured on.
+pub struct Report {
+    title: String,
+    columns: Vec<&'static str>,
+    rows: Vec<Vec<Value>>,
+    notes: Vec<String>,
+    /// Columns of the figure: x, y, and what tells its curves apart.
+    figure: Option<(usize, usize, Option<usize>)>,
+}
+
+impl Report {
+    fn new(title: impl Into<String>, columns: &[&'static str]) -> Self {
+        Report { title: title.into(), columns: columns.to_vec(), rows: Vec::new(), notes: Vec::new(), figure: None }
+    }
+
+    fn row(&mut self, row: Vec<Value>) {
+        assert_eq!(row.len(), self.columns.len(), "a value per column");
+        self.rows.push(row);
+    }
+}
+
+/// Runs `stagger bench`.
+pub fn bench(options: &BenchOptions) -> Result<()> {
+    if options.batch == 0 || options.workers.contains(&0) || !options.seconds.is_finite() || options.seconds <= 0.0 {
+        return Err(Error::usage("--batch, --workers and --seconds of a benchmark must be more than 0"));
+    }
+    let choice: Choice = options.backend.parse()?;
+    let backend = backend::open(choice)?;
+    println!("backend    {}", backend.why);
+    let report = match options.subject {
+        Subject::Scaling => scaling::run(options, &backend)?,
+        Subject::TimeToAccuracy => time_to_accuracy::run(options, &backend)?,
+        Subject::Kernels => kernels::run(options, &backend)?,
+        Subject::Engine => engine::run(options)?,
+        Subject::Model => model::run(options, &backend)?,
+    };
+    let facts = facts(options, &backend);
+    print(&report, &facts);
+    let name = format!("{:?}", options.subject).to_lowercase();
+    let folder = options.out.clone().unwrap_or_else(|| crate::train::fresh_folder(&format!("bench-{name}")));
+    write(&report, &facts, &folder)?;
+    println!("folder     {}", folder.display());
+    Ok(())
+}
+
+/// The facts without which a figure means nothing.
+fn facts(options: &BenchOptions, backend: &Backend) -> Value {
+    json!({
+        "device": backend.name,
+        "backend": backend.device.name(),
+        "driver": backend.driver,
+        "host": backend::processor(),
+        "cores": backend::cores(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": env!("STAGGER_COMMIT"),
+        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "batch": options.batch,
+        "model": options.model,
+    })
+}
+
+/// For people: numbers to about four figures.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            let x = n.as_f64().expect("a float");
+            let digits = if x == 0.0 { 1 } else { (3 - x.abs().log10().floor() as i32).clamp(0, 6) as usize };
+            format!("{x:.digits$}")
+        }
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn print(report: &Report, facts: &Value) {
+    let cells: Vec<Vec<String>> = report.rows.iter().map(|row| row.iter().map(cell).collect()).collect();
+    let width =
+        |k: usize| cells.iter().map(|row| row[k].chars().count()).max().unwrap_or(0).max(report.columns[k].len());
+    println!("\n{}", report.title);
+    let line = |texts: Vec<&str>| {
+        let mut text = String::new();
+        for (k, cell) in texts.iter().enumerate() {
+            let pad = width(k) - cell.chars().count();
+            let (before, behind) = if k == 0 { (0, pad) } else { (pad + 2, 0) };
+            text += &format!("{}{cell}{}", " ".repeat(before), " ".repeat(behind));
+        }
+        println!("{text}");
+    };
+    line(report.columns.clone());
+    cells.iter().for_each(|row| line(row.iter().map(String::as_str).collect()));
+    report.notes.iter().for_each(|note| println!("NOTE       {note}"));
+    let fact = |key: &str| cell(&facts[key]);
+    println!("device     {} ({}), host {}, {} cores", fact("device"), fact("driver"), fact("host"), fact("cores"));
+    println!("version    {} at commit {}", fact("version"), fact("commit"));
+    println!("command    {}", fact("command"));
+}
+
+fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {
+    let failed =
+        |e: std::io::Error| Error::failed(format!("the report cannot be written to {}: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let rows: Vec<Value> = report
+        .rows
+        .iter()
+        .map(|row| {
+            report
+                .columns
+                .iter()
+                .map(|c| c.to_string())
+                .zip(row.iter().cloned())
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        })
+        .collect();
+    let whole = json!({ "title": report.title, "facts": facts, "notes": report.notes, "rows": rows });
+    std::fs::write(folder.join("bench.json"), format!("{whole:#}\n")).map_err(failed)?;
+    // A field with a comma or a quote is quoted.
+    let field = |text: String| {
+        if text.contains([',', '"']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+    };
+    let mut csv = report.columns.join(",") + "\n";
+    for row in &report.rows {
+        let cells = row.iter().map(|v| match v {
+            Value::Null => String::new(),
+            Value::String(text) => field(text.clone()),
+            other => other.to_string(),
+        });
+        csv += &(cells.collect::<Vec<_>>().join(",") + "\n");
+    }
+    std::fs::write(folder.join("bench.csv"), csv).map_err(failed)?;
+    if report.figure.is_some() {
+        plot::draw(report, facts, &folder.join("bench.svg"))?;
+    }
+    Ok(())
+}
+
+/// The median time of `work` in seconds, over repetitions that together take about `seconds`; at least three, after one that does
+/// not count.
+fn median_seconds(seconds: f64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    work()?;
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while times.len() < 3 || begin.elapsed().as_secs_f64() < seconds {
+        let start = Instant::now();
+        work()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,128 @@
+//! A worker's step taken apart.
+
+use super::{BenchOptions, Report, median_seconds};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::model::Net;
+use crate::params::{attach, burn_device, initial_weights, layout_of, tensor};
+use crate::problem::{ImageOptions, Snapshot, StepKind, images};
+use burn::module::Module;
+use serde_json::json;
+use stagger_datasets::synthetic;
+use stagger_kernels::gather::Augment;
+use stagger_kernels::nn::{Conv, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
+use stagger_kernels::{Device, Fold, Incoming, Method, Seal, Step, Update};
+
+pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
+    // The threads of the CPU's workers are a pool's; one of one thread is this thread alone.
+    let threads = bench.threads_per_worker.unwrap_or_else(crate::backend::cores);
+    match &backend.device {
+        Device::Cpu => {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}")))?
+                .install(|| measure(bench, &backend.device, format!("cpu, {threads} threads")))
+        }
+        device => measure(bench, device, device.name().into()),
+    }
+}
+
+fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Report> {
+    let columns = ["part", "ms", "GFLOP/s", "samples/s"];
+    let mut report = Report::new(format!("model: {}, batch {}, {place}", bench.model, bench.batch), &columns);
+    let set = synthetic::generate(1);
+    let (channels, side, classes) = (set.channels, set.side, set.classes.len());
+    let burn = burn_device(device);
+    let net = Net::build(&bench.model, channels, side, classes, &burn)
+        .ok_or_else(|| Error::usage(format!("--model {} is not one of cnn, resnet18, mlp, logreg", bench.model)))?;
+    let convolutions = net.convolutions(bench.batch, side);
+    let share = bench.seconds / (2 + 3 * convolutions.len()) as f64;
+    let time = |work: &mut dyn FnMut() -> Result<()>| {
+        median_seconds(share, || {
+            work()?;
+            Ok(device.sync()?)
+        })
+    };
+    let mut sums = [0.0; 3];
+    for (name, plan, times) in convolutions {
+        let Conv { batch, height, width, from, to, kernel, .. } = plan;
+        let filled = |len: usize| device.upload((0..len).map(|i| (i % 31) as f32 * 0.01 - 0.15).collect());
+        let (x, w) = (filled(batch * plan.in_image()), filled(to * plan.patch()));
+        let dy = filled(batch * plan.out_pixels() * to);
+        let x = tensor::<4>(device, &x, [batch, height, width, from]);
+        let w = tensor::<4>(device, &w, [to, from, kernel, kernel]);
+        let dy = tensor::<4>(device, &dy, [batch, plan.out_height(), plan.out_width(), to]);
+        let flops = 2.0 * (batch * plan.out_pixels() * to * plan.patch()) as f64;
+        let passes: [(&str, f64); 3] = [
+            ("forward", time(&mut || Ok(drop(conv2d(x.clone(), w.clone(), plan.stride, plan.pad))))?),
+            ("data gradient", time(&mut || Ok(drop(conv2d_input_gradient(dy.clone(), w.clone(), plan))))?),
+            ("weight gradient", time(&mut || Ok(drop(conv2d_weight_gradient(x.clone(), dy.clone(), plan))))?),
+        ];
+        for ((pass, seconds), sum) in passes.into_iter().zip(&mut sums) {
+            *sum += seconds * times as f64;
+            let part = format!("{name} (x{times}), {pass}");
+            report.row(vec![json!(part), json!(1e3 * seconds), json!(flops / seconds / 1e9), json!(null)]);
+        }
+    }
+    for (pass, seconds) in ["forward", "data gradient", "weight gradient"].iter().zip(sums) {
+        report.row(vec![json!(format!("all convolutions, {pass}")), json!(1e3 * seconds), json!(null), json!(null)]);
+    }
+    let layout = layout_of(&net);
+    let weights = device.upload(initial_weights(&layout, 1));
+    let batch = bench.batch;
+    let pixels = device.upload((0..batch * channels * side * side).map(|i| (i % 255) as f32 / 255.0).collect());
+    let plain = attach(net, device, &layout, &weights).valid();
+    let x = tensor::<4>(device, &pixels, [batch, side, side, channels]);
+    let forward = median_seconds(bench.seconds / 4.0, || {
+        drop(plain.forward(x.clone()));
+        Ok(device.sync()?)
+    })?;
+    let rate = |seconds: f64| json!(batch as f64 / seconds);
+    report.row(vec![json!("whole net, forward"), json!(1e3 * forward), json!(null), rate(forward)]);
+    let kind = match (bench.step.as_str(), device) {
+        ("captured", Device::Gpu(_)) => StepKind::Captured,
+        _ => StepKind::Eager,
+    };
+    let partition = "iid".parse()?;
+    let augment = Augment { pad: 0, flip: false };
+    let options = ImageOptions {
+        model: &bench.model,
+        workers: 1,
+        partition: &partition,
+        batch: Some(batch),
+        seed: 1,
+        augment,
+        step: kind,
+    };
+    let mut problem = images(device, set, &options)?;
+    let snapshot = Snapshot { weights: weights.clone(), seal: Seal::default() };
+    let mut job = 0;
+    let gradient = median_seconds(bench.seconds, || {
+        job += 1;
+        problem.objectives[0].gradient(&snapshot, job)?;
+        Ok(device.sync()?)
+    })?;
+    report.row(vec![json!("batch, forward, backward"), json!(1e3 * gradient), json!(null), rate(gradient)]);
+    let (buffers, loss) = problem.objectives[0].gradient(&snapshot, 0)?;
+    let (mut fresh, mut losses) = (device.zeros(layout.total()), device.zeros(1));
+    let update = median_seconds(bench.seconds / 4.0, || {
+        let (seal, factor) = (Seal::default(), None);
+        let losses = &mut losses;
+        let gradient =
+            Incoming { layout: &layout, buffers: &buffers, factor, seal: &seal, loss: &loss, losses, slot: 0 };
+        let step = Step {
+            fresh: &mut fresh,
+            lr: 0.01,
+            factor: 1.0,
+            keep: 1.0,
+            weight_decay: 0.0,
+            base: None,
+            method: Method::Plain,
+        };
+        Update { gradient, weights: &weights, fold: Fold::Direct { scale: 1.0 }, step: Some(step) }.run(device);
+        Ok(device.sync()?)
+    })?;
+    report.row(vec![json!("update (asgd)"), json!(1e3 * update), json!(null), json!(null)]);
+    let step = gradient + update;
+    report.row(vec![json!("step"), json!(1e3 * step), json!(null), rate(step)]);
+    Ok(report)
+}

@@ -1,0 +1,75 @@
+//! The figure of a report.
+
+use super::{Report, cell};
+use crate::error::{Error, Result};
+use plotters::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Colours that people who see few of them can tell apart (Okabe & Ito, 2008).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(213, 94, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
+];
+
+/// Draws the report's figure as SVG.
+pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
+    let (x, y, by) = report.figure.expect("asked for by who has a figure");
+    let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for row in &report.rows {
+        if let (Some(a), Some(b)) = (row[x].as_f64(), row[y].as_f64()) {
+            curves.entry(by.map_or(String::new(), |k| cell(&row[k]))).or_default().push((a, b));
+        }
+    }
+    let failed =
+        |e: &dyn std::fmt::Display| Error::failed(format!("the figure {} cannot be drawn: {e}", path.display()));
+    let points = || curves.values().flatten();
+    let most_x = points().map(|p| p.0).fold(0.0, f64::max).max(1.0);
+    let most_y = points().map(|p| p.1).fold(0.0, f64::max);
+    if most_y <= 0.0 {
+        return Ok(());
+    }
+    let root = SVGBackend::new(path, (800, 500)).into_drawing_area();
+    root.fill(&WHITE).map_err(|e| failed(&e))?;
+    let title = format!("{} - {}", report.title, cell(&facts["device"]));
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 18))
+        .margin(14)
+        .x_label_area_size(44)
+        .y_label_area_size(76)
+        .build_cartesian_2d(0.0..most_x * 1.05, 0.0..most_y * 1.1)
+        .map_err(|e| failed(&e))?;
+    chart
+        .configure_mesh()
+        .x_desc(report.columns[x])
+        .y_desc(report.columns[y])
+        .light_line_style(WHITE)
+        .label_style(("sans-serif", 14))
+        .draw()
+        .map_err(|e| failed(&e))?;
+    for ((name, points), colour) in curves.into_iter().zip(COLOURS.iter().cycle()) {
+        let line =
+            chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2))).map_err(|e| failed(&e))?;
+        if !name.is_empty() {
+            line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        }
+        chart.draw_series(points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(|e| failed(&e))?;
+    }
+    if by.is_some() {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK)
+            .label_font(("sans-serif", 14))
+            .draw()
+            .map_err(|e| failed(&e))?;
+    }
+    root.present().map_err(|e| failed(&e))
+}

@@ -1,0 +1,68 @@
+//! Simulated and real time to a target accuracy, with injected stragglers.
+
+use super::scaling::{options, workers};
+use super::{BenchOptions, Report};
+use crate::backend::Backend;
+use crate::config::Options;
+use crate::error::{Error, Result};
+use crate::train::measure;
+use serde_json::{Value, json};
+
+/// Updates between two evaluations.
+const EVERY: u64 = 25;
+
+pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
+    let title = format!(
+        "time to {} %: {}, batch {}, delay {}, {}",
+        bench.target,
+        bench.model,
+        bench.batch,
+        bench.delay,
+        backend.device.name()
+    );
+    let columns = ["rule", "workers", "time to target [s]", "updates", "gradients", "best accuracy [%]", "wall [s]"];
+    let mut report = Report::new(title, &columns);
+    report.figure = Some((1, 2, Some(0)));
+    for rule in &bench.rules {
+        for n in workers(bench, 8) {
+            let settings = Options {
+                rule: Some(rule.clone()),
+                clock: Some("virtual".into()),
+                delay: Some(bench.delay.clone()),
+                updates: Some(2000),
+                eval_every: Some(EVERY),
+                ..options(bench, backend, n)
+            };
+            let (summary, metrics) = measure(&settings, true)?;
+            let reached = first_at(&metrics, bench.target / 100.0)?;
+            let (time, updates) = reached.0.map_or((Value::Null, Value::Null), |(t, u)| (json!(t), json!(u)));
+            println!("{rule}, {n} workers: {} s", super::cell(&time));
+            let (gradients, wall) = (json!(summary.gradients), json!(summary.wall_seconds));
+            report.row(vec![json!(rule), json!(n), time, updates, gradients, json!(100.0 * reached.1), wall]);
+        }
+    }
+    report.notes.push(format!("time is the virtual clock's, looked at every {EVERY} updates; a run has 2,000 updates, gradients and wall are of the whole run"));
+    Ok(report)
+}
+
+/// Time and update of the first evaluation at `target`, and the best accuracy of all.
+type Reached = (Option<(f64, u64)>, f64);
+
+fn first_at(metrics: &str, target: f64) -> Result<Reached> {
+    let mut lines = metrics.lines();
+    let header: Vec<&str> = lines.next().unwrap_or("").split(',').collect();
+    let column = |name: &str| {
+        header.iter().position(|h| *h == name).ok_or_else(|| Error::failed(format!("metrics.csv has no column {name}")))
+    };
+    let (update, time, accuracy) = (column("update")?, column("time")?, column("test_accuracy")?);
+    let (mut found, mut best) = (None, 0.0);
+    for line in lines {
+        let cells: Vec<&str> = line.split(',').collect();
+        let Ok(a) = cells[accuracy].parse::<f64>() else { continue };
+        best = f64::max(best, a);
+        if found.is_none() && a >= target {
+            found = cells[time].parse().ok().zip(cells[update].parse().ok());
+        }
+    }
+    Ok((found, best))
+}
