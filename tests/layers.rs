@@ -175,9 +175,9 @@ fn linears_and_losses(device: &Device) {
 
 /// The same bytes, whichever way the step is launched and whoever launches it.
 fn recorded() {
-    for rule in ["dude", "shuffled", "diloco:h=2"] {
+    for (rule, model) in [("dude", "cnn"), ("shuffled", "mlp"), ("diloco:h=2", "mlp")] {
         let flags = format!(
-            "--backend wgpu --dataset synthetic --model cnn --rule {rule} --workers 3 --batch 2 --updates 6 --eval-every 0 --seed 3 --clock virtual --delay fixed:1,2,3"
+            "--backend wgpu --dataset synthetic --model {model} --rule {rule} --workers 3 --batch 2 --updates 6 --eval-every 0 --seed 3 --clock virtual --delay fixed:1,2,3"
         );
         let weights = |step| common::weights(&common::train(&format!("{flags} --step {step}")));
         assert_eq!(weights("eager"), weights("captured"), "{rule}");
@@ -186,7 +186,8 @@ fn recorded() {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let layers: [(&str, fn(&Device)); 4] = [
+    type Layer = (&'static str, fn(&Device));
+    let layers: [Layer; 4] = [
         ("convolutions equal Burn's", convolutions),
         ("normalisations equal their definition", norms),
         ("pooling equals Burn's", pools),

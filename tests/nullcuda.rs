@@ -29,6 +29,12 @@ fn number_before(text: &str, word: &str) -> f64 {
     before.split_whitespace().last().unwrap().parse().unwrap()
 }
 
+/// The number behind the last `word` in what was printed.
+fn number_behind(text: &str, word: &str) -> f64 {
+    let behind = text.rsplit(word).next().unwrap_or_else(|| panic!("no `{word}` in {text}"));
+    behind.split(';').next().unwrap().trim().parse().unwrap_or_else(|_| panic!("no number behind `{word}` in {text}"))
+}
+
 /// Trains, and checks that every kernel compiled, every hand-over is ordered and every arrival cost one launch.
 fn sound(flags: &str) {
     let output = run(true, flags);
@@ -79,9 +85,10 @@ fn a_planted_race_is_found() {
     assert!(code == Some(0) && text.contains("0 unordered of 2"), "{code:?} {text}");
 }
 
-/// Steps per second of a run of `updates` updates.
-fn speed(workers: usize) -> f64 {
-    let output = run(false, &format!("--dataset synthetic --rule asgd --workers {workers} --updates 600"));
+/// Steps per second.
+fn speed(step: &str, workers: usize, updates: usize) -> f64 {
+    let flags = format!("--dataset synthetic --rule asgd --step {step} --workers {workers} --updates {updates}");
+    let output = run(false, &flags);
     let text = String::from_utf8_lossy(&output.stdout).to_string();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     number_before(&text, " gradients/s")
@@ -110,6 +117,12 @@ fn main() {
                 "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 200 --clock virtual --delay fixed:1,2,3",
             )
         }),
+        trial("cnn, asgd, 4 workers, eager: compiled, ordered, one launch per arrival", || {
+            sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
+        }),
+        trial("cnn, shuffled, 3 workers, threads that wait: compiled, ordered, one launch per arrival", || {
+            sound("--dataset synthetic --model cnn --rule shuffled --workers 3 --updates 40 --delay fixed:0.001,0.002")
+        }),
         trial("cnn, sync, 3 workers: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule sync --workers 3 --updates 20")
         }),
@@ -134,12 +147,34 @@ fn main() {
             // In turn, and the best of each, so that a disturbance of the machine hits neither alone.
             let (mut one, mut eight) = (0f64, 0f64);
             for _ in 0..2 {
-                one = one.max(speed(1));
-                eight = eight.max(speed(8));
+                one = one.max(speed("eager", 1, 1500));
+                eight = eight.max(speed("eager", 8, 1500));
             }
             println!("one worker {one} steps/s, eight workers {eight}");
             // What is left is noise of a shared machine: a tenth.
             assert!(eight >= 0.9 * one, "{one} steps/s with one worker, {eight} with eight");
+        }),
+        trial("a recorded step costs the host a tenth of an eager one, with one worker and with sixteen", || {
+            let eager = speed("eager", 1, 1500);
+            for workers in [1, 16] {
+                let captured = speed("captured", workers, 30_000);
+                println!("{workers} workers: captured {captured} steps/s, eager {eager} with one");
+                assert!(captured >= 10.0 * eager, "{captured} steps/s recorded with {workers}, {eager} eager");
+            }
+        }),
+        trial("recorded: a launch before, the replay and the update are all there is per step", || {
+            let count = |updates: usize| {
+                let output = run(
+                    false,
+                    &format!("--dataset synthetic --rule asgd --workers 2 --step captured --updates {updates}"),
+                );
+                let text = String::from_utf8_lossy(&output.stderr).to_string();
+                assert!(output.status.success(), "{text}");
+                let total = |word: &str| number_behind(&text, word);
+                (total("graph launches "), total("[nullcuda] launches "))
+            };
+            let ((graphs_a, launches_a), (graphs_b, launches_b)) = (count(300), count(1300));
+            assert_eq!((graphs_b - graphs_a, launches_b - launches_a), (1000.0, 2000.0));
         }),
     ];
     libtest_mimic::run(&arguments, trials).exit();

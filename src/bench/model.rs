@@ -7,6 +7,7 @@ use crate::model::Net;
 use crate::params::{attach, burn_device, initial_weights, layout_of, tensor};
 use crate::problem::{ImageOptions, Snapshot, StepKind, images};
 use burn::module::Module;
+use burn::tensor::Tensor;
 use serde_json::json;
 use stagger_datasets::synthetic;
 use stagger_kernels::gather::Augment;
@@ -36,10 +37,12 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
         .ok_or_else(|| Error::usage(format!("--model {} is not one of cnn, resnet18, mlp, logreg", bench.model)))?;
     let convolutions = net.convolutions(bench.batch, side);
     let share = bench.seconds / (2 + 3 * convolutions.len()) as f64;
-    let time = |work: &mut dyn FnMut() -> Result<()>| {
+    let time = |work: &mut dyn FnMut() -> Tensor<4>| {
         median_seconds(share, || {
-            work()?;
-            Ok(device.sync()?)
+            let result = work();
+            device.sync()?;
+            drop(result);
+            Ok(())
         })
     };
     let mut sums = [0.0; 3];
@@ -53,9 +56,9 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
         let dy = tensor::<4>(device, &dy, [batch, plan.out_height(), plan.out_width(), to]);
         let flops = 2.0 * (batch * plan.out_pixels() * to * plan.patch()) as f64;
         let passes: [(&str, f64); 3] = [
-            ("forward", time(&mut || Ok(drop(conv2d(x.clone(), w.clone(), plan.stride, plan.pad))))?),
-            ("data gradient", time(&mut || Ok(drop(conv2d_input_gradient(dy.clone(), w.clone(), plan))))?),
-            ("weight gradient", time(&mut || Ok(drop(conv2d_weight_gradient(x.clone(), dy.clone(), plan))))?),
+            ("forward", time(&mut || conv2d(x.clone(), w.clone(), plan.stride, plan.pad))?),
+            ("data gradient", time(&mut || conv2d_input_gradient(dy.clone(), w.clone(), plan))?),
+            ("weight gradient", time(&mut || conv2d_weight_gradient(x.clone(), dy.clone(), plan))?),
         ];
         for ((pass, seconds), sum) in passes.into_iter().zip(&mut sums) {
             *sum += seconds * times as f64;

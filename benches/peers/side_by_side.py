@@ -1,0 +1,77 @@
+"""stagger's step beside PyTorch's on this machine's CPU, in turn, in one run: the best of a few rounds of each.
+
+    cargo build --release
+    python benches/peers/side_by_side.py [--rounds 3] [--seconds 4] [--models cnn,resnet18] [--batches 32,128]
+
+PyTorch is installed by pip into a virtual environment (STAGGER_TORCH_VENV, default ~/.cache/stagger/torch) unless it is there.
+Same network, batch and number of threads on both sides; PyTorch's step is forward, backward and its own SGD, stagger's
+also draws its batch from the training set. The last rows are two workers of one thread each against two PyTorch processes.
+"""
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+STAGGER = HERE.parent.parent / "target" / "release" / "stagger"
+
+
+def torch_python():
+    home = pathlib.Path(os.environ.get("STAGGER_TORCH_VENV", pathlib.Path.home() / ".cache/stagger/torch"))
+    python = home / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
+    return str(python)
+
+
+def torch(python, model, batch, threads, seconds, processes=1):
+    command = [python, str(HERE / "pytorch_step.py"), "--model", model, "--batch", str(batch), "--threads", str(threads), "--seconds", str(seconds)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(processes)]
+    return sum(json.loads(p.communicate()[0].strip().splitlines()[-1])["samples_per_second"] for p in running)
+
+
+def stagger(subject, model, batch, threads, seconds, workers=None):
+    with tempfile.TemporaryDirectory() as out:
+        command = [str(STAGGER), "bench", subject, "--backend", "cpu", "--model", model, "--batch", str(batch),
+                   "--threads-per-worker", str(threads), "--seconds", str(seconds), "--out", out]
+        if workers:
+            command += ["--workers", str(workers)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        rows = json.load(open(pathlib.Path(out) / "bench.json"))["rows"]
+    return rows[-1]["samples/s"]
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--seconds", type=float, default=4.0)
+    args.add_argument("--models", default="cnn,resnet18")
+    args.add_argument("--batches", default="32,128")
+    args = args.parse_args()
+    python = torch_python()
+    print(f"{'model':9} {'batch':>5} {'what':28} {'stagger':>10} {'PyTorch':>10} {'ratio':>6}   samples/s")
+
+    def row(model, batch, what, ours, theirs):
+        best = [0.0, 0.0]
+        for _ in range(args.rounds):
+            best = [max(best[0], ours()), max(best[1], theirs())]
+        print(f"{model:9} {batch:5} {what:28} {best[0]:10.1f} {best[1]:10.1f} {best[0] / best[1]:6.2f}", flush=True)
+
+    for model in args.models.split(","):
+        for batch in map(int, args.batches.split(",")):
+            for threads in (1, 2):
+                row(model, batch, f"one step, {threads} thread{'s' * (threads > 1)}",
+                    lambda: stagger("model", model, batch, threads, args.seconds),
+                    lambda: torch(python, model, batch, threads, args.seconds))
+        batch = int(args.batches.split(",")[0])
+        row(model, batch, "two at once, 1 thread each",
+            lambda: stagger("scaling", model, batch, 1, 2 * args.seconds, workers=2),
+            lambda: torch(python, model, batch, 1, 2 * args.seconds, processes=2))
+
+
+if __name__ == "__main__":
+    main()
