@@ -19,6 +19,9 @@
 //!                 └→ record::RunFolder: events.jsonl, metrics.csv
 //! ```
 //!
+//! On a GPU a worker's step can be recorded once and replayed with one launch ([`stagger_kernels::graph`], `--step captured`). Where
+//! nobody has to wait, the server's thread then submits for all workers, each on its own stream ([`crew`]).
+//!
 //! On the CPU and on WGPU a replica's parameters are views of the snapshot itself. On CUDA the snapshot is first pulled into
 //! a buffer of the worker's own stream by one launch ([`stagger_kernels::device::Replica`] says why).
 //!
@@ -41,8 +44,9 @@
 //! | [`model`], [`params`] | the networks; Burn's tensors as views of flat buffers | Burn |
 //! | [`record`], [`progress`] | the run's folder; what people see | nothing |
 //!
-//! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Burn is known to
-//! [`model`], [`params`] and [`problem`] alone.
+//! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Here Burn is known
+//! to [`model`], [`params`], [`problem`] and [`bench`] alone; the layers of the networks are extensions of Burn's backends in
+//! [`stagger_kernels::nn`].
 //!
 //! # Invariants
 //!
