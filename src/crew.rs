@@ -14,10 +14,11 @@
 
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
-use crate::worker::{Gradient, Job, Message, Order, Worker};
+use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use stagger_kernels::{Seal, Stream};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,8 +47,8 @@ pub struct Crew {
     /// Behind everything that the server has enqueued. A job is sent with it, and not with the seal of its snapshot: the worker may
     /// write its gradient where the last one lay, which must have been read.
     order: Seal,
-    /// Jobs given so far, which orders those of a crew on the spot.
-    given: u64,
+    /// Jobs computed so far by a crew on the spot.
+    computed: u64,
 }
 
 /// What a worker is given to do.
@@ -93,8 +94,9 @@ enum Hand {
 /// A worker without a thread.
 struct Here {
     worker: Worker,
-    /// With its place in the order in which jobs were given.
-    job: Option<(u64, Job)>,
+    job: Option<Job>,
+    /// When it answered last, counted in jobs. Who answered longest ago is next, so that nobody whose jobs are given up starves.
+    answered: u64,
     /// The worker's own stream, on a GPU.
     stream: Option<Stream>,
     /// Keeps the worker's channel open: it looks there for cancellations.
@@ -136,7 +138,7 @@ impl Crew {
         // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
         let mut crew =
-            Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), given: 0 };
+            Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), computed: 0 };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
@@ -174,8 +176,7 @@ impl Crew {
         Ok(crew)
     }
 
-    /// A crew without threads. Whoever is asked for computes; where the first to answer is asked for, jobs are answered in the
-    /// order in which they began. With `streams` each worker has one, and is warmed up on it.
+    /// A crew without threads. Whoever is asked for computes; where the first to answer is asked for, it is who answered longest ago. With `streams` each worker has one, and is warmed up on it.
     pub fn on_the_spot(
         workers: usize,
         streams: bool,
@@ -188,12 +189,16 @@ impl Crew {
             let mut worker = make(i, orders, answer.clone());
             let stream = streams.then(|| Stream::after_current(i as u64));
             if let Some(stream) = stream {
+                if INTERRUPTED.load(Ordering::Relaxed) {
+                    return Err(Error::Interrupted("interrupted".into()));
+                }
                 let failed = |reason| Error::failed(format!("worker {i} failed before its first job: {reason}"));
-                stream.enter(|| worker.warm_up()).map_err(failed)?;
+                let warm = catch_unwind(AssertUnwindSafe(|| stream.enter(|| worker.warm_up())));
+                warm.unwrap_or_else(|panic| Err(panic_text(&*panic))).map_err(failed)?;
             }
-            slots.push(Slot::new(Hand::Here(Here { worker, job: None, stream, _open: outbox })));
+            slots.push(Slot::new(Hand::Here(Here { worker, job: None, answered: 0, stream, _open: outbox })));
         }
-        Ok(Crew { slots, inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), given: 0 })
+        Ok(Crew { slots, inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), computed: 0 })
     }
 
     /// From now on jobs are ordered behind this seal of the server's.
@@ -265,7 +270,7 @@ impl Crew {
     pub fn first(&mut self) -> Result<Gradient> {
         if self.is_on_the_spot() {
             let waiting = |(i, slot): (usize, &Slot)| match &slot.hand {
-                Hand::Here(Here { job: Some((turn, _)), .. }) => Some((*turn, i)),
+                Hand::Here(Here { job: Some(_), answered, .. }) => Some((*answered, i)),
                 _ => None,
             };
             return match self.slots.iter().enumerate().filter_map(waiting).min() {
@@ -313,7 +318,9 @@ impl Crew {
         }
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
-        let (_, job) = here.job.take().expect("a running job is in hand");
+        let job = here.job.take().expect("a running job is in hand");
+        self.computed += 1;
+        here.answered = self.computed;
         slot.busy = false;
         match here.answer(job) {
             Message::Gradient(gradient) => Ok(gradient),
@@ -386,10 +393,7 @@ impl Crew {
         slot.busy = true;
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
-            Hand::Here(here) => {
-                self.given += 1;
-                here.job.replace((self.given, job)).is_none()
-            }
+            Hand::Here(here) => here.job.replace(job).is_none(),
             Hand::Gone => false,
         };
         if told {

@@ -329,7 +329,7 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
 
 /// How steps are launched on this device.
 fn step_kind(settings: &Settings, device: &Device) -> Result<StepKind> {
-    let best = if device.name() == "cuda" { StepKind::Captured } else { StepKind::Eager };
+    let best = if device.name() == "cuda" { StepKind::Best } else { StepKind::Eager };
     match (settings.step.unwrap_or(best), device) {
         (StepKind::Captured, Device::Cpu) => Err(Error::usage(
             "--step captured needs a GPU: the CPU has no launches to record; leave --step out or use --step eager",

@@ -235,7 +235,8 @@ impl Worker {
                     return device.issue(|| self.replayed(job)).map_err(|e| e.to_string())?.map(Some);
                 }
                 let seen = self.live.as_ref().map(|(live, _)| live.read(&self.device));
-                let seen = seen.map(|weights| Snapshot { weights, seal: Seal::default() });
+                // The seal is the job's: the server must have noted the last loss before it is overwritten.
+                let seen = seen.map(|weights| Snapshot { weights, seal: job.snapshot.seal.clone() });
                 let snapshot = seen.as_ref().unwrap_or(&job.snapshot);
                 let (buffers, loss) = self.objective.gradient(snapshot, job.number).map_err(|e| e.to_string())?;
                 let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
@@ -246,11 +247,11 @@ impl Worker {
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
-        let zeros = || self.device.zeros(total);
-        let mut sum = zeros();
-        let mut losses = self.device.zeros(1);
         // AdamW's moments begin at zero in every job: a gradient is a function of its snapshot alone (I5).
-        let mut moments = self.local.adamw.map(|_| (zeros(), zeros()));
+        let (mut sum, mut losses, mut moments) = self.gate.pass(|| {
+            let zeros = || self.device.zeros(total);
+            (zeros(), self.device.zeros(1), self.local.adamw.map(|_| (zeros(), zeros())))
+        });
         let mut current = job.snapshot.clone();
         for u in 0..job.steps as u64 {
             if self.given_up(job.number) {

@@ -6,12 +6,12 @@
 //! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::seal`], and the
 //! consumer's first launch binds that seal.
 
-use crate::graph::Numbers;
 use burn::tensor::StreamId;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -173,7 +173,11 @@ impl Device {
     pub fn issue<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send) -> Result<T, DeviceError> {
         match self {
             Device::Cpu => Ok(work()),
-            Device::Gpu(gpu) => gpu.client.exclusive(work).map_err(failed),
+            Device::Gpu(gpu) => {
+                // A panic goes on where it belongs: it is not the device's.
+                let result = gpu.client.exclusive(|| catch_unwind(AssertUnwindSafe(work))).map_err(failed)?;
+                result.map_or_else(|panic| resume_unwind(panic), Ok)
+            }
         }
     }
 
@@ -307,15 +311,15 @@ impl Replica {
     pub fn pull(&mut self, device: &Device, published: &Buffer, seal: &Seal) -> Buffer {
         let (Device::Gpu(gpu), Seal(Some(_))) = (device, seal) else { return published.clone() };
         let own = self.fixed(device, published.len());
-        copy_with(gpu, published, gpu.sealed(seal), &own, None);
+        copy_sealed(gpu, published, gpu.sealed(seal), &own);
         own
     }
 
-    /// The same, always into the replica's own buffer, whose place a recorded step knows; `numbers` are written by the same launch.
-    pub fn pull_fixed(&mut self, device: &Device, published: &Buffer, seal: &Seal, numbers: (&Numbers, [u32; 4])) {
+    /// The same, always into the replica's own buffer, whose place a recorded step knows.
+    pub fn pull_fixed(&mut self, device: &Device, published: &Buffer, seal: &Seal) {
         let Device::Gpu(gpu) = device else { unreachable!("the CPU records no step") };
         let own = self.fixed(device, published.len());
-        copy_with(gpu, published, gpu.sealed(seal), &own, Some(numbers));
+        copy_sealed(gpu, published, gpu.sealed(seal), &own);
     }
 
     /// The replica's own buffer of `len` floats, on this thread's stream.
@@ -332,16 +336,13 @@ impl Replica {
 pub fn copy(device: &Device, from: &Buffer, to: &mut Buffer) {
     match device {
         Device::Cpu => to.host_mut().copy_from_slice(from.host()),
-        Device::Gpu(gpu) => copy_with(gpu, from, gpu.unused(), to, None),
+        Device::Gpu(gpu) => copy_sealed(gpu, from, gpu.unused(), to),
     }
 }
 
-fn copy_with(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer, numbers: Option<(&Numbers, [u32; 4])>) {
+fn copy_sealed(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer) {
     let len = from.len() / 4;
-    let place = numbers.map_or_else(|| gpu.unused(), |(numbers, _)| numbers.0.clone());
-    let [a, b, c, d] = numbers.map_or([0; 4], |(_, values)| values);
-    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four, and so have the
-    // numbers, which are written only if there are some.
+    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four.
     unsafe {
         pull_kernel::launch_unchecked(
             &gpu.client,
@@ -351,12 +352,6 @@ fn copy_with(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer, numbers: Optio
             BufferArg::from_raw_parts(from.handle(), len),
             BufferArg::from_raw_parts(seal, 4),
             BufferArg::from_raw_parts(to.handle(), len),
-            BufferArg::from_raw_parts(place, 4),
-            a,
-            b,
-            c,
-            d,
-            numbers.is_some(),
         )
     }
 }
@@ -395,28 +390,8 @@ impl Recycler {
     }
 }
 
-// One `if` is decided when the kernel is compiled, the other when it runs.
-#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked)]
-fn pull_kernel<N: Size>(
-    from: &[Vector<f32, N>],
-    _seal: &[f32],
-    to: &mut [Vector<f32, N>],
-    numbers: &mut [u32],
-    a: u32,
-    b: u32,
-    c: u32,
-    d: u32,
-    #[comptime] numbered: bool,
-) {
-    if comptime!(numbered) {
-        if ABSOLUTE_POS == 0usize {
-            numbers[0] = a;
-            numbers[1] = b;
-            numbers[2] = c;
-            numbers[3] = d;
-        }
-    }
+fn pull_kernel<N: Size>(from: &[Vector<f32, N>], _seal: &[f32], to: &mut [Vector<f32, N>]) {
     let stride = CUBE_DIM as usize * CUBE_COUNT;
     let mut i = ABSOLUTE_POS;
     while i < to.len() {

@@ -4,8 +4,7 @@
 //! a function of (seed, i, k, j): the worker walks through a pseudo-random permutation of its part, a new one every
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
-use crate::device::{Buffer, Device, Gpu};
-use crate::graph::Numbers;
+use crate::device::{Buffer, Device};
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
@@ -93,15 +92,6 @@ pub enum Draw<'a> {
         /// What is done to each image.
         augment: Augment,
     },
-    /// The batch whose numbers ([`Part::numbers`]) lie in device memory when the draw runs: what a recorded step draws.
-    Numbered {
-        /// The part.
-        part: &'a Part,
-        /// Where the numbers lie.
-        numbers: Numbers,
-        /// What is done to each image.
-        augment: Augment,
-    },
     /// Rows `first..first + size` of the set as they stand.
     InOrder {
         /// The first row.
@@ -154,47 +144,70 @@ impl Images {
 
     /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes].
     pub fn draw(&self, device: &Device, draw: Draw, size: usize) -> (Buffer, Buffer) {
-        let plan = match &draw {
-            Draw::Batch { augment, .. } => {
-                Plan { shape: self.shape, shuffled: true, augment: *augment, numbered: false }
-            }
-            Draw::Numbered { augment, .. } => {
-                Plan { shape: self.shape, shuffled: true, augment: *augment, numbered: true }
-            }
+        let (x, target) = match device {
+            Device::Cpu => return self.on_cpu(&draw, size),
+            Device::Gpu(_) => self.batch(device, size),
+        };
+        self.draw_into(device, draw, size, &x, &target);
+        (x, target)
+    }
+
+    /// Room for a batch of `size` samples.
+    pub fn batch(&self, device: &Device, size: usize) -> (Buffer, Buffer) {
+        (device.uninitialised(size * self.shape.pixels()), device.uninitialised(size * self.shape.classes))
+    }
+
+    fn plan(&self, draw: &Draw, size: usize) -> Plan {
+        match draw {
+            Draw::Batch { augment, .. } => Plan { shape: self.shape, shuffled: true, augment: *augment },
             Draw::InOrder { first } => {
                 assert!(first + size <= self.count, "rows in order lie inside the set");
-                Plan { shape: self.shape, shuffled: false, augment: Augment::NONE, numbered: false }
+                Plan { shape: self.shape, shuffled: false, augment: Augment::NONE }
             }
-        };
-        let at = Place::of(&draw, size);
-        debug_assert!(size > 0, "a batch holds a sample");
-        match (device, &self.store) {
-            (Device::Cpu, Store::Host { pixels, labels }) => self.on_cpu(plan, at, &draw, size, pixels, labels),
-            (Device::Gpu(gpu), Store::Device(store)) => {
-                let rows = match &draw {
-                    Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. }
-                    | Draw::Numbered { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
-                    _ => gpu.unused(),
-                };
-                let numbers = match &draw {
-                    Draw::Numbered { numbers, .. } => numbers.0.clone(),
-                    _ => gpu.unused(),
-                };
-                self.on_gpu(gpu, plan, at, store, rows, numbers, size)
-            }
-            _ => unreachable!("a set is drawn from on the device that holds it"),
         }
     }
 
-    fn on_cpu(
-        &self,
-        plan: Plan,
-        at: Place,
-        draw: &Draw,
-        size: usize,
-        pixels: &[u8],
-        labels: &[u8],
-    ) -> (Buffer, Buffer) {
+    /// The same on a GPU, into buffers that lie there already.
+    pub fn draw_into(&self, device: &Device, draw: Draw, size: usize, x: &Buffer, target: &Buffer) {
+        let (plan, at) = (self.plan(&draw, size), Place::of(&draw, size));
+        let (Device::Gpu(gpu), Store::Device(store)) = (device, &self.store) else {
+            unreachable!("a set is drawn from on the device that holds it");
+        };
+        let rows = match &draw {
+            Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
+            _ => gpu.unused(),
+        };
+        assert!(x.len() == size * self.shape.pixels() && target.len() == size * self.shape.classes, "a batch's room");
+        // SAFETY: the lengths are the buffers' own; rows of a shuffled draw has `count` entries, and is not touched otherwise.
+        unsafe {
+            gather_kernel::launch_unchecked(
+                &gpu.client,
+                cubes(x.len().max(target.len())),
+                CubeDim::new_1d(256),
+                BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
+                BufferArg::from_raw_parts(store.labels.clone(), self.count),
+                BufferArg::from_raw_parts(store.scale.clone(), 6),
+                BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
+                BufferArg::from_raw_parts(x.handle(), x.len()),
+                BufferArg::from_raw_parts(target.handle(), target.len()),
+                at.order_key,
+                at.augment_key,
+                at.epoch,
+                at.position,
+                at.count,
+                half_bits(at.count),
+                at.job_low,
+                at.job_high,
+                plan,
+            )
+        }
+    }
+
+    fn on_cpu(&self, draw: &Draw, size: usize) -> (Buffer, Buffer) {
+        let (plan, at) = (self.plan(draw, size), Place::of(draw, size));
+        let Store::Host { pixels, labels } = &self.store else {
+            unreachable!("a set is drawn from on the device that holds it");
+        };
         let ImageShape { side, classes, channels } = self.shape;
         let plane = side * side;
         let mut x = vec![0f32; size * self.shape.pixels()];
@@ -203,7 +216,7 @@ impl Images {
             let row = match draw {
                 Draw::InOrder { first } => first + j,
                 Draw::Batch { part: Part { rows: Rows::Host(rows), .. }, .. } => at.row(rows, j as u32) as usize,
-                _ => unreachable!("a CPU part has host rows, and no step is recorded there"),
+                Draw::Batch { .. } => unreachable!("a CPU part has host rows"),
             };
             target[j * classes + labels[row] as usize] = 1.0;
             let source = &pixels[row * self.shape.pixels()..][..self.shape.pixels()];
@@ -223,48 +236,6 @@ impl Images {
             }
         }
         (Device::Cpu.upload(x), Device::Cpu.upload(target))
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn on_gpu(
-        &self,
-        gpu: &Gpu,
-        plan: Plan,
-        at: Place,
-        store: &DeviceStore,
-        rows: Handle,
-        numbers: Handle,
-        size: usize,
-    ) -> (Buffer, Buffer) {
-        let values = size * self.shape.pixels();
-        let targets = size * self.shape.classes;
-        let x = gpu.client.empty(4 * values);
-        let target = gpu.client.empty(4 * targets);
-        // SAFETY: the lengths are the buffers' own; rows of a shuffled draw has `count` entries, and is not touched otherwise.
-        unsafe {
-            gather_kernel::launch_unchecked(
-                &gpu.client,
-                cubes(values.max(targets)),
-                CubeDim::new_1d(256),
-                BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
-                BufferArg::from_raw_parts(store.labels.clone(), self.count),
-                BufferArg::from_raw_parts(store.scale.clone(), 6),
-                BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
-                BufferArg::from_raw_parts(numbers, 4),
-                BufferArg::from_raw_parts(x.clone(), values),
-                BufferArg::from_raw_parts(target.clone(), targets),
-                at.order_key,
-                at.augment_key,
-                at.epoch,
-                at.position,
-                at.count,
-                half_bits(at.count),
-                at.job_low,
-                at.job_high,
-                plan,
-            )
-        }
-        (Buffer::Device { handle: x, len: values }, Buffer::Device { handle: target, len: targets })
     }
 }
 
@@ -309,12 +280,6 @@ impl Part {
             }
             _ => unreachable!("a part is drawn from on the device that holds it"),
         }
-    }
-
-    /// The numbers of batch `job` for a draw of [`Draw::Numbered`].
-    pub fn numbers(&self, job: u64, size: usize) -> [u32; 4] {
-        let at = Place::of(&Draw::Batch { part: self, job, augment: Augment::NONE }, size);
-        [at.epoch, at.position, at.job_low, at.job_high]
     }
 
     /// Number of samples.
@@ -377,8 +342,6 @@ impl Place {
                     job_high: (*job >> 32) as u32,
                 }
             }
-            // What changes from batch to batch is read from the numbers.
-            Draw::Numbered { part, .. } => Place::of(&Draw::Batch { part, job: 0, augment: Augment::NONE }, size),
             Draw::InOrder { first } => Place {
                 order_key: 0,
                 augment_key: 0,
@@ -398,8 +361,6 @@ struct Plan {
     shape: ImageShape,
     shuffled: bool,
     augment: Augment,
-    /// Epoch, position and job are read from device memory.
-    numbered: bool,
 }
 
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
@@ -410,7 +371,6 @@ fn gather_kernel(
     labels: &[u32],
     scale: &[f32],
     rows: &[u32],
-    numbers: &[u32],
     x: &mut [f32],
     target: &mut [f32],
     order_key: u32,
@@ -423,16 +383,6 @@ fn gather_kernel(
     job_high: u32,
     #[comptime] plan: Plan,
 ) {
-    let mut epoch = epoch;
-    let mut position = position;
-    let mut job_low = job_low;
-    let mut job_high = job_high;
-    if comptime!(plan.numbered) {
-        epoch = numbers[0];
-        position = numbers[1];
-        job_low = numbers[2];
-        job_high = numbers[3];
-    }
     let side = comptime!(plan.shape.side as u32);
     let plane = comptime!((plan.shape.side * plan.shape.side) as u32);
     let values = comptime!(plan.shape.pixels() as u32);

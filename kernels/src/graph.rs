@@ -2,12 +2,12 @@
 //!
 //! On CUDA a recording is a graph of the driver's: one launch, whatever it holds. On WGPU the runtime keeps the dispatches and
 //! encodes them anew, which still spares the way through a tensor library. What a recording reads and writes stays where it
-//! was, so numbers that change from replay to replay lie in device memory ([`Numbers`]).
+//! was. It may bind buffers of its own stream alone: for another stream's the runtime would record and wait for events in the middle
+//! of it, which a driver refuses.
 
 use crate::device::{Device, DeviceError};
 use burn::tensor::StreamId;
-use cubecl::client::Graph;
-use cubecl::server::Handle;
+use cubecl::client::{Client, Graph};
 
 /// Times that a step runs before it is recorded: kernels are compiled and memory is taken, none of which a recording may do.
 const WARM_UP: usize = 2;
@@ -27,6 +27,16 @@ impl Device {
         let failed = |e: &dyn std::fmt::Display| DeviceError(format!("a step could not be recorded: {e}"));
         let client = &gpu.client;
         client.graph_prepare().map_err(|e| failed(&e))?;
+        // However this ends early, the stream leaves the state in which it records.
+        struct Leave<'a>(Option<&'a Client>);
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                if let Some(client) = self.0 {
+                    let _ = client.stop_capture();
+                }
+            }
+        }
+        let mut leave = Leave(Some(client));
         for _ in 0..WARM_UP {
             let output = step();
             self.sync()?;
@@ -34,6 +44,7 @@ impl Device {
         }
         client.start_capture().map_err(|e| failed(&e))?;
         let output = step();
+        leave.0 = None;
         let graph = client.stop_capture().map_err(|e| failed(&e))?;
         Ok(Recorded { graph, output, stream: StreamId::current() })
     }
@@ -61,19 +72,5 @@ impl<T, E> Recorded<Result<T, E>> {
     pub fn transpose(self) -> Result<Recorded<T>, E> {
         let Recorded { graph, output, stream } = self;
         output.map(|output| Recorded { graph, output, stream })
-    }
-}
-
-/// Four numbers in device memory, which a recorded kernel reads.
-#[derive(Clone)]
-pub struct Numbers(pub(crate) Handle);
-
-impl Numbers {
-    /// Numbers on `device`, to be written before they are read. Panics on the CPU, which records nothing.
-    pub fn new(device: &Device) -> Self {
-        match device {
-            Device::Gpu(gpu) => Numbers(gpu.client.empty(16)),
-            Device::Cpu => panic!("the CPU records nothing"),
-        }
     }
 }

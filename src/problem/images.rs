@@ -11,7 +11,7 @@ use stagger_datasets::ImageData;
 use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
-use stagger_kernels::graph::{Numbers, Recorded};
+use stagger_kernels::graph::Recorded;
 use stagger_kernels::nn::cross_entropy;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
@@ -96,7 +96,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         activation_bytes: activation as u64,
         data_bytes,
         cheap: false,
-        recorded: step == StepKind::Captured,
+        recorded: step != StepKind::Eager,
         description,
     })
 }
@@ -108,6 +108,8 @@ pub enum StepKind {
     Eager,
     /// Recorded once, then replayed with one launch.
     Captured,
+    /// Recorded if the device can, else eager, with a note.
+    Best,
 }
 
 /// A worker's f_i: mean cross-entropy over its part.
@@ -122,19 +124,18 @@ struct Classify {
     layout: Arc<Layout>,
     device: Device,
     step: StepKind,
-    recorded: Option<(Numbers, Recorded<Step>)>,
+    recorded: Option<(Buffer, Buffer, Recorded<Step>)>,
 }
 
 /// What a step gives: a gradient per segment of the layout, and the batch loss.
 type Step = (Arc<[Buffer]>, Buffer);
 
 impl Classify {
-    /// Forward and backward at `weights`.
-    fn step(&mut self, weights: &Buffer, draw: impl for<'a> Fn(&'a Part) -> Draw<'a>) -> Result<Step> {
-        let (x, y) = self.images.draw(&self.device, draw(&self.part), self.batch);
+    /// Forward and backward at `weights` on images and targets.
+    fn step(&mut self, weights: &Buffer, x: &Buffer, y: &Buffer) -> Result<Step> {
         let shape = self.images.shape();
-        let x = tensor::<4>(&self.device, &x, [self.batch, shape.side, shape.side, shape.channels]);
-        let y = tensor::<2>(&self.device, &y, [self.batch, shape.classes]);
+        let x = tensor::<4>(&self.device, x, [self.batch, shape.side, shape.side, shape.channels]);
+        let y = tensor::<2>(&self.device, y, [self.batch, shape.classes]);
         let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, weights);
         let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y), net.scale());
         let mut found = loss.backward();
@@ -143,40 +144,47 @@ impl Classify {
         Ok((buffers.into(), buffer(&self.device, loss.inner())?))
     }
 
-    /// Records the step on this thread's stream: it reads the replica's own buffer and the numbers, and writes the same buffers
-    /// every time.
-    fn record(&mut self, snapshot: &Snapshot) -> Result<(Numbers, Recorded<Step>)> {
-        let (device, augment) = (self.device.clone(), self.augment);
-        let numbers = Numbers::new(&device);
-        let first = (&numbers, self.part.numbers(0, self.batch));
-        self.replica.pull_fixed(&device, &snapshot.weights, &snapshot.seal, first);
+    /// Records the step on this thread's stream: it reads the replica's own buffer and the batch's, and writes the same buffers every
+    /// time. The draw is not in it: the training set lies on another stream.
+    fn record(&mut self, snapshot: &Snapshot) -> Result<(Buffer, Buffer, Recorded<Step>)> {
+        let device = self.device.clone();
+        let (x, y) = self.images.batch(&device, self.batch);
         let weights = self.replica.fixed(&device, snapshot.weights.len());
-        let recorded =
-            device.record(|| self.step(&weights, |part| Draw::Numbered { part, numbers: numbers.clone(), augment }));
-        let recorded = recorded?.transpose()?;
-        Ok((numbers, recorded))
+        let recorded = device.record(|| self.step(&weights, &x, &y))?.transpose()?;
+        Ok((x, y, recorded))
     }
 }
 
 impl Objective for Classify {
     fn is_recorded(&self) -> bool {
-        self.recorded.as_ref().is_some_and(|(_, recorded)| recorded.is_here())
+        self.recorded.as_ref().is_some_and(|(_, _, recorded)| recorded.is_here())
     }
 
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<Step> {
-        if self.step == StepKind::Eager {
-            let augment = self.augment;
-            let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
-            return self.step(&weights, |part| Draw::Batch { part, job, augment });
+        if self.step != StepKind::Eager && !self.is_recorded() {
+            self.recorded = match self.record(snapshot) {
+                Ok(recorded) => Some(recorded),
+                Err(error) if self.step == StepKind::Best => {
+                    eprintln!("NOTE       {error}; steps are launched one by one (--step eager)");
+                    self.step = StepKind::Eager;
+                    None
+                }
+                Err(error) => return Err(error),
+            };
         }
-        let recorded = match self.recorded.take().filter(|(_, recorded)| recorded.is_here()) {
-            Some(recorded) => recorded,
-            None => self.record(snapshot)?,
-        };
-        let (numbers, recorded) = self.recorded.insert(recorded);
-        let values = (&*numbers, self.part.numbers(job, self.batch));
-        self.replica.pull_fixed(&self.device, &snapshot.weights, &snapshot.seal, values);
-        Ok(recorded.replay()?.clone())
+        let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
+        match &self.recorded {
+            Some((x, y, recorded)) => {
+                self.replica.pull_fixed(&self.device, &snapshot.weights, &snapshot.seal);
+                self.images.draw_into(&self.device, draw, self.batch, x, y);
+                Ok(recorded.replay()?.clone())
+            }
+            None => {
+                let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
+                let (x, y) = self.images.draw(&self.device, draw, self.batch);
+                self.step(&weights, &x, &y)
+            }
+        }
     }
 }
 
