@@ -104,7 +104,11 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     if options.batch == 0 || options.workers.contains(&0) || !options.seconds.is_finite() || options.seconds <= 0.0 {
         return Err(Error::usage("--batch, --workers and --seconds of a benchmark must be more than 0"));
     }
-    let choice: Choice = options.backend.parse()?;
+    // The engine is the host's alone, whatever else there is.
+    let choice = if options.subject == Subject::Engine { Choice::Cpu } else { options.backend.parse()? };
+    if !["auto", "eager", "captured"].contains(&options.step.as_str()) {
+        return Err(Error::usage(format!("--step `{}` is not one of auto, eager, captured", options.step)));
+    }
     let backend = backend::open(choice)?;
     println!("backend    {}", backend.why);
     let report = match options.subject {

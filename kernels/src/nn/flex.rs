@@ -13,7 +13,8 @@ struct Floats(FlexTensor);
 
 impl Floats {
     fn of(tensor: FlexTensor) -> Self {
-        Floats(tensor.to_contiguous())
+        // Asked here, for Burn's own copies a view that does not fill its buffer: every parameter is one.
+        Floats(if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() })
     }
 
     fn get(&self) -> &[f32] {

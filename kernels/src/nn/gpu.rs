@@ -5,6 +5,7 @@
 //! Every sum has a fixed order, so the same input gives the same bits.
 
 use super::{Conv, Layers, Norm, Pool};
+use crate::layout::ALIGNMENT;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
@@ -226,7 +227,9 @@ impl Layers for CubeBackend {
         let passed = plan.residual && plan.relu;
         let through = if passed { fresh(&x, x.meta.shape()) } else { dy.clone() };
         let unwritten = if passed { through.clone() } else { moments.clone() };
-        let parts = fresh(&x, &[plan.batch, 2, plan.channels]);
+        // Each half begins where every adapter can bind it.
+        let width = plan.channels.next_multiple_of(ALIGNMENT);
+        let parts = fresh(&x, &[plan.batch, 2, width]);
         // SAFETY: cube b·groups + g reads and writes group g of image b alone; the last buffer is written only if it is its own.
         unsafe {
             norm_backward_kernel::launch_unchecked(
@@ -244,14 +247,14 @@ impl Layers for CubeBackend {
                 plan.into(),
             )
         }
-        let sums = sum_of_parts(&parts, plan.batch, &[2, plan.channels]);
-        let half = 4 * plan.channels as u64;
-        let part = |before: u64, behind: u64| {
-            let mut part = view(sums.clone(), &[plan.channels]);
-            part.handle = part.handle.offset_start(before).offset_end(behind);
-            part
+        let sums = sum_of_parts(&parts, plan.batch, &[2, width]);
+        let half = |index: usize| {
+            let mut half = view(sums.clone(), &[plan.channels]);
+            let behind = (2 - index) * width - plan.channels;
+            half.handle = half.handle.offset_start(4 * (index * width) as u64).offset_end(4 * behind as u64);
+            half
         };
-        (dx, through, part(half, 0), part(0, half))
+        (dx, through, half(1), half(0))
     }
 
     fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
@@ -608,7 +611,7 @@ fn norm_backward_kernel(
     // The units of a channel together: its share of dβ and dγ.
     shared[UNIT_POS as usize] = sum1;
     sync_cube();
-    let base = image * comptime!(2 * plan.channels) + channel;
+    let base = image * comptime!(2 * plan.channels.next_multiple_of(ALIGNMENT as u32)) + channel;
     if UNIT_POS < comptime!(plan.group) {
         let mut total = 0.0f32;
         for k in 0..step {
@@ -624,7 +627,7 @@ fn norm_backward_kernel(
         for k in 0..step {
             total += shared[(k * comptime!(plan.group) + UNIT_POS) as usize];
         }
-        parts[(base + comptime!(plan.channels)) as usize] = total;
+        parts[(base + comptime!(plan.channels.next_multiple_of(ALIGNMENT as u32))) as usize] = total;
     }
     let mut pixel = first;
     while pixel < comptime!(plan.pixels) {
