@@ -355,12 +355,7 @@ impl Options {
             regularizer: text(&self.regularizer, "none").parse()?,
             augment: self.augment.clone(),
             threads_per_worker: self.threads_per_worker,
-            step: match self.step.as_deref().unwrap_or("auto") {
-                "auto" => None,
-                "eager" => Some(StepKind::Eager),
-                "captured" => Some(StepKind::Captured),
-                other => return Err(Error::usage(format!("--step `{other}` is not one of auto, eager, captured"))),
-            },
+            step: StepKind::parse(self.step.as_deref().unwrap_or("auto"))?,
         })
     }
 }

@@ -176,7 +176,8 @@ impl Crew {
         Ok(crew)
     }
 
-    /// A crew without threads. Whoever is asked for computes; where the first to answer is asked for, it is who answered longest ago. With `streams` each worker has one, and is warmed up on it.
+    /// A crew without threads. Whoever is asked for computes; where the first to answer is asked for, it is who answered longest
+    /// ago. With `streams` each worker has one, and is warmed up on it.
     pub fn on_the_spot(
         workers: usize,
         streams: bool,

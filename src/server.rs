@@ -163,6 +163,9 @@ impl Server<'_> {
                 // Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
                 let (gate, stopwatch) = (self.gate.clone(), self.stopwatch.clone());
                 gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))?;
+                if self.limits.accuracy.zip(outcome.evaluation.test_accuracy).is_some_and(|(limit, now)| now >= limit) {
+                    return Ok(());
+                }
             }
         }
     }

@@ -39,13 +39,13 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     Ok(())
 }
 
-/// Trains for a measurement: prints nothing, leaves nothing behind; gives the summary and metrics.csv. Without `evaluated` nothing is
-/// evaluated, not even at the end.
-pub fn measure(options: &Options, evaluated: bool) -> Result<(Summary, String)> {
+/// Trains for a measurement: prints nothing, leaves nothing behind; gives the summary and metrics.csv. With a `target` it ends at the
+/// first evaluation of that test accuracy, without one nothing is evaluated, not even at the end.
+pub fn measure(options: &Options, target: Option<f64>) -> Result<(Summary, String)> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let number = RUNS.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("stagger-measured-{}-{number}", std::process::id()));
-    let result = run(options, Some(folder.clone()), Audience::Program { evaluated });
+    let result = run(options, Some(folder.clone()), Audience::Program { target });
     let metrics = std::fs::read_to_string(folder.join("metrics.csv")).unwrap_or_default();
     let _ = std::fs::remove_dir_all(&folder);
     let (summary, _) = result?;
@@ -59,7 +59,7 @@ pub fn measure(options: &Options, evaluated: bool) -> Result<(Summary, String)> 
 #[derive(Clone, Copy, PartialEq)]
 enum Audience {
     People,
-    Program { evaluated: bool },
+    Program { target: Option<f64> },
 }
 
 /// An evaluation that is not asked for.
@@ -134,7 +134,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     catch_signals();
 
     let mut problem = problem;
-    if audience == (Audience::Program { evaluated: false }) {
+    if audience == (Audience::Program { target: None }) {
         problem.evaluator = Box::new(Unevaluated);
     }
     let Problem { layout, initial, objectives, evaluator, columns, batches, samples, cheap, recorded, .. } = problem;
@@ -150,6 +150,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         updates: settings.updates,
         time: settings.time,
         samples: settings.epochs.map(|e| (e * samples as f64).ceil() as u64),
+        accuracy: if let Audience::Program { target } = audience { target } else { None },
     };
     say(&format!(
         "model      {} parameters in {} tensors, {} samples per gradient; rule {}, {workers} workers{}, clock {}",
@@ -316,7 +317,7 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
                 batch: settings.batch,
                 seed: settings.seed,
                 augment,
-                step: step_kind(settings, device)?,
+                step: StepKind::on(settings.step, device)?,
             };
             let mut problem = problem::images(device, set, &options)?;
             if let Some(value) = settings.init {
@@ -324,17 +325,6 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
             }
             Ok(problem)
         }
-    }
-}
-
-/// How steps are launched on this device.
-fn step_kind(settings: &Settings, device: &Device) -> Result<StepKind> {
-    let best = if device.name() == "cuda" { StepKind::Best } else { StepKind::Eager };
-    match (settings.step.unwrap_or(best), device) {
-        (StepKind::Captured, Device::Cpu) => Err(Error::usage(
-            "--step captured needs a GPU: the CPU has no launches to record; leave --step out or use --step eager",
-        )),
-        (kind, _) => Ok(kind),
     }
 }
 

@@ -208,6 +208,8 @@ impl Worker {
         if job.delay <= 0.0 {
             return Ok(Message::Gradient(gradient));
         }
+        // Who waits pushes its own launches out, so that the device computes meanwhile and not afterwards.
+        self.gate.pass(|| self.device.flush()).map_err(|e| e.to_string())?;
         let until = began + job.delay;
         // The injected time is waited for without a permit. Evaluation stops the clock, so ask it again after waking.
         while let Some(left) = self.stopwatch.until(until) {
@@ -230,20 +232,11 @@ impl Worker {
                 if self.given_up(job.number) {
                     return Ok(None);
                 }
-                if self.objective.is_recorded() && self.live.is_none() {
-                    let device = self.device.clone();
-                    return device.issue(|| self.replayed(job)).map_err(|e| e.to_string())?.map(Some);
+                if !self.objective.is_recorded() {
+                    return self.once(job).map(Some);
                 }
-                let seen = self.live.as_ref().map(|(live, _)| live.read(&self.device));
-                // The seal is the job's: the server must have noted the last loss before it is overwritten.
-                let seen = seen.map(|weights| Snapshot { weights, seal: job.snapshot.seal.clone() });
-                let snapshot = seen.as_ref().unwrap_or(&job.snapshot);
-                let (buffers, loss) = self.objective.gradient(snapshot, job.number).map_err(|e| e.to_string())?;
-                let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
-                if let Some((live, decay)) = &self.live {
-                    live.step(&self.device, &self.layout, &buffers, factor.as_ref(), job.lr, *decay);
-                }
-                self.sealed(job.number, buffers, factor.map(Box::new), loss).map(Some)
+                let device = self.device.clone();
+                device.issue(|| self.once(job)).map_err(|e| e.to_string())?.map(Some)
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
@@ -306,27 +299,27 @@ impl Worker {
             })?;
         }
         let gate = self.gate.clone();
-        gate.pass(|| self.sealed(job.number, [sum].into(), None, losses)).map(Some)
+        Ok(Some(gate.pass(|| self.sealed(job.number, [sum].into(), None, losses))))
     }
 
-    /// A recorded step: its launch, and those around it.
-    fn replayed(&mut self, job: &Job) -> Result<Gradient, String> {
-        let (buffers, loss) = self.objective.gradient(&job.snapshot, job.number).map_err(|e| e.to_string())?;
-        let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit).into());
-        Ok(Gradient { worker: self.index, job: job.number, buffers, factor, loss, seal: self.device.seal() })
+    /// One plain gradient.
+    fn once(&mut self, job: &Job) -> Result<Gradient, String> {
+        let seen = self.live.as_ref().map(|(live, _)| live.read(&self.device));
+        // The seal is the job's: the server must have noted the last loss before it is overwritten.
+        let seen = seen.map(|weights| Snapshot { weights, seal: job.snapshot.seal.clone() });
+        let snapshot = seen.as_ref().unwrap_or(&job.snapshot);
+        let (buffers, loss) = self.objective.gradient(snapshot, job.number).map_err(|e| e.to_string())?;
+        let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
+        if let Some((live, decay)) = &self.live {
+            live.step(&self.device, &self.layout, &buffers, factor.as_ref(), job.lr, *decay);
+        }
+        Ok(self.sealed(job.number, buffers, factor, loss))
     }
 
     /// Invariant I8: the seal is made after the last write is enqueued. Nobody waits: the queue in front of the thread that issues
     /// launches is one for all, so the server's next update pushes out what is still in it, in order.
-    fn sealed(
-        &self,
-        job: u64,
-        buffers: Arc<[Buffer]>,
-        factor: Option<Box<Buffer>>,
-        loss: Buffer,
-    ) -> Result<Gradient, String> {
-        let seal = self.device.seal();
-        Ok(Gradient { worker: self.index, job, buffers, factor, loss, seal })
+    fn sealed(&self, job: u64, buffers: Arc<[Buffer]>, factor: Option<Buffer>, loss: Buffer) -> Gradient {
+        Gradient { worker: self.index, job, buffers, factor: factor.map(Box::new), loss, seal: self.device.seal() }
     }
 
     /// Whether the job was cancelled, or the run is over.

@@ -131,7 +131,7 @@ fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
     let mut optimizer = SgdConfig::new().init();
     for job in 0..steps {
         let draw = Draw::Batch { part: &part, job, augment: Augment { pad: 4, flip: true } };
-        let (x, y) = data.draw(&device, draw, batch);
+        let (x, y) = data.draw(&device, draw, batch, None);
         let logits = net.forward(Tensor::from_inner(tensor::<4>(&device, &x, [batch, 32, 32, 3])));
         let targets = Tensor::from_inner(tensor::<2>(&device, &y, [batch, 10]));
         let loss = (log_softmax(logits.mul_scalar(net.scale()), 1) * targets).sum() / -(batch as f32);

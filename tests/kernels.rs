@@ -270,8 +270,8 @@ fn gather_equals() {
     let draw = |device: &Device, job: u64, augment: Augment| {
         let images = Images::new(device, shape, pixels.clone(), labels.clone(), [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]);
         let part = Part::new(device, (0..count as u32).step_by(2).collect(), 42, 3);
-        let (x, y) = images.draw(device, Draw::Batch { part: &part, job, augment }, 5);
-        let (a, b) = images.draw(device, Draw::InOrder { first: 7 }, 5);
+        let (x, y) = images.draw(device, Draw::Batch { part: &part, job, augment }, 5, None);
+        let (a, b) = images.draw(device, Draw::InOrder { first: 7 }, 5, None);
         let rows = part.draw(device, job, 5);
         [x, y, a, b, rows].map(|buffer| device.download(&buffer).unwrap()).to_vec()
     };

@@ -184,6 +184,17 @@ fn recorded() {
     }
 }
 
+/// On the spot the wall clock asks for who answered longest ago: a rule that gives the others' jobs up again and again must still
+/// hear of everybody.
+fn nobody_starves() {
+    let folder = common::train(
+        "--backend wgpu --dataset synthetic --model logreg --rule kbatchsync:k=1 --workers 4 --batch 2 --updates 12 --eval-every 0 --step captured",
+    );
+    let mut answers = [0; 4];
+    common::events(&folder).iter().for_each(|e| answers[e.worker] += 1);
+    assert_eq!(answers, [3; 4]);
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     type Layer = (&'static str, fn(&Device));
@@ -218,6 +229,13 @@ fn main() {
     trials.push(
         Trial::test(format!("a recorded step gives the bytes of the eager one{without}"), || {
             recorded();
+            Ok(())
+        })
+        .with_ignored_flag(skip),
+    );
+    trials.push(
+        Trial::test(format!("nobody starves where jobs are given up on the spot{without}"), || {
+            nobody_starves();
             Ok(())
         })
         .with_ignored_flag(skip),

@@ -300,26 +300,37 @@ pub struct Replica {
     own: Option<(StreamId, Buffer)>,
 }
 
+/// Published weights on their way to a replica: ordered behind `seal`, to be copied by a launch.
+pub struct Pull {
+    pub(crate) from: Buffer,
+    pub(crate) seal: Seal,
+    pub(crate) to: Buffer,
+}
+
 impl Replica {
     /// A replica that has pulled nothing yet.
     pub fn new() -> Self {
         Replica { own: None }
     }
 
-    /// The weights to read for the job at hand. The launch binds `seal`, and everything that this thread enqueues
-    /// afterwards is ordered behind it (I8). The result is valid until the next pull.
+    /// The weights to read for the job at hand, valid until the next pull. The launch binds `seal`, and everything that this
+    /// thread enqueues afterwards is ordered behind it (I8).
     pub fn pull(&mut self, device: &Device, published: &Buffer, seal: &Seal) -> Buffer {
-        let (Device::Gpu(gpu), Seal(Some(_))) = (device, seal) else { return published.clone() };
-        let own = self.fixed(device, published.len());
-        copy_sealed(gpu, published, gpu.sealed(seal), &own);
-        own
+        let (weights, pull) = self.pulling(device, published, seal, false);
+        if let (Device::Gpu(gpu), Some(Pull { from, seal, to })) = (device, pull) {
+            copy_sealed(gpu, &from, gpu.sealed(&seal), &to);
+        }
+        weights
     }
 
-    /// The same, always into the replica's own buffer, whose place a recorded step knows.
-    pub fn pull_fixed(&mut self, device: &Device, published: &Buffer, seal: &Seal) {
-        let Device::Gpu(gpu) = device else { unreachable!("the CPU records no step") };
+    /// The same, but the copy, if there is one, is left to a launch that does more. With `fixed` the weights are always brought to
+    /// the replica's own buffer, whose place a recorded step knows.
+    pub fn pulling(&mut self, device: &Device, published: &Buffer, seal: &Seal, fixed: bool) -> (Buffer, Option<Pull>) {
+        if seal.0.is_none() && !fixed {
+            return (published.clone(), None);
+        }
         let own = self.fixed(device, published.len());
-        copy_sealed(gpu, published, gpu.sealed(seal), &own);
+        (own.clone(), Some(Pull { from: published.clone(), seal: seal.clone(), to: own }))
     }
 
     /// The replica's own buffer of `len` floats, on this thread's stream.

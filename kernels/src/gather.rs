@@ -4,7 +4,7 @@
 //! a function of (seed, i, k, j): the worker walks through a pseudo-random permutation of its part, a new one every
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Pull};
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
@@ -142,13 +142,14 @@ impl Images {
         self.count == 0
     }
 
-    /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes].
-    pub fn draw(&self, device: &Device, draw: Draw, size: usize) -> (Buffer, Buffer) {
+    /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes]. On a GPU the same
+    /// launch does the `pull`, if there is one.
+    pub fn draw(&self, device: &Device, draw: Draw, size: usize, pull: Option<Pull>) -> (Buffer, Buffer) {
         let (x, target) = match device {
             Device::Cpu => return self.on_cpu(&draw, size),
             Device::Gpu(_) => self.batch(device, size),
         };
-        self.draw_into(device, draw, size, &x, &target);
+        self.draw_into(device, draw, size, &x, &target, pull);
         (x, target)
     }
 
@@ -158,18 +159,29 @@ impl Images {
     }
 
     fn plan(&self, draw: &Draw, size: usize) -> Plan {
+        let plan = Plan { shape: self.shape, shuffled: true, augment: Augment::NONE, pulls: false };
         match draw {
-            Draw::Batch { augment, .. } => Plan { shape: self.shape, shuffled: true, augment: *augment },
+            Draw::Batch { augment, .. } => Plan { augment: *augment, ..plan },
             Draw::InOrder { first } => {
                 assert!(first + size <= self.count, "rows in order lie inside the set");
-                Plan { shape: self.shape, shuffled: false, augment: Augment::NONE }
+                Plan { shuffled: false, ..plan }
             }
         }
     }
 
     /// The same on a GPU, into buffers that lie there already.
-    pub fn draw_into(&self, device: &Device, draw: Draw, size: usize, x: &Buffer, target: &Buffer) {
-        let (plan, at) = (self.plan(&draw, size), Place::of(&draw, size));
+    pub fn draw_into(
+        &self,
+        device: &Device,
+        draw: Draw,
+        size: usize,
+        x: &Buffer,
+        target: &Buffer,
+        pull: Option<Pull>,
+    ) {
+        let (mut plan, at) = (self.plan(&draw, size), Place::of(&draw, size));
+        plan.pulls = pull.is_some();
+        let vectors = pull.as_ref().map_or(0, |pull| pull.to.len() / 4);
         let (Device::Gpu(gpu), Store::Device(store)) = (device, &self.store) else {
             unreachable!("a set is drawn from on the device that holds it");
         };
@@ -178,18 +190,27 @@ impl Images {
             _ => gpu.unused(),
         };
         assert!(x.len() == size * self.shape.pixels() && target.len() == size * self.shape.classes, "a batch's room");
-        // SAFETY: the lengths are the buffers' own; rows of a shuffled draw has `count` entries, and is not touched otherwise.
+        // SAFETY: the lengths are the buffers' own; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
+        // buffers hold the same number of floats, a multiple of four, and stand-ins take their place where there is none.
         unsafe {
+            let weights = |side: fn(&Pull) -> &Buffer| match &pull {
+                Some(pull) => BufferArg::from_raw_parts(side(pull).handle(), vectors),
+                None => BufferArg::from_raw_parts(gpu.unused(), 1),
+            };
             gather_kernel::launch_unchecked(
                 &gpu.client,
-                cubes(x.len().max(target.len())),
+                cubes(x.len().max(target.len()).max(vectors)),
                 CubeDim::new_1d(256),
+                4,
                 BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
                 BufferArg::from_raw_parts(store.labels.clone(), self.count),
                 BufferArg::from_raw_parts(store.scale.clone(), 6),
                 BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
                 BufferArg::from_raw_parts(x.handle(), x.len()),
                 BufferArg::from_raw_parts(target.handle(), target.len()),
+                weights(|pull| &pull.from),
+                BufferArg::from_raw_parts(pull.as_ref().map_or(gpu.unused(), |pull| gpu.sealed(&pull.seal)), 4),
+                weights(|pull| &pull.to),
                 at.order_key,
                 at.augment_key,
                 at.epoch,
@@ -361,18 +382,22 @@ struct Plan {
     shape: ImageShape,
     shuffled: bool,
     augment: Augment,
+    pulls: bool,
 }
 
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
 #[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked)]
-fn gather_kernel(
+fn gather_kernel<N: Size>(
     pixels: &[u32],
     labels: &[u32],
     scale: &[f32],
     rows: &[u32],
     x: &mut [f32],
     target: &mut [f32],
+    from: &[Vector<f32, N>],
+    _seal: &[f32],
+    to: &mut [Vector<f32, N>],
     order_key: u32,
     augment_key: u32,
     epoch: u32,
@@ -390,6 +415,11 @@ fn gather_kernel(
     let classes = comptime!(plan.shape.classes as u32);
     let pad = comptime!(plan.augment.pad as u32);
     let span = comptime!(2 * plan.augment.pad as u32 + 1);
+    if comptime!(plan.pulls) {
+        if ABSOLUTE_POS < to.len() {
+            to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
+        }
+    }
     if ABSOLUTE_POS < target.len() {
         let i = ABSOLUTE_POS as u32;
         let row = choose(rows, order_key, epoch, position, count, half, i / classes, plan.shuffled);
@@ -470,7 +500,7 @@ mod tests {
 
     fn rows_of(images: &Images, part: &Part, job: u64, size: usize) -> Vec<u32> {
         let draw = Draw::Batch { part, job, augment: Augment::NONE };
-        let (x, _) = images.draw(&Device::Cpu, draw, size);
+        let (x, _) = images.draw(&Device::Cpu, draw, size, None);
         x.host().chunks(images.shape().pixels()).map(|image| image[0].round() as u32).collect()
     }
 

@@ -13,7 +13,7 @@
 //! Invariant I2: all new models go to fresh buffers.
 
 use crate::device::{Buffer, Device, Gpu};
-use crate::update::{Incoming, count_launch};
+use crate::update::{Incoming, clipped, count_launch};
 use cubecl::prelude::*;
 
 /// What is mixed.
@@ -61,6 +61,9 @@ pub struct Exchange<'a> {
     pub mixing: Mixing<'a>,
 }
 
+/// Floats per block of the CPU's loop.
+const BLOCK: usize = 1024;
+
 impl Exchange<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {
@@ -74,7 +77,9 @@ impl Exchange<'_> {
     /// The plain loop: the CPU path, and the reference of the kernel.
     fn on_cpu(self) {
         let Exchange { mut gradient, weights, fresh, lr, mut mixing } = self;
-        gradient.on_cpu(|at, g| {
+        let (factor, mut room) = (gradient.note(), [0f32; BLOCK]);
+        for (at, g) in gradient.blocks(BLOCK) {
+            let g = clipped(g, factor, &mut room);
             let there = at..at + g.len();
             let (w, fresh) = (&weights.host()[there.clone()], &mut fresh.host_mut()[there.clone()]);
             match &mut mixing {
@@ -106,7 +111,7 @@ impl Exchange<'_> {
                     }
                 }
             }
-        });
+        }
     }
 
     fn on_gpu(self, gpu: &Gpu) {

@@ -28,10 +28,9 @@ pub struct Row {
 /// An f32 rounded to bf16.
 fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    // Not a number stays so: rounding up its bits could wrap around to zero.
+    (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 
 fn from_bf16(x: u16) -> f32 {
@@ -86,31 +85,11 @@ impl Row {
         }
     }
 
-    /// Rewrites the entries of `there`: `renew(k, r)` gives the new value and what is to be handed on; `changed` gets the new
-    /// value as it was stored.
-    #[inline(always)]
-    pub(crate) fn on_cpu(
-        &mut self,
-        there: Range<usize>,
-        mut renew: impl FnMut(usize, f32) -> (f32, f32),
-        mut changed: impl FnMut(usize, f32, f32),
-    ) {
+    /// The entries of a host row, for writing.
+    pub(crate) fn entries(&mut self) -> Entries<'_> {
         match self.dtype {
-            Dtype::F32 => {
-                for (k, r) in self.values.host_mut()[there].iter_mut().enumerate() {
-                    let (new, old) = renew(k, *r);
-                    *r = new;
-                    changed(k, new, old);
-                }
-            }
-            Dtype::Bf16 => {
-                let halves: &mut [u16] = bytemuck::cast_slice_mut(self.values.host_mut());
-                for (k, r) in halves[there].iter_mut().enumerate() {
-                    let (new, old) = renew(k, from_bf16(*r));
-                    *r = to_bf16(new);
-                    changed(k, from_bf16(*r), old);
-                }
-            }
+            Dtype::F32 => Entries::F32(self.values.host_mut()),
+            Dtype::Bf16 => Entries::Bf16(bytemuck::cast_slice_mut(self.values.host_mut())),
         }
     }
 
@@ -123,6 +102,38 @@ impl Row {
                 let halves: &[u16] = bytemuck::cast_slice(self.values.host());
                 halves[there].iter().enumerate().for_each(|(k, r)| read(k, from_bf16(*r)));
             }
+        }
+    }
+}
+
+/// A host row as it is stored.
+pub(crate) enum Entries<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [u16]),
+}
+
+impl Entries<'_> {
+    /// Rewrites the entries of `there`, each beside one of `others`: `renew(old, other)` gives the new value; `changed` gets the old,
+    /// the new as it was stored, and the other.
+    #[inline(always)]
+    pub(crate) fn renew<T>(
+        &mut self,
+        there: Range<usize>,
+        others: impl Iterator<Item = T>,
+        renew: impl Fn(f32, &T) -> f32,
+        changed: impl Fn(f32, f32, T),
+    ) {
+        match self {
+            Entries::F32(values) => values[there].iter_mut().zip(others).for_each(|(r, other)| {
+                let old = *r;
+                *r = renew(old, &other);
+                changed(old, *r, other);
+            }),
+            Entries::Bf16(halves) => halves[there].iter_mut().zip(others).for_each(|(r, other)| {
+                let old = from_bf16(*r);
+                *r = to_bf16(renew(old, &other));
+                changed(old, from_bf16(*r), other);
+            }),
         }
     }
 }

@@ -106,9 +106,6 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     }
     // The engine is the host's alone, whatever else there is.
     let choice = if options.subject == Subject::Engine { Choice::Cpu } else { options.backend.parse()? };
-    if !["auto", "eager", "captured"].contains(&options.step.as_str()) {
-        return Err(Error::usage(format!("--step `{}` is not one of auto, eager, captured", options.step)));
-    }
     let backend = backend::open(choice)?;
     println!("backend    {}", backend.why);
     let report = match options.subject {
@@ -118,7 +115,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         Subject::Engine => engine::run(options)?,
         Subject::Model => model::run(options, &backend)?,
     };
-    let facts = facts(options, &backend);
+    let facts = facts(&backend);
     print(&report, &facts);
     let name = format!("{:?}", options.subject).to_lowercase();
     let folder = options.out.clone().unwrap_or_else(|| crate::train::fresh_folder(&format!("bench-{name}")));
@@ -128,7 +125,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
 }
 
 /// The facts without which a figure means nothing.
-fn facts(options: &BenchOptions, backend: &Backend) -> Value {
+fn facts(backend: &Backend) -> Value {
     json!({
         "device": backend.name,
         "backend": backend.device.name(),
@@ -138,8 +135,6 @@ fn facts(options: &BenchOptions, backend: &Backend) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("STAGGER_COMMIT"),
         "command": std::env::args().collect::<Vec<_>>().join(" "),
-        "batch": options.batch,
-        "model": options.model,
     })
 }
 

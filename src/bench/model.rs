@@ -29,12 +29,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
 
 fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Report> {
     let columns = ["part", "ms", "GFLOP/s", "samples/s"];
-    let kind = match (bench.step.as_str(), device) {
-        ("eager", _) | (_, Device::Cpu) => StepKind::Eager,
-        ("captured", _) => StepKind::Captured,
-        _ if device.name() == "cuda" => StepKind::Captured,
-        _ => StepKind::Eager,
-    };
+    let kind = StepKind::on(StepKind::parse(&bench.step)?, device)?;
     let title = format!("model: {}, batch {}, {place}, step {kind:?}", bench.model, bench.batch);
     let mut report = Report::new(title.to_lowercase(), &columns);
     let set = synthetic::generate(1);

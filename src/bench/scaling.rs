@@ -4,7 +4,6 @@ use super::{BenchOptions, Report};
 use crate::backend::Backend;
 use crate::config::Options;
 use crate::error::Result;
-use crate::record::Summary;
 use crate::train::measure;
 use serde_json::json;
 use stagger_kernels::Device;
@@ -33,8 +32,7 @@ pub fn workers(bench: &BenchOptions, most: usize) -> Vec<usize> {
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let title = format!("scaling: {}, batch {}, asgd, {}", bench.model, bench.batch, backend.device.name());
-    let columns =
-        ["workers", "threads each", "gradients/s", "samples/s", "times the first", "mean staleness", "restarted"];
+    let columns = ["workers", "threads each", "gradients/s", "samples/s", "times the first", "mean staleness"];
     let mut report = Report::new(title, &columns);
     report.figure = Some((0, 3, None));
     let mut first = None;
@@ -45,8 +43,11 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             eval_every: Some(0),
             ..options(bench, backend, n)
         };
-        let Summary { gradients_per_second: rate, samples_per_second: samples, .. } =
-            measure_one(&settings, &mut report, n, &mut first)?;
+        let (summary, _) = measure(&settings, None)?;
+        let (rate, samples) = (summary.gradients_per_second, summary.samples_per_second);
+        let base = *first.get_or_insert(rate);
+        let (threads, staleness) = (summary.threads_per_worker, summary.mean_staleness);
+        report.row(vec![json!(n), json!(threads), json!(rate), json!(samples), json!(rate / base), json!(staleness)]);
         println!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
     }
     if matches!(backend.device, Device::Gpu(_)) {
@@ -56,20 +57,4 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         report.notes.push("this driver runs no kernel: the figures are what the host could submit".into());
     }
     Ok(report)
-}
-
-fn measure_one(settings: &Options, report: &mut Report, n: usize, first: &mut Option<f64>) -> Result<Summary> {
-    let summary = measure(settings, false)?.0;
-    let rate = summary.gradients_per_second;
-    let base = *first.get_or_insert(rate);
-    report.row(vec![
-        json!(n),
-        json!(summary.threads_per_worker),
-        json!(rate),
-        json!(summary.samples_per_second),
-        json!(rate / base),
-        json!(summary.mean_staleness),
-        json!(summary.restarted),
-    ]);
-    Ok(summary)
 }

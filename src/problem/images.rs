@@ -112,6 +112,30 @@ pub enum StepKind {
     Best,
 }
 
+impl StepKind {
+    /// What `--step` asks for: `None` is auto.
+    pub fn parse(text: &str) -> Result<Option<StepKind>> {
+        match text {
+            "auto" => Ok(None),
+            "eager" => Ok(Some(StepKind::Eager)),
+            "captured" => Ok(Some(StepKind::Captured)),
+            _ => Err(Error::usage(format!("--step `{text}` is not one of auto, eager, captured"))),
+        }
+    }
+
+    /// How steps are launched on `device`, if it can do what was asked for.
+    pub fn on(asked: Option<StepKind>, device: &Device) -> Result<StepKind> {
+        match (asked, device) {
+            (Some(StepKind::Captured), Device::Cpu) => Err(Error::usage(
+                "--step captured needs a GPU: the CPU has no launches to record; leave --step out or use --step eager",
+            )),
+            (Some(kind), _) => Ok(kind),
+            (None, _) if device.name() == "cuda" => Ok(StepKind::Best),
+            (None, _) => Ok(StepKind::Eager),
+        }
+    }
+}
+
 /// A worker's f_i: mean cross-entropy over its part.
 struct Classify {
     images: Images,
@@ -173,15 +197,15 @@ impl Objective for Classify {
             };
         }
         let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
+        let fixed = self.recorded.is_some();
+        let (weights, pull) = self.replica.pulling(&self.device, &snapshot.weights, &snapshot.seal, fixed);
         match &self.recorded {
             Some((x, y, recorded)) => {
-                self.replica.pull_fixed(&self.device, &snapshot.weights, &snapshot.seal);
-                self.images.draw_into(&self.device, draw, self.batch, x, y);
+                self.images.draw_into(&self.device, draw, self.batch, x, y, pull);
                 Ok(recorded.replay()?.clone())
             }
             None => {
-                let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
-                let (x, y) = self.images.draw(&self.device, draw, self.batch);
+                let (x, y) = self.images.draw(&self.device, draw, self.batch, pull);
                 self.step(&weights, &x, &y)
             }
         }
@@ -205,7 +229,7 @@ impl Evaluator for TestSet {
         let mut sums: Option<Tensor<1>> = None;
         for first in (0..self.images.len()).step_by(EVALUATION_BATCH) {
             let size = EVALUATION_BATCH.min(self.images.len() - first);
-            let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size);
+            let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size, None);
             let x = tensor::<4>(&self.device, &x, [size, shape.side, shape.side, shape.channels]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
             let logits = plain.forward(x).mul_scalar(plain.scale());

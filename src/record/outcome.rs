@@ -11,6 +11,8 @@ pub struct Limits {
     pub time: Option<f64>,
     /// When so many samples have been drawn by the gradients that arrived.
     pub samples: Option<u64>,
+    /// At the first evaluation of this test accuracy, 0 to 1.
+    pub accuracy: Option<f64>,
 }
 
 /// What a run came to.

@@ -42,6 +42,7 @@ fn len(tensor: &CubeTensor) -> usize {
 
 /// The whole buffer of a contiguous tensor. Safe to launch with as long as the kernel keeps to its length.
 fn arg(tensor: &CubeTensor) -> BufferArg {
+    assert_eq!(tensor.dtype, DType::F32, "the layers compute in f32");
     // SAFETY: the handle of a contiguous f32 tensor covers exactly its elements.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
 }

@@ -179,6 +179,7 @@ pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize) -> Te
     let [batch, height, width, from] = x.dims();
     let [to, inputs, kernel, columns] = weights.dims();
     assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
+    assert!(height.min(width) + 2 * pad >= kernel && stride > 0, "a patch lies inside the image and its border");
     let plan = Conv { batch, height, width, from, to, kernel, stride, pad };
     Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
 }
@@ -195,6 +196,8 @@ pub fn conv2d_weight_gradient(x: Tensor<4>, dy: Tensor<4>, plan: Conv) -> Tensor
 
 /// A linear layer: [B, in] times weights [in, out] plus bias [out].
 pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    let [from, to] = weights.dims();
+    assert!(x.dims()[1] == from && bias.dims() == [to], "weights of another layer");
     let (x, weights) = (x.into_dispatch(), weights.into_dispatch());
     Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch()))
 }
@@ -214,6 +217,8 @@ pub fn group_norm<const D: usize>(
     let pixels = dims[1..D - 1].iter().product();
     let plan = Norm { batch, pixels, channels, group, epsilon: 1e-5, relu, residual: residual.is_some() };
     assert!(channels.is_multiple_of(group), "groups of {group} do not divide {channels} channels");
+    assert!(gamma.dims() == [channels] && beta.dims() == [channels], "a scale and a shift per channel");
+    assert!(residual.as_ref().is_none_or(|r| r.dims() == dims), "a residual of the same shape");
     let x = x.into_dispatch();
     // A tensor must stand in the place of a residual that is not there; nothing reads it.
     let residual = residual.map_or_else(|| x.clone(), Tensor::into_dispatch);

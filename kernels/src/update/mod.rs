@@ -26,6 +26,8 @@
 mod cpu;
 mod gpu;
 
+pub(crate) use cpu::clipped;
+
 use crate::device::{Buffer, Device, Seal};
 use crate::layout::Layout;
 use crate::row::Row;
@@ -49,8 +51,8 @@ pub struct Incoming<'a> {
     pub slot: usize,
 }
 
-/// How a gradient enters the server's state; see the arithmetic above.
-pub enum Fold<'a> {
+/// How a gradient enters the server's state; see the arithmetic above. The plain loop holds it with slices in the place of buffers.
+pub enum Fold<'a, B: ?Sized = Buffer, R = &'a mut Row> {
     /// It does not: the arrival was dropped.
     Nothing,
     /// Straight into the step.
@@ -61,16 +63,16 @@ pub enum Fold<'a> {
     /// Into a sum.
     Sum {
         /// s, in place.
-        sum: &'a mut Buffer,
+        sum: &'a mut B,
         /// c.
         scale: f32,
     },
     /// Into a table row, and the change of the row into the sum.
     Row {
         /// s, in place.
-        sum: &'a mut Buffer,
+        sum: &'a mut B,
         /// r, in place.
-        row: &'a mut Row,
+        row: R,
         /// m: 1 replaces the row, 1/B makes it the mean of B gradients.
         mix: f32,
         /// c.
@@ -83,51 +85,51 @@ pub enum Fold<'a> {
     /// Straight into the step, corrected for its delay.
     Compensated {
         /// x.
-        sent: &'a Buffer,
+        sent: &'a B,
         /// λ.
         lambda: f32,
         /// q in place, and m, for the adaptive form.
-        square: Option<(&'a mut Buffer, f32)>,
+        square: Option<(&'a mut B, f32)>,
     },
     /// A worker's local step, whose direction is also gathered in a sum.
     Local {
         /// s, in place.
-        sum: &'a mut Buffer,
+        sum: &'a mut B,
         /// x and μ of a proximal term.
-        proximal: Option<(&'a Buffer, f32)>,
+        proximal: Option<(&'a B, f32)>,
     },
 }
 
 /// What turns a direction into a step.
-pub enum Method<'a> {
+pub enum Method<'a, B: ?Sized = Buffer> {
     /// The direction itself.
     Plain,
     /// Heavy-ball momentum.
     HeavyBall {
         /// v, in place.
-        velocity: &'a mut Buffer,
+        velocity: &'a mut B,
         /// β.
         beta: f32,
     },
     /// Nesterov momentum whose momentum part comes every few updates (with no `pending`: every update).
     Nesterov {
         /// v, in place.
-        velocity: &'a mut Buffer,
+        velocity: &'a mut B,
         /// β.
         beta: f32,
         /// p, in place: directions since the last turn.
-        pending: Option<&'a mut Buffer>,
+        pending: Option<&'a mut B>,
         /// Whether the momentum part comes now.
         turn: bool,
     },
     /// The Adam family, with decoupled weight decay.
     Adam {
         /// m, in place.
-        first: &'a mut Buffer,
+        first: &'a mut B,
         /// u, in place.
-        second: &'a mut Buffer,
+        second: &'a mut B,
         /// The largest u so far, in place (AMSGrad).
-        largest: Option<&'a mut Buffer>,
+        largest: Option<&'a mut B>,
         /// The constants.
         constants: Adam,
     },
@@ -149,9 +151,9 @@ pub struct Adam {
 }
 
 /// The step after the fold.
-pub struct Step<'a> {
+pub struct Step<'a, B: ?Sized = Buffer> {
     /// Receives the new weights.
-    pub fresh: &'a mut Buffer,
+    pub fresh: &'a mut B,
     /// η.
     pub lr: f32,
     /// f, of the direction: before weight decay and momentum.
@@ -161,9 +163,9 @@ pub struct Step<'a> {
     /// λ, of the current weights.
     pub weight_decay: f32,
     /// b in place and its k: added to the direction, and then moved by k times the direction without it.
-    pub base: Option<(&'a mut Buffer, f32)>,
+    pub base: Option<(&'a mut B, f32)>,
     /// From direction to step.
-    pub method: Method<'a>,
+    pub method: Method<'a, B>,
 }
 
 /// Everything that one update reads and writes.
