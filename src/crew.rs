@@ -15,7 +15,7 @@
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use stagger_kernels::{Seal, Stream};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,8 +99,6 @@ struct Here {
     answered: u64,
     /// The worker's own stream, on a GPU.
     stream: Option<Stream>,
-    /// Keeps the worker's channel open: it looks there for cancellations.
-    _open: Sender<Order>,
 }
 
 impl Here {
@@ -186,8 +184,8 @@ impl Crew {
         let (answer, inbox) = bounded(1);
         let mut slots = Vec::with_capacity(workers);
         for i in 0..workers {
-            let (outbox, orders) = bounded(1);
-            let mut worker = make(i, orders, answer.clone());
+            // No order comes but from this thread, which is computing while the worker looks there.
+            let mut worker = make(i, never(), answer.clone());
             let stream = streams.then(|| Stream::after_current(i as u64));
             if let Some(stream) = stream {
                 if INTERRUPTED.load(Ordering::Relaxed) {
@@ -197,7 +195,7 @@ impl Crew {
                 let warm = catch_unwind(AssertUnwindSafe(|| stream.enter(|| worker.warm_up())));
                 warm.unwrap_or_else(|panic| Err(panic_text(&*panic))).map_err(failed)?;
             }
-            slots.push(Slot::new(Hand::Here(Here { worker, job: None, answered: 0, stream, _open: outbox })));
+            slots.push(Slot::new(Hand::Here(Here { worker, job: None, answered: 0, stream })));
         }
         Ok(Crew { slots, inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), computed: 0 })
     }

@@ -125,14 +125,14 @@ impl Server<'_> {
             Err(error) => {
                 // What arrived before the failure is kept.
                 let _ = self.note(&state, &mut outcome, &mut pending);
-                let _ = self.folder.flush();
+                let _ = self.folder.finish();
                 return Err(error);
             }
             Ok(()) => false,
         };
         self.note(&state, &mut outcome, &mut pending)?;
         self.evaluate(&mut state, &mut outcome)?;
-        self.folder.flush()?;
+        self.folder.finish()?;
         outcome.weights = device.download(&state.snapshot.weights)?;
         self.progress.done();
         Ok(outcome)
@@ -301,11 +301,10 @@ impl Server<'_> {
         for (event, loss) in pending.iter_mut().zip(losses) {
             event.loss = loss.is_finite().then_some(loss);
             self.losses.push(loss as f64);
-            self.folder.event(event)?;
         }
+        self.folder.events(pending)?;
         let recent = &self.losses.recent;
         outcome.recent_loss = Some(recent.iter().sum::<f64>() / recent.len() as f64);
-        pending.clear();
         Ok(())
     }
 

@@ -170,15 +170,7 @@ impl Images {
     }
 
     /// The same on a GPU, into buffers that lie there already.
-    pub fn draw_into(
-        &self,
-        device: &Device,
-        draw: Draw,
-        size: usize,
-        x: &Buffer,
-        target: &Buffer,
-        pull: Option<Pull>,
-    ) {
+    pub fn draw_into(&self, device: &Device, draw: Draw, size: usize, x: &Buffer, target: &Buffer, pull: Option<Pull>) {
         let (mut plan, at) = (self.plan(&draw, size), Place::of(&draw, size));
         plan.pulls = pull.is_some();
         let vectors = pull.as_ref().map_or(0, |pull| pull.to.len() / 4);

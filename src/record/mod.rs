@@ -1,10 +1,12 @@
 //! What a run leaves behind: its folder with the event log, metrics, summary, configuration and weights.
 
+mod log;
 mod outcome;
 
 pub use outcome::{Limits, Outcome};
 
 use crate::error::{Error, Result};
+use log::EventLog;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use stagger_kernels::Layout;
@@ -118,7 +120,7 @@ pub struct Summary {
 /// A run's folder.
 pub struct RunFolder {
     path: PathBuf,
-    events: BufWriter<File>,
+    events: EventLog,
     metrics: BufWriter<File>,
 }
 
@@ -140,9 +142,10 @@ impl RunFolder {
         fs::create_dir_all(path).map_err(|e| wrong(path, e))?;
         let open = |name: &str| {
             let file = path.join(name);
-            File::create(&file).map(BufWriter::new).map_err(|e| wrong(&file, e))
+            File::create(&file).map_err(|e| wrong(&file, e))
         };
-        let (events, mut metrics) = (open("events.jsonl")?, open("metrics.csv")?);
+        let (events, mut metrics) = (open("events.jsonl")?, BufWriter::new(open("metrics.csv")?));
+        let events = EventLog::new(events).map_err(|e| wrong(path, e))?;
         let header = match columns {
             Columns::Theory => "update,time,train_loss,grad_norm",
             Columns::Images => "update,time,train_loss,test_loss,test_accuracy",
@@ -158,10 +161,9 @@ impl RunFolder {
         &self.path
     }
 
-    /// Appends an arrival.
-    pub fn event(&mut self, event: &Event) -> Result<()> {
-        let line = serde_json::to_string(event).expect("an event is plain data");
-        writeln!(self.events, "{line}").map_err(|e| self.lost("events.jsonl", e))
+    /// Appends arrivals, and leaves room for the next.
+    pub fn events(&mut self, block: &mut Vec<Event>) -> Result<()> {
+        self.events.append(block).map_err(|e| self.lost("events.jsonl", e))
     }
 
     /// Appends an evaluation after `update` updates.
@@ -181,9 +183,9 @@ impl RunFolder {
         writeln!(self.metrics, "{update},{time},{rest}").map_err(|e| self.lost("metrics.csv", e))
     }
 
-    /// Writes what is buffered.
-    pub fn flush(&mut self) -> Result<()> {
-        self.events.flush().map_err(|e| self.lost("events.jsonl", e))?;
+    /// Writes what is buffered; the logs then are whole and closed.
+    pub fn finish(&mut self) -> Result<()> {
+        self.events.finish().map_err(|e| self.lost("events.jsonl", e))?;
         self.metrics.flush().map_err(|e| self.lost("metrics.csv", e))
     }
 
