@@ -7,7 +7,7 @@ use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
 use crate::problem::{self, Evaluator, ImageOptions, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
-use crate::record::{Columns, Evaluation, Limits, Outcome, RunFolder, Summary};
+use crate::record::{Columns, Evaluation, Event, Limits, Outcome, RunFolder, Summary};
 use crate::rule::{Needs, Optimizer, Setting};
 use crate::server::Server;
 use crate::state::Descent;
@@ -18,6 +18,9 @@ use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::{Buffer, Device, Dtype, Live, Row, row, update};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,20 +42,44 @@ pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<(
     Ok(())
 }
 
-/// Trains for a measurement: prints nothing, leaves nothing behind; gives the summary and metrics.csv. With a `target` it ends at the
-/// first evaluation of that test accuracy, without one nothing is evaluated, not even at the end.
-pub fn measure(options: &Options, target: Option<f64>) -> Result<(Summary, String)> {
+/// What a measurement leaves.
+pub struct Measured {
+    /// The run's summary.
+    pub summary: Summary,
+    /// Its metrics.csv.
+    pub metrics: String,
+    /// Gradients per second of all workers while they were at it.
+    pub rate: f64,
+}
+
+/// Gradients per second: of each worker from its first arrival to its last, in sum. So neither what is still being computed at the
+/// end counts, nor the time that it took, however few gradients there are (but two of each worker).
+fn rate(log: &Path) -> Result<f64> {
+    let file = File::open(log).map_err(|e| Error::failed(format!("cannot read {}: {e}", log.display())))?;
+    let mut workers: HashMap<usize, (f64, f64, u64)> = HashMap::new();
+    for event in serde_json::Deserializer::from_reader(BufReader::new(file)).into_iter::<Event>() {
+        let event = event.map_err(|e| Error::failed(format!("{}: {e}", log.display())))?;
+        let (_, last, later) = workers.entry(event.worker).or_insert((event.time, event.time, 0));
+        (*last, *later) = (event.time, *later + (event.time > *last) as u64);
+    }
+    Ok(workers.values().filter(|w| w.2 > 0).map(|(first, last, later)| *later as f64 / (last - first)).sum())
+}
+
+/// Trains for a measurement: prints nothing, leaves nothing behind. With a `target` it ends at the first evaluation of that test
+/// accuracy, without one nothing is evaluated, not even at the end.
+pub fn measure(options: &Options, target: Option<f64>) -> Result<Measured> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let number = RUNS.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("stagger-measured-{}-{number}", std::process::id()));
     let result = run(options, Some(folder.clone()), Audience::Program { target });
     let metrics = std::fs::read_to_string(folder.join("metrics.csv")).unwrap_or_default();
+    let rate = rate(&folder.join("events.jsonl"));
     let _ = std::fs::remove_dir_all(&folder);
     let (summary, _) = result?;
     if summary.interrupted {
         return Err(Error::Interrupted("interrupted".into()));
     }
-    Ok((summary, metrics))
+    Ok(Measured { summary, metrics, rate: rate? })
 }
 
 /// Who is told of a run while it goes on.
@@ -171,8 +198,8 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     let live = needs.live.then(|| Live::new(&backend.device, initial.clone()));
     let shared = Arc::new(layout.clone());
     let mut objectives = objectives.into_iter();
-    let warm_up = threads
-        .is_none()
+    // On a GPU always; on the CPU a first step costs its page faults, which a measurement is not about.
+    let warm_up = (threads.is_none() || audience != Audience::People)
         .then(|| Snapshot { weights: backend.device.upload(initial.clone()), seal: backend.device.seal() });
     let make = |index, outbox, inbox| Worker {
         index,

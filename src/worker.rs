@@ -157,8 +157,8 @@ pub struct Worker {
     pub gate: Gate,
     /// The run's clock, for injected delays.
     pub stopwatch: Arc<Stopwatch>,
-    /// On a GPU: weights to compute one gradient at before the clock starts. It is thrown away; what remains are compiled
-    /// kernels and the memory of this thread's stream.
+    /// Weights to compute one gradient at before the clock starts. It is thrown away; what remains are compiled kernels and the memory
+    /// of this thread and its stream.
     pub warm_up: Option<Snapshot>,
 }
 

@@ -109,12 +109,13 @@ def main():
             backward.append(b)
         wait()
         rates.append(block / (time.perf_counter() - start))
-    rate = statistics.median(rates)
+    rate, mean = statistics.median(rates), statistics.harmonic_mean(rates)
     print(json.dumps({
         "peer": f"PyTorch {torch.__version__}" + (" compiled" if args.compile else " eager") + (" channels-last" if args.channels_last else ""),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "model": args.model, "batch": args.batch, "threads": args.threads,
         "steps_per_second": round(rate, 3), "samples_per_second": round(rate * args.batch, 1),
+        "mean_samples_per_second": round(mean * args.batch, 1),
         "forward_ms": round(1e3 * statistics.median(forward), 3), "backward_ms": round(1e3 * statistics.median(backward), 3),
     }))
 

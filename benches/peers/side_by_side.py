@@ -5,7 +5,8 @@
 
 PyTorch is installed by pip into a virtual environment (STAGGER_TORCH_VENV, default ~/.cache/stagger/torch) unless it is there.
 Same network, batch and number of threads on both sides; PyTorch's step is forward, backward and its own SGD, stagger's
-also draws its batch from the training set. The last rows are two workers of one thread each against two PyTorch processes.
+also draws its batch from the training set. The last rows are two workers of one thread each against two PyTorch processes:
+samples of a whole run by its time, not the median step.
 """
 import argparse
 import json
@@ -31,7 +32,9 @@ def torch_python():
 def torch(python, model, batch, threads, seconds, processes=1):
     command = [python, str(HERE / "pytorch_step.py"), "--model", model, "--batch", str(batch), "--threads", str(threads), "--seconds", str(seconds)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(processes)]
-    return sum(json.loads(p.communicate()[0].strip().splitlines()[-1])["samples_per_second"] for p in running)
+    # One step: the median. Two processes: what both got done in all, as for two workers.
+    field = "samples_per_second" if processes == 1 else "mean_samples_per_second"
+    return sum(json.loads(p.communicate()[0].strip().splitlines()[-1])[field] for p in running)
 
 
 def stagger(subject, model, batch, threads, seconds, workers=None):

@@ -6,6 +6,7 @@
 //! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::seal`], and the
 //! consumer's first launch binds that seal.
 
+use crate::nn::Scratch;
 use burn::tensor::StreamId;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -60,6 +61,13 @@ pub enum Buffer {
         /// Number of floats.
         len: usize,
     },
+}
+
+impl From<Scratch> for Buffer {
+    fn from(scratch: Scratch) -> Buffer {
+        let len = scratch.len();
+        Buffer::Host { bytes: Arc::new(scratch.into()), start: 0, len }
+    }
 }
 
 /// A buffer to bind, and its length in vectors.

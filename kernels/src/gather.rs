@@ -5,6 +5,7 @@
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
 use crate::device::{Buffer, Device, Pull};
+use crate::nn::Scratch;
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
@@ -223,8 +224,7 @@ impl Images {
         };
         let ImageShape { side, classes, channels } = self.shape;
         let plane = side * side;
-        let mut x = vec![0f32; size * self.shape.pixels()];
-        let mut target = vec![0f32; size * classes];
+        let (mut x, mut target) = (Scratch::zeros(size * self.shape.pixels()), Scratch::zeros(size * classes));
         for (j, image) in x.chunks_exact_mut(self.shape.pixels()).enumerate() {
             let row = match draw {
                 Draw::InOrder { first } => first + j,
@@ -248,7 +248,7 @@ impl Images {
                 }
             }
         }
-        (Device::Cpu.upload(x), Device::Cpu.upload(target))
+        (x.into(), target.into())
     }
 }
 

@@ -34,7 +34,7 @@ pub fn run(_: &BenchOptions) -> Result<Report> {
             eval_every: Some(0),
             ..Options::default()
         };
-        let (summary, _) = measure(&settings, None)?;
+        let summary = measure(&settings, None)?.summary;
         let events = summary.gradients as f64 / summary.wall_seconds;
         report.row(vec![
             json!(format!("virtual clock, {WORKERS} workers, {rule}")),

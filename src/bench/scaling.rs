@@ -43,8 +43,9 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             eval_every: Some(0),
             ..options(bench, backend, n)
         };
-        let (summary, _) = measure(&settings, None)?;
-        let (rate, samples) = (summary.gradients_per_second, summary.samples_per_second);
+        let measured = measure(&settings, None)?;
+        let (summary, rate) = (&measured.summary, measured.rate);
+        let samples = rate * summary.batch as f64;
         let base = *first.get_or_insert(rate);
         let (threads, staleness) = (summary.threads_per_worker, summary.mean_staleness);
         report.row(vec![json!(n), json!(threads), json!(rate), json!(samples), json!(rate / base), json!(staleness)]);

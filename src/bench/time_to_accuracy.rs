@@ -5,7 +5,7 @@ use super::{BenchOptions, Report};
 use crate::backend::Backend;
 use crate::config::Options;
 use crate::error::{Error, Result};
-use crate::train::measure;
+use crate::train::{Measured, measure};
 use serde_json::{Value, json};
 
 /// Updates between two evaluations.
@@ -33,7 +33,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
                 eval_every: Some(EVERY),
                 ..options(bench, backend, n)
             };
-            let (summary, metrics) = measure(&settings, Some(bench.target / 100.0))?;
+            let Measured { summary, metrics, .. } = measure(&settings, Some(bench.target / 100.0))?;
             let reached = first_at(&metrics, bench.target / 100.0)?;
             let (time, updates) = reached.0.map_or((Value::Null, Value::Null), |(t, u)| (json!(t), json!(u)));
             println!("{rule}, {n} workers: {} s", super::cell(&time));

@@ -6,7 +6,6 @@ use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
-use cubecl::bytes::{AllocationProperty, Bytes};
 
 /// The floats of a tensor in row-major order; copied only if they lie otherwise.
 struct Floats(FlexTensor);
@@ -23,8 +22,7 @@ impl Floats {
 }
 
 fn tensor(values: Scratch, shape: &[usize]) -> FlexTensor {
-    let bytes = Bytes::from_shared(bytes::Bytes::from_owner(values), AllocationProperty::Other);
-    FlexTensor::new(bytes, Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
+    FlexTensor::new(values.into(), Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
 }
 
 /// A tensor whose floats `fill` writes, every one.

@@ -20,7 +20,7 @@ mod gpu;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
-pub(crate) use cpu::for_each_instruction_set;
+pub(crate) use cpu::{Scratch, for_each_instruction_set};
 
 /// A convolution of square patches without bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

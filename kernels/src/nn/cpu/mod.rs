@@ -9,9 +9,11 @@ pub(crate) mod tile;
 pub(crate) use tile::for_each_instruction_set;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use cubecl::bytes::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 type FreeList = (Sender<Vec<f32>>, Receiver<Vec<f32>>);
@@ -69,10 +71,34 @@ impl DerefMut for Scratch {
     }
 }
 
-/// Seen as bytes, it can be the storage of a tensor.
-impl AsRef<[u8]> for Scratch {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.floats)
+/// The storage of a tensor or a buffer, which may be written again by its only holder.
+impl From<Scratch> for Bytes {
+    fn from(scratch: Scratch) -> Bytes {
+        let len = 4 * scratch.len();
+        // SAFETY: all floats of a scratch buffer, and so all its bytes, have been written.
+        unsafe { Bytes::from_controller(Box::new(scratch), len) }
+    }
+}
+
+impl AllocationController for Scratch {
+    fn alloc_align(&self) -> usize {
+        align_of::<f32>()
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.floats);
+        // SAFETY: the same bytes; the caller promises to write nothing that is not initialised.
+        Ok(unsafe { &mut *(bytes as *mut [u8] as *mut [MaybeUninit<u8>]) })
+    }
+
+    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.floats);
+        // SAFETY: the same bytes, which nobody writes through this.
+        Ok(unsafe { &*(bytes as *const [u8] as *const [MaybeUninit<u8>]) })
     }
 }
 

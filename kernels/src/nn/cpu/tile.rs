@@ -89,7 +89,7 @@ pub fn instructions() -> Instructions {
 
 /// Rows and panels of the tile that fits this processor's registers.
 pub fn tile_size() -> (usize, usize) {
-    if instructions() == Instructions::Avx512 { (8, 2) } else { (4, 1) }
+    match instructions() { Instructions::Avx512 => (8, 2), Instructions::Avx2 => (6, 1), Instructions::Plain => (4, 1) }
 }
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, each with its tile ([`tile_size`]).
@@ -105,7 +105,7 @@ macro_rules! for_each_instruction_set {
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) {
-                    $body::<4, 1, true>($($arg),*)
+                    $body::<6, 1, true>($($arg),*)
                 }
                 use $crate::nn::cpu::tile::{Instructions, instructions};
                 match instructions() {
