@@ -94,11 +94,26 @@ pub fn processor() -> String {
     name.map_or(std::env::consts::ARCH.into(), |(_, name)| name.trim().to_string())
 }
 
+impl Backend {
+    /// The most bytes that were taken so far: of this process on the CPU (Linux; unknown elsewhere), of the device's pools on a GPU.
+    pub fn memory_taken(&self) -> Option<u64> {
+        match &self.device {
+            Device::Cpu => kilobytes("/proc/self/status", "VmHWM:"),
+            Device::Gpu(gpu) => Some(gpu.reserved()),
+        }
+    }
+}
+
+/// A line of a file of the system's that gives kilobytes, in bytes.
+fn kilobytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+}
+
 /// Bytes of memory that are free now (Linux; unknown elsewhere).
 fn system_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+    kilobytes("/proc/meminfo", "MemAvailable:")
 }
 
 fn cuda(asked: bool) -> std::result::Result<Backend, String> {

@@ -66,6 +66,7 @@ pub mod clock;
 pub mod config;
 pub mod crew;
 pub mod error;
+pub mod memory;
 pub mod model;
 pub mod params;
 pub mod problem;

@@ -5,6 +5,7 @@ use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, share_a_core};
 use crate::error::{Error, Result};
+use crate::memory::{Need, gib};
 use crate::problem::{self, Evaluator, ImageOptions, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
 use crate::record::{Columns, Evaluation, Event, Limits, Outcome, RunFolder, Summary};
@@ -17,7 +18,7 @@ use crate::worker::{Gate, Worker};
 use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
 use stagger_kernels::gather::Augment;
-use stagger_kernels::{Buffer, Device, Dtype, Live, Row, row, update};
+use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
@@ -144,7 +145,8 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         momentum_every: settings.momentum_every.unwrap_or(if needs.synchronous { 1 } else { workers as u64 }),
         table_dtype: settings.table_dtype,
     };
-    check_memory(&backend, &problem, workers, threads, &needs, &descent)?;
+    let memory = Need::of(&problem, workers, threads, &needs, &descent);
+    memory.check(&backend, &problem, workers, &descent)?;
     fill(&mut resolved, &settings, workers, &backend.device, threads, &problem, &descent);
 
     // A log is read before the folder is made: it may be the folder's own.
@@ -188,6 +190,8 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         threads.map_or(String::new(), |t| format!(" of {t} thread{}", if t == 1 { "" } else { "s" })),
         resolved.clock.as_deref().unwrap_or("wall"),
     ));
+    let have = backend.memory.map_or(String::new(), |have| format!(" of {:.2}", gib(have)));
+    say(&format!("memory     about {:.2}{have} GiB", gib(memory.total)));
     // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
     // where all that a worker does is to launch what it has recorded.
     let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
@@ -246,6 +250,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
 
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
+    let summary = Summary { memory_estimate: memory.total, memory: backend.memory_taken(), ..summary };
     folder.summary(&summary)?;
     Ok((summary, folder.path().to_path_buf()))
 }
@@ -479,48 +484,6 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
     Ok(())
 }
 
-/// Compares what the run needs with what the device has.
-fn check_memory(
-    backend: &Backend,
-    problem: &Problem,
-    workers: usize,
-    threads: Option<usize>,
-    needs: &Needs,
-    descent: &Descent,
-) -> Result<()> {
-    let Some(have) = backend.memory else { return Ok(()) };
-    let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
-    let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
-    let table = needs.tables as u64 * n * row;
-    // Of the server: newest weights and the next, sums, base, momentum.
-    let drive = match needs.optimizer {
-        Optimizer::Plain => (descent.momentum != 0.0) as u64 * (1 + (descent.momentum_every > 1) as u64),
-        Optimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
-        Optimizer::AmsGrad(..) => 3,
-    };
-    let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
-    // Of each worker: snapshot, its pulled copy, and gradient; its own model; squares; sum, point and moments of local steps.
-    let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
-    let pulled = (backend.device.name() == "cuda") as u64;
-    let each = 2 + pulled + needs.own as u64 + needs.squares as u64 + local;
-    // On a GPU every stream keeps its own pool; on the CPU only those with a permit compute.
-    let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
-    let need = (server + n * each) * model + table + computing * problem.activation_bytes + problem.data_bytes;
-    if need > have {
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        let narrower = if table > 0 && descent.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
-        return Err(Error::usage(format!(
-            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}){narrower} or a smaller --batch (now {}); the table takes {:.1} GiB",
-            gib(need),
-            backend.name,
-            gib(have),
-            problem.batches.iter().max().unwrap_or(&1),
-            gib(table)
-        )));
-    }
-    Ok(())
-}
-
 fn catch_signals() {
     // The first signal lets the run end at its next arrival; the second ends the process at once.
     let handler = || {
@@ -596,6 +559,8 @@ fn summarise(
         final_test_loss: finite(outcome.evaluation.test_loss),
         final_test_accuracy: finite(outcome.evaluation.test_accuracy),
         update_launches: update::launches(),
+        memory_estimate: 0,
+        memory: None,
         weights_sha256,
         version: env!("CARGO_PKG_VERSION").into(),
         interrupted: outcome.interrupted,
@@ -625,6 +590,9 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
     }
     if let Some(accuracy) = s.final_test_accuracy {
         println!("test       accuracy {:.2} %, loss {}", 100.0 * accuracy, number(s.final_test_loss));
+    }
+    if let Some(memory) = s.memory {
+        println!("memory     {:.2} GiB at most", gib(memory));
     }
     println!("weights    SHA-256 {}", s.weights_sha256);
     if profile {

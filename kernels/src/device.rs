@@ -9,6 +9,7 @@
 use crate::nn::Scratch;
 use burn::tensor::StreamId;
 use cubecl::bytes::Bytes;
+use cubecl::MemoryScope;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -143,7 +144,7 @@ impl Device {
     /// A buffer of `len` floats whose content is to be overwritten before it is read.
     pub fn uninitialised(&self, len: usize) -> Buffer {
         match self {
-            Device::Cpu => self.zeros(len),
+            Device::Cpu => Scratch::take(len).into(),
             Device::Gpu(gpu) => Buffer::Device { handle: gpu.client.empty(4 * len), len },
         }
     }
@@ -229,6 +230,11 @@ impl Gpu {
     /// The seal's buffer, or a stand-in where no seal is needed.
     pub(crate) fn sealed(&self, seal: &Seal) -> Handle {
         seal.0.as_deref().unwrap_or(&self.unused).clone()
+    }
+
+    /// Bytes of device memory that all streams' pools hold.
+    pub fn reserved(&self) -> u64 {
+        self.client.memory_report(MemoryScope::Device).usage().bytes_reserved
     }
 
     /// A buffer of 16 bytes that no kernel touches.
@@ -383,7 +389,8 @@ impl Default for Replica {
 
 /// Weight buffers that come round again, so that an update allocates nothing.
 ///
-/// On the CPU a buffer is reused once its last holder gives it back. On a GPU CubeCL's own pools do this.
+/// On the CPU a buffer is reused once its last holder gives it back; one that is dropped instead comes round too, with the other
+/// buffers that nobody holds. On a GPU CubeCL's own pools do this.
 pub struct Recycler {
     device: Device,
     len: usize,

@@ -35,6 +35,8 @@ pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
     if most_y <= 0.0 {
         return Ok(());
     }
+    // A legend stands to the right of the curves.
+    let room = if by.is_some() { 1.25 } else { 1.05 };
     let root = SVGBackend::new(path, (800, 500)).into_drawing_area();
     root.fill(&WHITE).map_err(|e| failed(&e))?;
     let title = format!("{} - {}", report.title, cell(&facts["device"]));
@@ -43,12 +45,14 @@ pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(76)
-        .build_cartesian_2d(0.0..most_x * 1.05, 0.0..most_y * 1.1)
+        .build_cartesian_2d(0.0..most_x * room, 0.0..most_y * 1.1)
         .map_err(|e| failed(&e))?;
     chart
         .configure_mesh()
         .x_desc(report.columns[x])
         .y_desc(report.columns[y])
+        .x_label_formatter(&f64::to_string)
+        .y_label_formatter(&f64::to_string)
         .light_line_style(WHITE)
         .label_style(("sans-serif", 14))
         .draw()
@@ -64,7 +68,7 @@ pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
     if by.is_some() {
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
+            .position(SeriesLabelPosition::MiddleRight)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK)
             .label_font(("sans-serif", 14))

@@ -83,15 +83,18 @@ impl Net {
         }
     }
 
-    /// Floats of activations that forward and backward of one image keep, roughly (for the memory estimate).
-    pub fn activations(&self, channels: usize, side: usize) -> usize {
+    /// Floats that a step and an evaluation keep per image, beside patches, on the CPU or on a GPU (for the memory estimate): read
+    /// off runs, see [`crate::memory`].
+    pub fn activations(&self, channels: usize, side: usize, on_cpu: bool) -> (usize, usize) {
         let pixels = side * side;
-        match self {
-            // Each of four blocks keeps about eight maps: the convolution, five of normalisation, relu, and its gradient.
-            Net::Cnn(_) => 8 * (2 * 32 * pixels + 2 * 64 * pixels / 4),
-            Net::ResNet18(_) => 8 * 5 * (64 + 32 + 16 + 8) * pixels,
-            Net::Mlp(_) | Net::LogReg(_) => 2 * channels * pixels + 1024,
-        }
+        let (step, evaluation) = match (self, on_cpu) {
+            (Net::Cnn(_), true) => (300, 115),
+            (Net::Cnn(_), false) => (280, 107),
+            (Net::ResNet18(_), true) => (1750, 380),
+            (Net::ResNet18(_), false) => (1100, 235),
+            (Net::Mlp(_) | Net::LogReg(_), _) => (2 * channels + 1, 2 * channels + 1),
+        };
+        (step * pixels, evaluation * pixels)
     }
 }
 

@@ -16,8 +16,13 @@ use stagger_kernels::nn::cross_entropy;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
-/// Images per evaluation step.
-const EVALUATION_BATCH: usize = 250;
+/// Images per evaluation step: as many as keep a GPU busy, or as leave the CPU's caches of use.
+fn evaluated_together(device: &Device) -> usize {
+    match device {
+        Device::Cpu => 50,
+        Device::Gpu(_) => 250,
+    }
+}
 
 /// How the images are used.
 pub struct ImageOptions<'a> {
@@ -60,7 +65,17 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let largest = parts.iter().map(Vec::len).max().unwrap_or(1);
     let samples = parts.iter().map(Vec::len).sum();
     let batches = parts.iter().map(|p| batch.unwrap_or(p.len())).collect();
-    let activation = 4 * batch.unwrap_or(largest).max(EVALUATION_BATCH) * net.activations(data.channels, data.side);
+    let (per_step, per_evaluation) = net.activations(data.channels, data.side, matches!(device, Device::Cpu));
+    // Only a GPU lays out the patches of a convolution.
+    let patches = |batch| match device {
+        Device::Cpu => 0,
+        Device::Gpu(_) => {
+            net.convolutions(batch, data.side).iter().map(|(_, conv, _)| conv.patches_together()).max().unwrap_or(0)
+        }
+    };
+    let bytes = |batch: usize, per_image: usize| 4 * (batch * per_image + patches(batch)) as u64;
+    let step_bytes = bytes(batch.unwrap_or(largest), per_step);
+    let evaluation_bytes = bytes(evaluated_together(device), per_evaluation);
 
     let shape = ImageShape { channels: data.channels, side: data.side, classes };
     let data_bytes = (data.train.pixels.len() + data.test.pixels.len()) as u64;
@@ -93,7 +108,8 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         columns: Columns::Images,
         batches,
         samples,
-        activation_bytes: activation as u64,
+        step_bytes,
+        evaluation_bytes,
         data_bytes,
         cheap: false,
         recorded: step != StepKind::Eager,
@@ -227,8 +243,9 @@ impl Evaluator for TestSet {
         let plain = burn::module::Module::valid(&net);
         // Sums stay on the device until the end: one read in all.
         let mut sums: Option<Tensor<1>> = None;
-        for first in (0..self.images.len()).step_by(EVALUATION_BATCH) {
-            let size = EVALUATION_BATCH.min(self.images.len() - first);
+        let together = evaluated_together(&self.device);
+        for first in (0..self.images.len()).step_by(together) {
+            let size = together.min(self.images.len() - first);
             let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size, None);
             let x = tensor::<4>(&self.device, &x, [size, shape.side, shape.side, shape.channels]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);

@@ -56,8 +56,10 @@ pub struct Problem {
     pub batches: Vec<usize>,
     /// Training samples that somebody holds.
     pub samples: usize,
-    /// Rough bytes of activations and batch of one worker's step.
-    pub activation_bytes: u64,
+    /// Bytes of batch and activations of one worker's step, about.
+    pub step_bytes: u64,
+    /// Bytes of an evaluation, about.
+    pub evaluation_bytes: u64,
     /// Bytes of the data on the device.
     pub data_bytes: u64,
     /// Whether a gradient costs less than handing it from thread to thread.

@@ -2,7 +2,6 @@
 
 use super::cpu::{self, Scratch};
 use super::{Conv, Layers, Norm, Pool};
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
@@ -55,18 +54,25 @@ impl Layers for Flex {
     }
 
     fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let outputs = bias.layout().shape()[0];
-        Flex::float_add(Flex::float_matmul(x, weights), Flex::float_reshape(bias, Shape::from(vec![1, outputs])))
+        let [x, weights, bias] = [x, weights, bias].map(Floats::of);
+        let to = bias.get().len();
+        let batch = x.0.layout().shape()[0];
+        made(&[batch, to], |y| cpu::linear::forward(x.get(), weights.get(), bias.get(), y))
     }
 
     fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self> {
-        Flex::float_matmul(dy, Flex::float_swap_dims(weights, 0, 1))
+        let (batch, from) = (dy.layout().shape()[0], weights.layout().shape()[0]);
+        let (dy, weights) = (Floats::of(dy), Floats::of(weights));
+        let to = weights.get().len() / from;
+        made(&[batch, from], |dx| cpu::linear::input_gradient(dy.get(), weights.get(), to, dx))
     }
 
     fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let outputs = dy.layout().shape()[1];
-        let db = Flex::float_reshape(Flex::float_sum_dim(dy.clone(), 0), Shape::from(vec![outputs]));
-        (Flex::float_matmul(Flex::float_swap_dims(x, 0, 1), dy), db)
+        let (from, to) = (x.layout().shape()[1], dy.layout().shape()[1]);
+        let (x, dy) = (Floats::of(x), Floats::of(dy));
+        let mut db = Scratch::take(to);
+        let dw = made(&[from, to], |dw| cpu::linear::weight_gradient(x.get(), dy.get(), dw, &mut db));
+        (dw, tensor(db, &[to]))
     }
 
     fn stagger_norm(

@@ -94,11 +94,21 @@ fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
 
 /// The batch in stretches whose patches are few enough: (first image, plan of the stretch).
 fn stretches(plan: Conv) -> impl Iterator<Item = (usize, Conv)> {
-    let image = plan.out_pixels() * plan.patch();
-    let most = (PATCHES / image).clamp(1, plan.batch);
-    // All of one length, so that each layer has one kernel.
-    let length = (1..=most).rev().find(|n| plan.batch.is_multiple_of(*n)).expect("one divides everything");
+    let length = plan.images_together();
     (0..plan.batch).step_by(length).map(move |first| (first, Conv { batch: length, ..plan }))
+}
+
+impl Conv {
+    /// Images whose patches lie there at a time: all stretches are of one length, so that each layer has one kernel.
+    fn images_together(&self) -> usize {
+        let most = (PATCHES / (self.out_pixels() * self.patch())).clamp(1, self.batch);
+        (1..=most).rev().find(|n| self.batch.is_multiple_of(*n)).expect("one divides everything")
+    }
+
+    /// Floats of patches that lie on a GPU at a time.
+    pub fn patches_together(&self) -> usize {
+        self.images_together() * self.out_pixels() * self.patch()
+    }
 }
 
 /// Into how many parts the pixels are split for the weight gradient: its result is small, so the sum must keep the device busy.

@@ -60,6 +60,12 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
 
 /// dW [to, from, kernel, kernel] of X and dY.
 pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (sums, per_column) = weight_sums(plan, x, dy);
+    unpack(plan, &sums, per_column, dw);
+}
+
+/// The same as tiles of sums, and how many floats there are to a column of tiles.
+pub(super) fn weight_sums(plan: &Conv, x: &[f32], dy: &[f32]) -> (Scratch, usize) {
     let (rows, panels) = tile_size();
     let columns = plan.to.div_ceil(panels * LANES);
     // One tile of sums after another: [columns][row of the kernel][block of the run]. Each thread takes a stretch of them and
@@ -75,11 +81,11 @@ pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
             weight_gradient_piece(plan, &pad(plan, x), dy, index * stretch, sums);
         }
     });
-    unpack(plan, &sums, blocks * tile, dw);
+    (sums, blocks * tile)
 }
 
 for_each_instruction_set! {
-    fn forward_piece(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) = forward_tiles
+    pub(super) fn forward_piece(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) = forward_tiles
 }
 
 #[inline(always)]

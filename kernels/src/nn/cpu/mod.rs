@@ -1,6 +1,7 @@
 //! The layers as plain loops: the CPU path, and what the kernels are held against.
 
 pub(super) mod conv;
+pub(super) mod linear;
 pub(super) mod loss;
 pub(super) mod norm;
 pub(super) mod pool;
@@ -12,21 +13,25 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use cubecl::bytes::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
 
 type FreeList = (Sender<Vec<f32>>, Receiver<Vec<f32>>);
 
-/// Buffers of one length that a thread keeps for its next step.
-const KEPT: usize = 32;
+/// Free buffers of one length that are kept.
+const KEPT: usize = 256;
+
+/// The free buffers of all threads, by length: as many as threads compute at a time make use of, however many threads there are.
+static FREE: Mutex<BTreeMap<usize, FreeList>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
-    /// This thread's free buffers, by length. A buffer that ends its life on another thread comes home through the channel.
-    static FREE: RefCell<HashMap<usize, FreeList>> = RefCell::default();
+    /// This thread's ends of those channels: the lock is taken once per thread and length.
+    static KNOWN: RefCell<HashMap<usize, FreeList>> = RefCell::default();
 }
 
-/// Floats that go back to the thread that took them, so that a step allocates nothing once warm. Their first content is whatever
+/// Floats that go back to where they were taken from, so that a step allocates nothing once warm. Their first content is whatever
 /// was left in them.
 pub struct Scratch {
     floats: Vec<f32>,
@@ -36,8 +41,11 @@ pub struct Scratch {
 impl Scratch {
     /// `len` floats of any content.
     pub fn take(len: usize) -> Self {
-        FREE.with_borrow_mut(|free| {
-            let (home, kept) = free.entry(len).or_insert_with(|| bounded(KEPT));
+        KNOWN.with_borrow_mut(|known| {
+            let (home, kept) = known.entry(len).or_insert_with(|| {
+                let mut free = FREE.lock().expect("nothing panics with the lock");
+                free.entry(len).or_insert_with(|| bounded(KEPT)).clone()
+            });
             Scratch { floats: kept.try_recv().unwrap_or_else(|_| vec![0.0; len]), home: home.clone() }
         })
     }
@@ -52,7 +60,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A thread that has ended, or has enough, takes none back.
+        // Where enough are kept, it is given up.
         let _ = self.home.try_send(std::mem::take(&mut self.floats));
     }
 }

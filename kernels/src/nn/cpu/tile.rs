@@ -94,9 +94,9 @@ pub fn tile_size() -> (usize, usize) {
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, each with its tile ([`tile_size`]).
 macro_rules! for_each_instruction_set {
-    (fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+    ($visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         #[allow(clippy::too_many_arguments)]
-        fn $name($($arg: $type),*) {
+        $visible fn $name($($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,fma")]

@@ -1,0 +1,78 @@
+//! How much memory a run takes, worked out before it begins.
+//!
+//! The numbers of floats that a step keeps ([`Net::activations`](crate::model::Net::activations)) were read off runs; what follows from
+//! numbers of workers, tables and parameters is counted. `tests/memory.rs` holds the sum against what runs really took.
+
+use crate::backend::{self, Backend};
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+use crate::rule::{Needs, Optimizer};
+use crate::state::Descent;
+use stagger_kernels::{Dtype, Row};
+
+/// Bytes of the program itself, and of a worker's thread, where they lie in the same memory.
+const PROGRAM: u64 = 30 << 20;
+const THREAD: u64 = 450 << 10;
+
+/// Bytes that the pools of a GPU's stream hold too many.
+const STREAM: u64 = 10 << 20;
+
+/// Bytes that a run needs.
+pub struct Need {
+    /// All of it.
+    pub total: u64,
+    /// Of these the rule's table.
+    pub table: u64,
+}
+
+impl Need {
+    /// For `workers` of `threads` threads each (on the CPU).
+    pub fn of(
+        problem: &Problem,
+        workers: usize,
+        threads: Option<usize>,
+        needs: &Needs,
+        descent: &Descent,
+    ) -> Need {
+        let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
+        let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
+        let table = needs.tables as u64 * n * row;
+        // Of the server: newest weights and the next, sums, base, momentum.
+        let drive = match needs.optimizer {
+            Optimizer::Plain => (descent.momentum != 0.0) as u64 * (1 + (descent.momentum_every > 1) as u64),
+            Optimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
+            Optimizer::AmsGrad(..) => 3,
+        };
+        let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
+        // Of each worker: gradient, snapshot, and its copy (CUDA) or the snapshot before, to which the replica clings until the next
+        // step; its own model; squares; sum, point and moments of local steps.
+        let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
+        let each = 3 + needs.own as u64 + needs.squares as u64 + local;
+        // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share.
+        let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
+        // Packed weights, and the sums of the weight gradient.
+        let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
+        let steps = computing * (problem.step_bytes + 3 * largest) + problem.evaluation_bytes;
+        let program = threads.map_or(n * STREAM, |_| PROGRAM + n * THREAD);
+        Need { total: program + (server + n * each) * model + table + steps + problem.data_bytes, table }
+    }
+
+    /// Compares it with what the device has.
+    pub fn check(&self, backend: &Backend, problem: &Problem, workers: usize, descent: &Descent) -> Result<()> {
+        let Some(have) = backend.memory.filter(|have| self.total > *have) else { return Ok(()) };
+        let narrower = if self.table > 0 && descent.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
+        Err(Error::usage(format!(
+            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}){narrower} or a smaller --batch (now {}); the table takes {:.1} GiB",
+            gib(self.total),
+            backend.name,
+            gib(have),
+            problem.batches.iter().max().unwrap_or(&1),
+            gib(self.table)
+        )))
+    }
+}
+
+/// Bytes as GiB.
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
