@@ -27,13 +27,7 @@ pub struct Need {
 
 impl Need {
     /// For `workers` of `threads` threads each (on the CPU).
-    pub fn of(
-        problem: &Problem,
-        workers: usize,
-        threads: Option<usize>,
-        needs: &Needs,
-        descent: &Descent,
-    ) -> Need {
+    pub fn of(problem: &Problem, workers: usize, threads: Option<usize>, needs: &Needs, descent: &Descent) -> Need {
         let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
         let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
         let table = needs.tables as u64 * n * row;

@@ -8,8 +8,8 @@
 
 use crate::nn::Scratch;
 use burn::tensor::StreamId;
-use cubecl::bytes::Bytes;
 use cubecl::MemoryScope;
+use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;

@@ -170,7 +170,13 @@ fn print(report: &Report, facts: &Value) {
     cells.iter().for_each(|row| line(row.iter().map(String::as_str).collect()));
     report.notes.iter().for_each(|note| println!("NOTE       {note}"));
     let fact = |key: &str| cell(&facts[key]);
-    println!("device     {}, driver {}, host {}, {} cores", fact("device"), fact("driver"), fact("host"), fact("cores"));
+    println!(
+        "device     {}, driver {}, host {}, {} cores",
+        fact("device"),
+        fact("driver"),
+        fact("host"),
+        fact("cores")
+    );
     println!("version    {} at commit {}", fact("version"), fact("commit"));
     println!("command    {}", fact("command"));
 }

@@ -89,7 +89,11 @@ pub fn instructions() -> Instructions {
 
 /// Rows and panels of the tile that fits this processor's registers.
 pub fn tile_size() -> (usize, usize) {
-    match instructions() { Instructions::Avx512 => (8, 2), Instructions::Avx2 => (6, 1), Instructions::Plain => (4, 1) }
+    match instructions() {
+        Instructions::Avx512 => (8, 2),
+        Instructions::Avx2 => (6, 1),
+        Instructions::Plain => (4, 1),
+    }
 }
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, each with its tile ([`tile_size`]).

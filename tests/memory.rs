@@ -1,0 +1,31 @@
+//! The memory estimate holds within 15 %: what a run says it needs, and what it then took.
+
+mod common;
+
+use serde_json::Value;
+
+/// Estimate by what was taken, of a run with these flags.
+fn ratio(flags: &str) -> f64 {
+    let folder =
+        common::train(&format!("--dataset synthetic --rule asgd --eval-every 0 --threads-per-worker 1 {flags}"));
+    let text = std::fs::read_to_string(folder.join("summary.json")).unwrap();
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    summary["memory_estimate"].as_f64().unwrap() / summary["memory"].as_f64().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_estimate_holds_within_15_percent() {
+    for flags in [
+        "--backend cpu --model logreg --workers 2 --updates 40",
+        "--backend cpu --model cnn --workers 1 --updates 20",
+        "--backend cpu --model cnn --workers 4 --updates 40",
+        "--backend cpu --model cnn --workers 16 --updates 64",
+        "--backend cpu --model cnn --workers 2 --batch 128 --updates 8",
+        "--backend cpu --model resnet18 --workers 2 --batch 8 --updates 8",
+    ] {
+        let ratio = ratio(flags);
+        println!("{flags}: estimate {ratio:.2} of what was taken");
+        assert!((1.0 / 1.15..1.15).contains(&ratio), "{flags}: {ratio}");
+    }
+}
