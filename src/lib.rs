@@ -16,14 +16,14 @@
 //!   rule::Rule::on_arrival       scalars in, a Decision out: fold, step, start, restart                 │
 //!                 ▼                                                                                     │
 //!   state::State::apply          one fused launch: (w, g, slots) → w', slots' ──── version t+1 ─────────┘
-//!                 └→ record::RunFolder: events.jsonl, metrics.csv
+//!                 └→ record::RunFolder: events.jsonl (by a thread of its own), metrics.csv
 //! ```
 //!
 //! On a GPU a worker's step can be recorded once and replayed with one launch ([`stagger_kernels::graph`], `--step captured`). Where
 //! nobody has to wait, the server's thread then submits for all workers, each on its own stream ([`crew`]).
 //!
 //! On the CPU and on WGPU a replica's parameters are views of the snapshot itself. On CUDA the snapshot is first pulled into
-//! a buffer of the worker's own stream by one launch ([`stagger_kernels::device::Replica`] says why).
+//! a buffer of the worker's own stream by the launch that draws the batch ([`stagger_kernels::device::Replica`] says why).
 //!
 //! # The map
 //!
@@ -33,6 +33,7 @@
 //! | [`train`] | puts a run together and reports it | everything |
 //! | [`bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
 //! | [`backend`] | asks which device really works | devices |
+//! | [`memory`] | what a run will take, before it begins | problem, rule |
 //! | [`server`] | the loop over arrivals; the only owner of state and rule (I4, I6, I7) | crew, rule, transport, state |
 //! | [`state`] | models, sums, tables and momentum on the device, and the one launch of an arrival (I2, I3, I8) | rule, kernels |
 //! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7), on threads or on the spot | worker |
