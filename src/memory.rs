@@ -14,6 +14,9 @@ use stagger_kernels::{Dtype, Row};
 const PROGRAM: u64 = 30 << 20;
 const THREAD: u64 = 450 << 10;
 
+/// The allocator gives the first threads a huge page of their own each: that many, and what each takes more.
+const FIRST: (u64, u64) = (16, 1536 << 10);
+
 /// Bytes that the pools of a GPU's stream hold too many.
 const STREAM: u64 = 10 << 20;
 
@@ -26,8 +29,16 @@ pub struct Need {
 }
 
 impl Need {
-    /// For `workers` of `threads` threads each (on the CPU).
-    pub fn of(problem: &Problem, workers: usize, threads: Option<usize>, needs: &Needs, descent: &Descent) -> Need {
+    /// For `workers` of `threads` threads each (on the CPU), whose results wait for their time where they are `timed`. Rules that step less
+    /// often than gradients arrive take less.
+    pub fn of(
+        problem: &Problem,
+        workers: usize,
+        threads: Option<usize>,
+        timed: bool,
+        needs: &Needs,
+        descent: &Descent,
+    ) -> Need {
         let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
         let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
         let table = needs.tables as u64 * n * row;
@@ -38,17 +49,26 @@ impl Need {
             Optimizer::AmsGrad(..) => 3,
         };
         let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
-        // Of each worker: gradient, snapshot, and its copy (CUDA) or the snapshot before, to which the replica clings until the next
-        // step; its own model; squares; sum, point and moments of local steps.
-        let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
-        let each = 3 + needs.own as u64 + needs.squares as u64 + local;
         // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share.
         let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
+        // Of each worker: its own model, squares; sum, point and moments of local steps.
+        let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
+        let each = n * (needs.own as u64 + needs.squares as u64 + local);
+        // What a job was sent: one version each, but the same for all where they begin together.
+        let sent = if needs.synchronous { 1 } else { n };
+        // Gradients: of those who compute, and of all whose result waits: for its time, or for a server that is slower than they are.
+        let wait = timed || problem.step_bytes < model;
+        let gradients = if wait { n } else { n.min(computing + 1) };
+        let models = match threads {
+            Some(_) => server + each + sent + gradients,
+            // Gradient, snapshot, and its copy on the worker's stream.
+            None => server + each + 3 * n,
+        };
         // Packed weights, and the sums of the weight gradient.
         let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
         let steps = computing * (problem.step_bytes + 3 * largest) + problem.evaluation_bytes;
-        let program = threads.map_or(n * STREAM, |_| PROGRAM + n * THREAD);
-        Need { total: program + (server + n * each) * model + table + steps + problem.data_bytes, table }
+        let program = threads.map_or(n * STREAM, |_| PROGRAM + n * THREAD + n.min(FIRST.0) * FIRST.1);
+        Need { total: program + models * model + table + steps + problem.data_bytes, table }
     }
 
     /// Compares it with what the device has.

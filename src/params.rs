@@ -110,10 +110,30 @@ pub fn attach<M: Module>(module: M, device: &Device, layout: &Layout, weights: &
             self.next += 1;
             let view = self.weights.view(segment.start, segment.len);
             let leaf = tensor::<D>(self.device, &view, segment.shape.clone());
-            param.map(|_| Tensor::from_inner(leaf).require_grad())
+            // Not `map`, which would draw the random weights that Burn has in store.
+            Param::initialized(param.id, Tensor::from_inner(leaf).require_grad())
         }
     }
     module.map(&mut Attach { device, layout, weights, next: 0 })
+}
+
+/// Lets go of the weights that `module` was attached to: every parameter becomes one zero, seen as a tensor of its shape.
+pub fn detach<M: Module>(module: M, device: &Device, layout: &Layout, zero: &Buffer) -> M {
+    struct Detach<'a> {
+        device: &'a Device,
+        layout: &'a Layout,
+        zero: &'a Buffer,
+        next: usize,
+    }
+    impl ModuleMapper for Detach<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let segment = &self.layout.segments()[self.next];
+            self.next += 1;
+            let zero = tensor::<D>(self.device, self.zero, [1; D]).expand(Shape::from(segment.shape.clone()));
+            Param::initialized(param.id, zero)
+        }
+    }
+    module.map(&mut Detach { device, layout, zero, next: 0 })
 }
 
 /// Takes the gradient of every parameter, in the layout's order. A missing one is an error: silence would train wrongly.

@@ -145,7 +145,8 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         momentum_every: settings.momentum_every.unwrap_or(if needs.synchronous { 1 } else { workers as u64 }),
         table_dtype: settings.table_dtype,
     };
-    let memory = Need::of(&problem, workers, threads, &needs, &descent);
+    let timed = settings.clock != Clock::Wall || settings.delay != DelayModel::None;
+    let memory = Need::of(&problem, workers, threads, timed, &needs, &descent);
     memory.check(&backend, &problem, workers, &descent)?;
     fill(&mut resolved, &settings, workers, &backend.device, threads, &problem, &descent);
 

@@ -3,7 +3,7 @@
 use super::{Evaluator, Objective, Problem, Snapshot};
 use crate::error::{Error, Result};
 use crate::model::Net;
-use crate::params::{attach, buffer, burn_device, gradients, initial_weights, layout_of, tensor};
+use crate::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor};
 use crate::record::{Columns, Evaluation};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
@@ -61,6 +61,8 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         Error::usage(format!("--model {model} does not classify images; use cnn, resnet18, mlp or logreg"))
     })?;
     let layout = layout_of(&net);
+    let zero = device.zeros(1);
+    let net = detach(net, device, &layout, &zero);
     let initial = initial_weights(&layout, seed);
     let largest = parts.iter().map(Vec::len).max().unwrap_or(1);
     let samples = parts.iter().map(Vec::len).sum();
@@ -92,6 +94,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 images: train.clone(),
                 augment,
                 net: Some(net.clone()),
+                zero: zero.clone(),
                 replica: Replica::new(),
                 layout: shared.clone(),
                 device: device.clone(),
@@ -101,7 +104,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         })
         .collect();
     Ok(Problem {
-        evaluator: Box::new(TestSet { images: test, net: Some(net), layout: shared, device: device.clone() }),
+        evaluator: Box::new(TestSet { images: test, net: Some(net), zero, layout: shared, device: device.clone() }),
         layout,
         initial,
         objectives,
@@ -160,6 +163,8 @@ struct Classify {
     augment: Augment,
     /// Always there between calls; taken while Burn maps it.
     net: Option<Net>,
+    /// What the net is attached to while it rests on the CPU, so that it holds no weights that the server has left behind.
+    zero: Buffer,
     replica: Replica,
     layout: Arc<Layout>,
     device: Device,
@@ -180,7 +185,11 @@ impl Classify {
         let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y), net.scale());
         let mut found = loss.backward();
         let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
-        self.net = Some(net);
+        // A GPU's net stays where it is: they are the replica's own (CUDA), or the newest but a few (WGPU).
+        self.net = Some(match self.device {
+            Device::Cpu => detach(net, &self.device, &self.layout, &self.zero),
+            Device::Gpu(_) => net,
+        });
         Ok((buffers.into(), buffer(&self.device, loss.inner())?))
     }
 
@@ -232,6 +241,7 @@ impl Objective for Classify {
 struct TestSet {
     images: Images,
     net: Option<Net>,
+    zero: Buffer,
     layout: Arc<Layout>,
     device: Device,
 }
@@ -257,7 +267,7 @@ impl Evaluator for TestSet {
             let pair = Tensor::cat(vec![loss, right], 0);
             sums = Some(sums.map_or(pair.clone(), |sums| sums + pair));
         }
-        self.net = Some(net);
+        self.net = Some(detach(net, &self.device, &self.layout, &self.zero));
         let data: TensorData = sums.expect("a test set is not empty").into_data();
         let values =
             data.try_to_vec::<f32>().map_err(|e| Error::failed(format!("the evaluation could not be read: {e:?}")))?;
