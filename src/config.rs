@@ -10,6 +10,7 @@ use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use stagger_datasets::partition::Partition;
 use stagger_kernels::Dtype;
+use stagger_kernels::nn::Precision;
 use std::path::{Path, PathBuf};
 
 /// The flags of `train`, which are also the keys of its configuration file (with `_` for `-`).
@@ -100,6 +101,10 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
+    /// Test images to evaluate on, the first of the set [default: all]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_samples: Option<usize>,
     /// Keys every random draw [default: 0]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,7 +133,8 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_dtype: Option<String>,
-    /// Precision of the gradients: f32 [default: f32]
+    /// What the factors of convolutions and linear layers are rounded to: f32, bf16 or f16. Sums, gradients, weights and updates are f32
+    /// [default: f32]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
@@ -194,12 +200,14 @@ pub struct Settings {
     pub clip: Option<f64>,
     pub schedule: Schedule,
     pub table_dtype: Dtype,
+    pub precision: Precision,
     pub weight_decay: f64,
     pub batch: Option<usize>,
     pub updates: Option<u64>,
     pub time: Option<f64>,
     pub epochs: Option<f64>,
     pub eval_every: Option<u64>,
+    pub test_samples: Option<usize>,
     pub seed: u64,
     pub init: Option<f32>,
     pub regularizer: Regularizer,
@@ -253,9 +261,12 @@ impl Options {
             }
             value => Ok(value),
         };
-        if let Some(value) = self.precision.as_ref().filter(|v| *v != "f32") {
-            return Err(Error::usage(format!("--precision {value} is not supported yet; use f32")));
-        }
+        let precision = match text(&self.precision, "f32").as_str() {
+            "f32" => Precision::F32,
+            "bf16" => Precision::Bf16,
+            "f16" => Precision::F16,
+            other => return Err(Error::usage(format!("--precision `{other}` is not one of f32, bf16, f16"))),
+        };
         let table_dtype = match text(&self.table_dtype, "f32").as_str() {
             "f32" => Dtype::F32,
             "bf16" => Dtype::Bf16,
@@ -272,6 +283,9 @@ impl Options {
         }
         if self.threads_per_worker == Some(0) {
             return Err(Error::usage("--threads-per-worker 0: at least one thread is needed"));
+        }
+        if self.test_samples == Some(0) {
+            return Err(Error::usage("--test-samples 0: at least one image is needed; leave it out to use all"));
         }
         if self.updates == Some(0) {
             return Err(Error::usage("--updates 0: at least one update is needed"));
@@ -344,12 +358,14 @@ impl Options {
             clip: positive("clip", self.clip)?,
             schedule: text(&self.schedule, "constant").parse()?,
             table_dtype,
+            precision,
             weight_decay: number("weight-decay", self.weight_decay, 0.0, 0.0)?,
             batch,
             updates: if unlimited { Some(1000) } else { self.updates },
             time: positive("time", self.time)?,
             epochs: positive("epochs", self.epochs)?,
             eval_every: self.eval_every,
+            test_samples: self.test_samples,
             seed: self.seed.unwrap_or(0),
             init,
             regularizer: text(&self.regularizer, "none").parse()?,
@@ -392,7 +408,7 @@ mod tests {
             ("momentum=1.0", "--momentum 1"),
             ("lr=-1.0", "--lr -1"),
             ("table_dtype=f16", "--table-dtype f16"),
-            ("precision=bf16", "--precision bf16"),
+            ("precision=f64", "--precision `f64`"),
             ("schedule=polynomial", "polynomial"),
             ("clip=0.0", "--clip 0"),
             ("momentum_every=2", "--momentum-every"),

@@ -18,6 +18,7 @@ use crate::worker::{Gate, Worker};
 use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
 use stagger_kernels::gather::Augment;
+use stagger_kernels::nn::Precision;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
 use std::collections::HashMap;
 use std::fs::File;
@@ -313,6 +314,19 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
     if !matches!(data, Data::Libsvm(_)) && settings.regularizer != problem::Regularizer::None {
         return Err(Error::usage("--regularizer is for libsvm data; images have --weight-decay"));
     }
+    if !settings.precision.is_supported(device) {
+        return Err(Error::usage(format!(
+            "--precision {}: this device cannot compute with such numbers on {}; leave it out",
+            resolved.precision.as_deref().unwrap_or_default(),
+            device.name()
+        )));
+    }
+    if !matches!(data, Data::Images { .. }) && settings.precision != Precision::F32 {
+        return Err(Error::usage("--precision is for the networks on images: this objective is computed in f32"));
+    }
+    if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
+        return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
+    }
     match data {
         Data::Quadratic(centres) => {
             resolved.model = Some(model("quadratic")?);
@@ -333,7 +347,8 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
                 settings.seed,
             )
         }
-        Data::Images { name, set } => {
+        Data::Images { name, mut set } => {
+            set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
             let partition = settings.partition.clone().unwrap_or(Partition::Iid);
             let model = settings.model.clone().unwrap_or_else(|| "cnn".into());
             let augment =
@@ -351,6 +366,7 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
                 seed: settings.seed,
                 augment,
                 step: StepKind::on(settings.step, device)?,
+                precision: settings.precision,
             };
             let mut problem = problem::images(device, set, &options)?;
             if let Some(value) = settings.init {
@@ -397,7 +413,7 @@ fn fill(
     resolved.threads_per_worker = threads;
     resolved.step.get_or_insert("auto".into());
     resolved.table_dtype = Some(if settings.table_dtype == Dtype::F32 { "f32" } else { "bf16" }.into());
-    resolved.precision = Some("f32".into());
+    resolved.precision.get_or_insert("f32".into());
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.

@@ -7,8 +7,9 @@ use libtest_mimic::{Arguments, Trial};
 
 /// A few updates on tiny batches; a software adapter takes seconds for each.
 fn agree(model: &str, rule: &str, data: &str) {
+    let limit = if data == "synthetic" { " --test-samples 100" } else { "" };
     let flags = format!(
-        "--dataset {data} --model {model} --rule {rule} --workers 2 --batch 2 --delay fixed:1,2 --clock virtual --updates 4 --eval-every 0 --seed 6 --lr 0.02"
+        "--dataset {data} --model {model} --rule {rule} --workers 2 --batch 2 --delay fixed:1,2 --clock virtual --updates 4 --eval-every 0 --seed 6 --lr 0.02{limit}"
     );
     let (cpu, wgpu) = (train(&format!("{flags} --backend cpu")), train(&format!("{flags} --backend wgpu")));
     let order =

@@ -12,6 +12,7 @@ use stagger::problem::{ImageOptions, Problem, Regularizer, Snapshot, StepKind, i
 use stagger_datasets::{ImageData, ImageSet, keyed, synthetic};
 use stagger_kernels::Device;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
+use stagger_kernels::nn::Precision;
 
 /// The first images of the synthetic set.
 fn few(count: usize) -> ImageData {
@@ -132,7 +133,7 @@ fn difference_from_burns_own_optimizer(seed: u64) -> f32 {
     for job in 0..steps {
         let draw = Draw::Batch { part: &part, job, augment: Augment { pad: 4, flip: true } };
         let (x, y) = data.draw(&device, draw, batch, None);
-        let logits = net.forward(Tensor::from_inner(tensor::<4>(&device, &x, [batch, 32, 32, 3])));
+        let logits = net.forward(Tensor::from_inner(tensor::<4>(&device, &x, [batch, 32, 32, 3])), Precision::F32);
         let targets = Tensor::from_inner(tensor::<2>(&device, &y, [batch, 10]));
         let loss = (log_softmax(logits.mul_scalar(net.scale()), 1) * targets).sum() / -(batch as f32);
         let gradients = GradientsParams::from_grads(loss.backward(), &net);

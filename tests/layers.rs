@@ -12,7 +12,8 @@ use rand_chacha::rand_core::RngCore;
 use stagger::params::burn_device;
 use stagger_datasets::keyed;
 use stagger_kernels::Device;
-use stagger_kernels::nn::{conv2d, cross_entropy, group_norm, linear, max_pool, mean_pool};
+use stagger_kernels::nn::Precision::{self, Bf16, F16, F32};
+use stagger_kernels::nn::{conv2d, cross_entropy, group_norm, group_norm_max_pool, linear, max_pool, mean_pool};
 
 fn floats(len: usize, key: u64) -> Vec<f32> {
     let mut random = keyed([key, 7, 7, 7]);
@@ -91,7 +92,7 @@ fn convolutions(device: &Device) {
         same(
             device,
             &[&[b, h, w, from], &[to, from, k, k]],
-            |x| conv2d(x[0].clone().reshape([b, h, w, from]), x[1].clone().reshape([to, from, k, k]), stride, pad),
+            |x| conv2d(x[0].clone().reshape([b, h, w, from]), x[1].clone().reshape([to, from, k, k]), stride, pad, F32),
             |x| {
                 let options = ConvOptions::new([stride; 2], [pad; 2], [1; 2], 1);
                 let image = first(x[0].clone().reshape([b, h, w, from]));
@@ -133,6 +134,20 @@ fn norms(device: &Device) {
     }
 }
 
+/// Normalised, through a relu, pooled: in one pass.
+fn pooled_norms(device: &Device) {
+    for [b, h, w, c, group] in [[2, 4, 6, 8, 8], [3, 2, 2, 12, 3], [1, 16, 16, 32, 8], [2, 6, 2, 6, 1]] {
+        let image = |x: &[Tensor<1>]| x[0].clone().reshape([b, h, w, c]);
+        let shapes: [&[usize]; 3] = [&[b, h, w, c], &[c], &[c]];
+        same(
+            device,
+            &shapes,
+            |x| group_norm_max_pool(image(&x), x[1].clone(), x[2].clone(), group),
+            |x| max_pool(group_norm(image(&x), x[1].clone(), x[2].clone(), group, None, true)),
+        );
+    }
+}
+
 fn pools(device: &Device) {
     for [b, h, w, c] in [[2, 4, 6, 5], [3, 2, 2, 32], [1, 8, 8, 16]] {
         let image = |x: &[Tensor<1>]| x[0].clone().reshape([b, h, w, c]);
@@ -148,11 +163,11 @@ fn pools(device: &Device) {
 }
 
 fn linears_and_losses(device: &Device) {
-    for [b, from, to] in [[4, 10, 7], [3, 128, 10], [33, 5, 64]] {
+    for [b, from, to] in [[4, 10, 7], [3, 128, 10], [33, 5, 64], [5, 515, 33]] {
         same(
             device,
             &[&[b, from], &[from, to], &[to]],
-            |x| linear(x[0].clone().reshape([b, from]), x[1].clone().reshape([from, to]), x[2].clone()),
+            |x| linear(x[0].clone().reshape([b, from]), x[1].clone().reshape([from, to]), x[2].clone(), F32),
             |x| {
                 x[0].clone().reshape([b, from]).matmul(x[1].clone().reshape([from, to])) + x[2].clone().reshape([1, to])
             },
@@ -173,11 +188,51 @@ fn linears_and_losses(device: &Device) {
     }
 }
 
+/// With rounded factors: near the exact result, as near as the precision is fine, and different from it; on `device` the same as on
+/// the CPU. The gradient is tiny, as under a mean over many samples: it must not vanish.
+fn rounded(device: &Device, precision: Precision, unit: f32) {
+    let conv = |precision| {
+        move |x: Vec<Tensor<1>>| {
+            let images = x[0].clone().reshape([3, 6, 6, 17]);
+            conv2d(images, x[1].clone().reshape([20, 17, 3, 3]), 1, 1, precision).mul_scalar(1e-6)
+        }
+    };
+    let dense = |precision| {
+        move |x: Vec<Tensor<1>>| {
+            let (x, weights, bias) = (x[0].clone().reshape([5, 515]), x[1].clone().reshape([515, 33]), x[2].clone());
+            linear(x, weights, bias, precision).mul_scalar(1e-6)
+        }
+    };
+    let shapes: [&[usize]; 3] = [&[5, 515], &[515, 33], &[33]];
+    let images = &[&[3 * 36 * 17][..], &[20 * 17 * 9]];
+    for (found, alike, exact) in [
+        (
+            pass(device, images, false, conv(precision)),
+            pass(&Device::Cpu, images, false, conv(precision)),
+            pass(&Device::Cpu, images, false, conv(F32)),
+        ),
+        (
+            pass(device, &shapes, false, dense(precision)),
+            pass(&Device::Cpu, &shapes, false, dense(precision)),
+            pass(&Device::Cpu, &shapes, false, dense(F32)),
+        ),
+    ] {
+        for (k, ((found, alike), exact)) in found.iter().zip(&alike).zip(&exact).enumerate() {
+            let size = exact.iter().fold(0f32, |m, x| m.max(x.abs()));
+            let far = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / size;
+            assert!(far(found, alike) < 2e-5, "{precision:?} {k}: {} from the CPU's", far(found, alike));
+            let off = far(found, exact);
+            // The gradient by a bias is a plain sum.
+            assert!(off < 4.0 * unit && (k == 3 || off > unit / 100.0), "{precision:?} {k}: {off} from the exact");
+        }
+    }
+}
+
 /// The same bytes, whichever way the step is launched and whoever launches it.
 fn recorded() {
     for (rule, model) in [("dude", "cnn"), ("shuffled", "mlp"), ("diloco:h=2", "mlp")] {
         let flags = format!(
-            "--backend wgpu --dataset synthetic --model {model} --rule {rule} --workers 3 --batch 2 --updates 6 --eval-every 0 --seed 3 --clock virtual --delay fixed:1,2,3"
+            "--backend wgpu --dataset synthetic --model {model} --rule {rule} --workers 3 --batch 2 --updates 6 --eval-every 0 --test-samples 100 --seed 3 --clock virtual --delay fixed:1,2,3"
         );
         let weights = |step| common::weights(&common::train(&format!("{flags} --step {step}")));
         assert_eq!(weights("eager"), weights("captured"), "{rule}");
@@ -188,7 +243,7 @@ fn recorded() {
 /// hear of everybody.
 fn nobody_starves() {
     let folder = common::train(
-        "--backend wgpu --dataset synthetic --model logreg --rule kbatchsync:k=1 --workers 4 --batch 2 --updates 12 --eval-every 0 --step captured",
+        "--backend wgpu --dataset synthetic --model logreg --rule kbatchsync:k=1 --workers 4 --batch 2 --updates 12 --eval-every 0 --test-samples 100 --step captured",
     );
     let mut answers = [0; 4];
     common::events(&folder).iter().for_each(|e| answers[e.worker] += 1);
@@ -198,9 +253,10 @@ fn nobody_starves() {
 fn main() {
     let arguments = Arguments::from_args();
     type Layer = (&'static str, fn(&Device));
-    let layers: [Layer; 4] = [
+    let layers: [Layer; 5] = [
         ("convolutions equal Burn's", convolutions),
         ("normalisations equal their definition", norms),
+        ("pooled normalisations equal one after the other", pooled_norms),
         ("pooling equals Burn's", pools),
         ("linear layers and losses equal Burn's", linears_and_losses),
     ];
@@ -225,6 +281,20 @@ fn main() {
             })
             .with_ignored_flag(skip),
         );
+    }
+    for (precision, unit) in [(Bf16, 2f32.powi(-8)), (F16, 2f32.powi(-11))] {
+        trials.push(Trial::test(format!("factors in {precision:?} on cpu"), move || {
+            rounded(&Device::Cpu, precision, unit);
+            Ok(())
+        }));
+        let device = common::wgpu().filter(|device| precision.is_supported(device));
+        let without = if device.is_some() { "" } else { " (SKIPPED: the adapter has no such numbers)" };
+        let skip = device.is_none();
+        let trial = Trial::test(format!("factors in {precision:?} on wgpu{without}"), move || {
+            rounded(&device.expect("an adapter"), precision, unit);
+            Ok(())
+        });
+        trials.push(trial.with_ignored_flag(skip));
     }
     trials.push(
         Trial::test(format!("a recorded step gives the bytes of the eager one{without}"), || {

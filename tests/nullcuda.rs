@@ -120,6 +120,13 @@ fn main() {
         trial("cnn, asgd, 4 workers, eager: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
         }),
+        trial("cnn in bf16 and f16, 2 workers: compiled, ordered, one launch per arrival", || {
+            for precision in ["bf16", "f16"] {
+                sound(&format!(
+                    "--dataset synthetic --model cnn --rule asgd --workers 2 --updates 20 --precision {precision}"
+                ))
+            }
+        }),
         trial("cnn, shuffled, 3 workers, threads that wait: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule shuffled --workers 3 --updates 40 --delay fixed:0.001,0.002")
         }),

@@ -38,6 +38,16 @@ pub struct ImageSet {
     pub labels: Vec<u8>,
 }
 
+impl ImageSet {
+    /// Keeps the first `count` images, if there are more.
+    pub fn truncate(&mut self, count: usize) {
+        if count < self.labels.len() {
+            self.pixels.truncate(self.pixels.len() / self.labels.len() * count);
+            self.labels.truncate(count);
+        }
+    }
+}
+
 /// A training and a test set of images of one shape.
 pub struct ImageData {
     /// Training images.

@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use serde_json::json;
 use stagger_datasets::synthetic;
 use stagger_kernels::gather::Augment;
-use stagger_kernels::nn::{Conv, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
+use stagger_kernels::nn::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 use stagger_kernels::{Device, Fold, Incoming, Method, Seal, Step, Update};
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
@@ -58,7 +58,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
         let dy = tensor::<4>(device, &dy, [batch, plan.out_height(), plan.out_width(), to]);
         let flops = 2.0 * (batch * plan.out_pixels() * to * plan.patch()) as f64;
         let passes: [(&str, f64); 3] = [
-            ("forward", time(&mut || conv2d(x.clone(), w.clone(), plan.stride, plan.pad))?),
+            ("forward", time(&mut || conv2d(x.clone(), w.clone(), plan.stride, plan.pad, plan.precision))?),
             ("data gradient", time(&mut || conv2d_input_gradient(dy.clone(), w.clone(), plan))?),
             ("weight gradient", time(&mut || conv2d_weight_gradient(x.clone(), dy.clone(), plan))?),
         ];
@@ -81,7 +81,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     let plain = attach(net, device, &layout, &weights).valid();
     let x = tensor::<4>(device, &pixels, [batch, side, side, channels]);
     let forward = median_seconds(bench.seconds / 4.0, || {
-        drop(plain.forward(x.clone()));
+        drop(plain.forward(x.clone(), Precision::F32));
         Ok(device.sync()?)
     })?;
     let rate = |seconds: f64| json!(batch as f64 / seconds);
@@ -96,6 +96,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
         seed: 1,
         augment,
         step: kind,
+        precision: Precision::F32,
     };
     let mut problem = images(device, set, &options)?;
     let snapshot = Snapshot { weights: weights.clone(), seal: Seal::default() };

@@ -11,7 +11,7 @@ pub use resnet18::ResNet18;
 use burn::module::Module;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Conv, group_norm, linear};
+use stagger_kernels::nn::{Conv, Precision, group_norm, linear};
 
 /// A network that classifies images [B, side, side, channels] into [B, classes] logits.
 #[derive(Module, Debug)]
@@ -39,20 +39,30 @@ impl Net {
         })
     }
 
-    /// Logits.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+    /// Logits; the factors of its matrix products are rounded to `precision`.
+    pub fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<2> {
         match self {
-            Net::Cnn(net) => net.forward(x),
-            Net::ResNet18(net) => net.forward(x),
-            Net::Mlp(net) => net.forward(x),
-            Net::LogReg(net) => net.forward(x),
+            Net::Cnn(net) => net.forward(x, precision),
+            Net::ResNet18(net) => net.forward(x, precision),
+            Net::Mlp(net) => net.forward(x, precision),
+            Net::LogReg(net) => net.forward(x, precision),
         }
     }
 
     /// The convolutions on images of side `side`: name, shape, and how many there are of the shape.
     pub fn convolutions(&self, batch: usize, side: usize) -> Vec<(String, Conv, usize)> {
         let conv = |from, to, kernel, stride, side, times| {
-            let plan = Conv { batch, height: side, width: side, from, to, kernel, stride, pad: kernel / 2 };
+            let plan = Conv {
+                batch,
+                height: side,
+                width: side,
+                from,
+                to,
+                kernel,
+                stride,
+                pad: kernel / 2,
+                precision: Precision::F32,
+            };
             (format!("{from}->{to} {kernel}x{kernel}/{stride} on {side}x{side}"), plan, times)
         };
         match self {
@@ -100,11 +110,17 @@ impl Net {
 
 /// relu?(norm(x) + residual?), in one pass.
 fn normalised<const D: usize>(norm: &GroupNorm, x: Tensor<D>, residual: Option<Tensor<D>>, relu: bool) -> Tensor<D> {
+    let (gamma, beta) = affine(norm);
+    group_norm(x, gamma, beta, norm.num_channels / norm.num_groups, residual, relu)
+}
+
+/// γ and β.
+fn affine(norm: &GroupNorm) -> (Tensor<1>, Tensor<1>) {
     let parameter = |p: &Option<burn::module::Param<Tensor<1>>>| p.as_ref().expect("an affine normalisation").val();
-    group_norm(x, parameter(&norm.gamma), parameter(&norm.beta), norm.num_channels / norm.num_groups, residual, relu)
+    (parameter(&norm.gamma), parameter(&norm.beta))
 }
 
 /// The linear layer.
-fn apply(layer: &Linear, x: Tensor<2>) -> Tensor<2> {
-    linear(x, layer.weight.val(), layer.bias.as_ref().expect("a layer with bias").val())
+fn apply(layer: &Linear, x: Tensor<2>, precision: Precision) -> Tensor<2> {
+    linear(x, layer.weight.val(), layer.bias.as_ref().expect("a layer with bias").val(), precision)
 }

@@ -12,7 +12,7 @@ use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::graph::Recorded;
-use stagger_kernels::nn::cross_entropy;
+use stagger_kernels::nn::{Precision, cross_entropy, sums};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
@@ -40,11 +40,13 @@ pub struct ImageOptions<'a> {
     pub augment: Augment,
     /// How a step is launched.
     pub step: StepKind,
+    /// Of the factors of a step's matrix products. An evaluation rounds nothing.
+    pub precision: Precision,
 }
 
 /// Builds the problem on `device`.
 pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Result<Problem> {
-    let ImageOptions { model, workers, partition, batch, seed, augment, step } = *options;
+    let ImageOptions { model, workers, partition, batch, seed, augment, step, precision } = *options;
     let classes = data.classes.len();
     let parts = partition.deal(&data.train.labels, classes, workers, seed)?;
     let mut description = vec![format!(
@@ -99,6 +101,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 layout: shared.clone(),
                 device: device.clone(),
                 step,
+                precision,
                 recorded: None,
             })
         })
@@ -169,6 +172,7 @@ struct Classify {
     layout: Arc<Layout>,
     device: Device,
     step: StepKind,
+    precision: Precision,
     recorded: Option<(Buffer, Buffer, Recorded<Step>)>,
 }
 
@@ -182,8 +186,9 @@ impl Classify {
         let x = tensor::<4>(&self.device, x, [self.batch, shape.side, shape.side, shape.channels]);
         let y = tensor::<2>(&self.device, y, [self.batch, shape.classes]);
         let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, weights);
-        let loss = cross_entropy(net.forward(Tensor::from_inner(x)), Tensor::from_inner(y), net.scale());
-        let mut found = loss.backward();
+        let loss =
+            cross_entropy(net.forward(Tensor::from_inner(x), self.precision), Tensor::from_inner(y), net.scale());
+        let mut found = sums::together(&self.layout, || loss.backward());
         let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
         // A GPU's net stays where it is: they are the replica's own (CUDA), or the newest but a few (WGPU).
         self.net = Some(match self.device {
@@ -259,7 +264,7 @@ impl Evaluator for TestSet {
             let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size, None);
             let x = tensor::<4>(&self.device, &x, [size, shape.side, shape.side, shape.channels]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
-            let logits = plain.forward(x).mul_scalar(plain.scale());
+            let logits = plain.forward(x, Precision::F32).mul_scalar(plain.scale());
             // 1 at every maximum; where several tie, each is right with its share.
             let top = logits.clone().greater_equal(logits.clone().max_dim(1)).float();
             let right = ((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0)).sum();

@@ -1,6 +1,6 @@
 //! The backward pass of each layer, in Burn's autodiff.
 
-use super::{Conv, Layers, Norm, Pool};
+use super::{Conv, Layers, Norm, Pool, Precision};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -33,18 +33,18 @@ impl<B: Backend + Layers> Backward<B, 2> for ConvBackward {
 struct LinearBackward;
 
 impl<B: Backend + Layers> Backward<B, 3> for LinearBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    type State = (FloatTensor<B>, FloatTensor<B>, Precision);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let ([x, weights, bias], (x_value, weights_value)) = (ops.parents, ops.state);
+        let ([x, weights, bias], (x_value, weights_value, precision)) = (ops.parents, ops.state);
         let dy = grads.consume::<B>(&ops.node);
         if weights.is_some() || bias.is_some() {
-            let (dw, db) = B::stagger_linear_weights(x_value, dy.clone());
+            let (dw, db) = B::stagger_linear_weights(x_value, dy.clone(), precision);
             weights.into_iter().for_each(|node| grads.register::<B>(node.id, dw.clone()));
             bias.into_iter().for_each(|node| grads.register::<B>(node.id, db.clone()));
         }
         if let Some(node) = x {
-            grads.register::<B>(node.id, B::stagger_linear_input(dy, weights_value));
+            grads.register::<B>(node.id, B::stagger_linear_input(dy, weights_value, precision));
         }
     }
 }
@@ -61,6 +61,25 @@ impl<B: Backend + Layers, const N: usize> Backward<B, N> for NormBackward {
         let dy = grads.consume::<B>(&ops.node);
         let (dx, residual, dgamma, dbeta) = B::stagger_norm_backward(x, y, moments, gamma, dy, plan);
         for (parent, gradient) in ops.parents.into_iter().zip([dx, dgamma, dbeta, residual]) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+/// Of x, γ and β.
+#[derive(Debug)]
+struct NormPoolBackward;
+
+impl<B: Backend + Layers> Backward<B, 3> for NormPoolBackward {
+    type State = ([FloatTensor<B>; 5], Norm, Pool);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let ([x, kept, moments, gamma, beta], plan, pool) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        let (dx, dgamma, dbeta) = B::stagger_norm_pool_backward(x, kept, moments, gamma, beta, dy, plan, pool);
+        for (parent, gradient) in ops.parents.into_iter().zip([dx, dgamma, dbeta]) {
             if let Some(node) = parent {
                 grads.register::<B>(node.id, gradient);
             }
@@ -126,12 +145,17 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         }
     }
 
-    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn stagger_linear(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let nodes = [x.node(), weights.node(), bias.node()];
         let (x, weights) = (x.into_primitive(), weights.into_primitive());
-        let y = B::stagger_linear(x.clone(), weights.clone(), bias.into_primitive());
+        let y = B::stagger_linear(x.clone(), weights.clone(), bias.into_primitive(), precision);
         match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weights), y),
+            OpsKind::Tracked(prep) => prep.finish((x, weights, precision), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -166,6 +190,24 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
             }
         };
         (y, Self::from_inner(moments))
+    }
+
+    fn stagger_norm_pool(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let nodes = [x.node(), gamma.node(), beta.node()];
+        let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
+        let (y, kept, moments) = B::stagger_norm_pool(x.clone(), gamma.clone(), beta.clone(), plan, pool);
+        let state = ([x, kept.clone(), moments.clone(), gamma, beta], plan, pool);
+        let y = match NormPoolBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        };
+        (y, Self::from_inner(kept), Self::from_inner(moments))
     }
 
     fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
@@ -207,11 +249,15 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         unreachable!("{FIRST}")
     }
 
-    fn stagger_linear_input(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn stagger_linear_input(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Precision) -> FloatTensor<Self> {
         unreachable!("{FIRST}")
     }
 
-    fn stagger_linear_weights(_: FloatTensor<Self>, _: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn stagger_linear_weights(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: Precision,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{FIRST}")
     }
 
@@ -223,6 +269,19 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{FIRST}")
+    }
+
+    fn stagger_norm_pool_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: Norm,
+        _: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{FIRST}")
     }
 

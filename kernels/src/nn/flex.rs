@@ -1,10 +1,11 @@
 //! The layers on Burn's CPU backend: its tensors, our loops.
 
 use super::cpu::{self, Scratch};
-use super::{Conv, Layers, Norm, Pool};
+use super::{Conv, Layers, Norm, Pool, Precision};
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
+use half::{bf16, f16};
 
 /// The floats of a tensor in row-major order; copied only if they lie otherwise.
 struct Floats(FlexTensor);
@@ -13,6 +14,18 @@ impl Floats {
     fn of(tensor: FlexTensor) -> Self {
         // Asked here, for Burn's own copies a view that does not fill its buffer: every parameter is one.
         Floats(if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() })
+    }
+
+    /// The same, as factors of a product: each times `by`, rounded, and divided by it again.
+    fn factors(tensor: FlexTensor, precision: Precision, by: f32) -> Self {
+        let exact = Floats::of(tensor);
+        let round: fn(f32) -> f32 = match precision {
+            Precision::F32 => return exact,
+            Precision::Bf16 => |x| bf16::from_f32(x).to_f32(),
+            Precision::F16 => |x| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_f32(),
+        };
+        let shape = exact.0.layout().shape().to_vec();
+        Floats(made(&shape, |out| out.iter_mut().zip(exact.get()).for_each(|(out, x)| *out = round(x * by) / by)))
     }
 
     fn get(&self) -> &[f32] {
@@ -33,46 +46,69 @@ fn made(shape: &[usize], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
 
 impl Layers for Flex {
     fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
-        let (x, weights) = (Floats::of(x), Floats::of(weights));
+        let (x, weights) = (Floats::factors(x, plan.precision, 1.0), Floats::factors(weights, plan.precision, 1.0));
         made(&[plan.batch, plan.out_height(), plan.out_width(), plan.to], |y| {
             cpu::conv::forward(&plan, x.get(), weights.get(), y)
         })
     }
 
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
-        let (dy, weights) = (Floats::of(dy), Floats::of(weights));
+        let dy = Floats::factors(dy, plan.precision, plan.precision.derivatives());
+        let weights = Floats::factors(weights, plan.precision, 1.0);
         made(&[plan.batch, plan.height, plan.width, plan.from], |dx| {
             cpu::conv::input_gradient(&plan, dy.get(), weights.get(), dx)
         })
     }
 
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
-        let (x, dy) = (Floats::of(x), Floats::of(dy));
+        let x = Floats::factors(x, plan.precision, 1.0);
+        let dy = Floats::factors(dy, plan.precision, plan.precision.derivatives());
         made(&[plan.to, plan.from, plan.kernel, plan.kernel], |dw| {
             cpu::conv::weight_gradient(&plan, x.get(), dy.get(), dw)
         })
     }
 
-    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let [x, weights, bias] = [x, weights, bias].map(Floats::of);
+    fn stagger_linear(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        let bias = Floats::of(bias);
         let to = bias.get().len();
+        let precision = precision.of_linear(weights.layout().shape()[0], to);
+        let (x, weights) = (Floats::factors(x, precision, 1.0), Floats::factors(weights, precision, 1.0));
         let batch = x.0.layout().shape()[0];
         made(&[batch, to], |y| cpu::linear::forward(x.get(), weights.get(), bias.get(), y))
     }
 
-    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn stagger_linear_input(
+        dy: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let (batch, from) = (dy.layout().shape()[0], weights.layout().shape()[0]);
-        let (dy, weights) = (Floats::of(dy), Floats::of(weights));
+        let precision = precision.of_linear(from, weights.layout().shape()[1]);
+        let dy = Floats::factors(dy, precision, precision.derivatives());
+        let weights = Floats::factors(weights, precision, 1.0);
         let to = weights.get().len() / from;
         made(&[batch, from], |dx| cpu::linear::input_gradient(dy.get(), weights.get(), to, dx))
     }
 
-    fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn stagger_linear_weights(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        precision: Precision,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (from, to) = (x.layout().shape()[1], dy.layout().shape()[1]);
-        let (x, dy) = (Floats::of(x), Floats::of(dy));
-        let mut db = Scratch::take(to);
-        let dw = made(&[from, to], |dw| cpu::linear::weight_gradient(x.get(), dy.get(), dw, &mut db));
-        (dw, tensor(db, &[to]))
+        let precision = precision.of_linear(from, to);
+        let batch = dy.layout().shape()[0];
+        // A plain sum: nothing is multiplied, so nothing is rounded.
+        let db = made(&[to], |db| cpu::linear::bias_gradient(Floats::of(dy.clone()).get(), db));
+        let x = Floats::factors(x, precision, 1.0);
+        let dy = Floats::factors(dy, precision, precision.derivatives());
+        let dw = made(&[from, to], |dw| cpu::linear::weight_gradient(x.get(), dy.get(), batch, dw));
+        (dw, db)
     }
 
     fn stagger_norm(
@@ -114,6 +150,32 @@ impl Layers for Flex {
         });
         let through = through.map_or(given.0, |values| tensor(values, &shape));
         (dx, through, tensor(dgamma, &[plan.channels]), tensor(dbeta, &[plan.channels]))
+    }
+
+    fn stagger_norm_pool(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (kept, moments) = Self::stagger_norm(x.clone(), gamma, beta, x, plan);
+        (Self::stagger_max_pool(kept.clone(), pool), kept, moments)
+    }
+
+    fn stagger_norm_pool_backward(
+        x: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let through = Self::stagger_max_pool_backward(kept.clone(), dy, pool);
+        let (dx, _, dgamma, dbeta) = Self::stagger_norm_backward(x, kept, moments, gamma, through, plan);
+        (dx, dgamma, dbeta)
     }
 
     fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {

@@ -4,7 +4,8 @@
 //! a moment only and are gathered again for the weight gradient: one more launch, and no activation nine times as large to keep.
 //! Every sum has a fixed order, so the same input gives the same bits.
 
-use super::{Conv, Layers, Norm, Pool};
+use super::sums::sum_of_parts;
+use super::{Conv, Layers, Norm, Pool, Precision, head, is_small};
 use crate::layout::ALIGNMENT;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
@@ -14,9 +15,10 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use half::{bf16, f16};
 
 /// Units of a cube that works on independent elements.
-const UNITS: u32 = 256;
+pub(super) const UNITS: u32 = 256;
 
 /// Floats of patches at a time: 64 MiB, which WGPU can bind everywhere, and which a large GPU's cache nearly holds.
 const PATCHES: usize = 1 << 24;
@@ -25,30 +27,38 @@ const PATCHES: usize = 1 << 24;
 const PARTS: usize = 1 << 22;
 
 /// A new tensor beside `like`, to be overwritten whole.
-fn fresh(like: &CubeTensor, shape: &[usize]) -> CubeTensor {
+pub(super) fn fresh(like: &CubeTensor, shape: &[usize]) -> CubeTensor {
+    fresh_of(like, shape, Precision::F32)
+}
+
+fn fresh_of(like: &CubeTensor, shape: &[usize], precision: Precision) -> CubeTensor {
+    let (size, dtype) = match precision {
+        Precision::F32 => (4, DType::F32),
+        Precision::Bf16 => (2, DType::BF16),
+        Precision::F16 => (2, DType::F16),
+    };
     let shape = Shape::from(shape.to_vec());
-    let handle = like.client.empty(4 * shape.num_elements());
-    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, DType::F32)
+    let handle = like.client.empty(size * shape.num_elements());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, dtype)
 }
 
 /// A contiguous tensor under another shape.
-fn view(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
-    CubeTensor::new_contiguous(tensor.client, tensor.device, Shape::from(shape.to_vec()), tensor.handle, DType::F32)
+pub(super) fn view(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
+    CubeTensor::new_contiguous(tensor.client, tensor.device, Shape::from(shape.to_vec()), tensor.handle, tensor.dtype)
 }
 
-fn len(tensor: &CubeTensor) -> usize {
+pub(super) fn len(tensor: &CubeTensor) -> usize {
     tensor.meta.shape().num_elements()
 }
 
 /// The whole buffer of a contiguous tensor. Safe to launch with as long as the kernel keeps to its length.
-fn arg(tensor: &CubeTensor) -> BufferArg {
-    assert_eq!(tensor.dtype, DType::F32, "the layers compute in f32");
-    // SAFETY: the handle of a contiguous f32 tensor covers exactly its elements.
+pub(super) fn arg(tensor: &CubeTensor) -> BufferArg {
+    // SAFETY: the handle of a contiguous tensor covers exactly its elements.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
 }
 
 /// Cubes for one unit per element. Two dimensions: one may hold only 65,535.
-fn cubes(elements: usize) -> CubeCount {
+pub(super) fn cubes(elements: usize) -> CubeCount {
     let cubes = elements.div_ceil(UNITS as usize) as u32;
     let wide = cubes.min(32_768);
     CubeCount::Static(wide, cubes.div_ceil(wide), 1)
@@ -65,21 +75,47 @@ fn images(x: &CubeTensor, first: usize, count: usize) -> CubeTensor {
     part
 }
 
-/// [pixels, from · taps]: the patch of each output pixel, in the order of the weights.
+/// [pixels, from · taps]: the patch of each output pixel, in the order of the weights, rounded.
 fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
-    let columns = fresh(x, &[plan.batch * plan.out_pixels(), plan.patch()]);
+    let columns = fresh_of(x, &[plan.batch * plan.out_pixels(), plan.patch()], plan.precision);
+    let launch = match plan.precision {
+        Precision::F32 => patches_kernel::launch_unchecked::<f32>,
+        Precision::Bf16 => patches_kernel::launch_unchecked::<bf16>,
+        Precision::F16 => patches_kernel::launch_unchecked::<f16>,
+    };
     // SAFETY: each unit writes one element and reads inside the image.
-    unsafe {
-        patches_kernel::launch_unchecked(
-            &x.client,
-            cubes(len(&columns)),
-            CubeDim::new_1d(UNITS),
-            arg(x),
-            arg(&columns),
-            plan,
-        )
-    }
+    unsafe { launch(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), arg(&columns), plan) }
     columns
+}
+
+/// The tensor as a factor of a product: times `by`, and rounded.
+fn factor(x: CubeTensor, precision: Precision, by: f32) -> CubeTensor {
+    let launch = match precision {
+        Precision::F32 => return x,
+        Precision::Bf16 => factor_kernel::launch_unchecked::<bf16>,
+        Precision::F16 => factor_kernel::launch_unchecked::<f16>,
+    };
+    let rounded = fresh_of(&x, x.meta.shape(), precision);
+    // SAFETY: each unit reads and writes one element.
+    unsafe { launch(&x.client, cubes(len(&x)), CubeDim::new_1d(UNITS), arg(&x), arg(&rounded), by, precision) }
+    rounded
+}
+
+/// A product with a derivative, which was multiplied before it was rounded.
+fn unscaled(product: CubeTensor, precision: Precision) -> CubeTensor {
+    if precision.derivatives() != 1.0 {
+        // SAFETY: each unit reads and writes one element.
+        unsafe {
+            unscale_kernel::launch_unchecked(
+                &product.client,
+                cubes(len(&product)),
+                CubeDim::new_1d(UNITS),
+                arg(&product),
+                precision.derivatives(),
+            )
+        }
+    }
+    product
 }
 
 fn transposed(matrix: CubeTensor) -> CubeTensor {
@@ -122,7 +158,8 @@ impl Layers for CubeBackend {
     fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (x, weights) = (into_contiguous(x), into_contiguous(weights));
         let y = fresh(&x, &[plan.batch, plan.out_height(), plan.out_width(), plan.to]);
-        let weights = transposed(view(weights, &[plan.to, plan.patch()]));
+        let weights = factor(view(weights, &[plan.to, plan.patch()]), plan.precision, 1.0);
+        let weights = transposed(weights);
         for (first, part) in stretches(plan) {
             let columns = patches(&images(&x, first, part.batch), part);
             let y = view(images(&y, first, part.batch), &[part.batch * part.out_pixels(), part.to]);
@@ -134,11 +171,13 @@ impl Layers for CubeBackend {
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
         let dx = fresh(&dy, &[plan.batch, plan.height, plan.width, plan.from]);
-        let weights = view(weights, &[plan.to, plan.patch()]);
+        let weights = factor(view(weights, &[plan.to, plan.patch()]), plan.precision, 1.0);
         for (first, part) in stretches(plan) {
             let pixels = part.batch * part.out_pixels();
             let columns = fresh(&dy, &[pixels, plan.patch()]);
-            product(view(images(&dy, first, part.batch), &[pixels, plan.to]), weights.clone(), columns.clone());
+            let dy = view(images(&dy, first, part.batch), &[pixels, plan.to]);
+            let dy = factor(dy, plan.precision, plan.precision.derivatives());
+            product(dy, weights.clone(), columns.clone());
             let dx = images(&dx, first, part.batch);
             // SAFETY: each unit writes one element and reads the patches that hold it.
             unsafe {
@@ -163,16 +202,26 @@ impl Layers for CubeBackend {
         for (index, (first, part)) in stretches(plan).enumerate() {
             let pixels = part.batch * part.out_pixels() / splits;
             let columns = view(patches(&images(&x, first, part.batch), part), &[splits, pixels, plan.patch()]);
-            let dy = transposed(view(images(&dy, first, part.batch), &[splits, pixels, plan.to]));
+            let dy = view(images(&dy, first, part.batch), &[splits, pixels, plan.to]);
+            let dy = transposed(factor(dy, plan.precision, plan.precision.derivatives()));
             product(dy, columns, images(&parts, index * splits, splits));
         }
-        if count * splits == 1 { view(parts, &shape) } else { sum_of_parts(&parts, count * splits, &shape) }
+        let parts = unscaled(parts, plan.precision);
+        if count * splits == 1 { view(parts, &shape) } else { sum_of_parts(parts, count * splits, &shape) }
     }
 
-    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn stagger_linear(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let [x, weights, bias] = [x, weights, bias].map(into_contiguous);
+        if is_small(weights.meta.shape()[0], weights.meta.shape()[1]) {
+            return head::forward(&x, &weights, &bias);
+        }
         let y = fresh(&x, &[x.meta.shape()[0], weights.meta.shape()[1]]);
-        product(x, weights, y.clone());
+        product(factor(x, precision, 1.0), factor(weights, precision, 1.0), y.clone());
         // SAFETY: each unit reads and writes one element.
         unsafe {
             add_bias_kernel::launch_unchecked(&y.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&bias), arg(&y))
@@ -180,19 +229,35 @@ impl Layers for CubeBackend {
         y
     }
 
-    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn stagger_linear_input(
+        dy: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
+        if is_small(weights.meta.shape()[0], weights.meta.shape()[1]) {
+            return head::input_gradient(&dy, &weights);
+        }
         let dx = fresh(&dy, &[dy.meta.shape()[0], weights.meta.shape()[0]]);
-        product(dy, transposed(weights), dx.clone());
-        dx
+        let dy = factor(dy, precision, precision.derivatives());
+        product(dy, transposed(factor(weights, precision, 1.0)), dx.clone());
+        unscaled(dx, precision)
     }
 
-    fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    fn stagger_linear_weights(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        precision: Precision,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (x, dy) = (into_contiguous(x), into_contiguous(dy));
+        if is_small(x.meta.shape()[1], dy.meta.shape()[1]) {
+            return head::weight_gradient(&x, &dy);
+        }
         let dw = fresh(&x, &[x.meta.shape()[1], dy.meta.shape()[1]]);
         let (rows, outputs) = (dy.meta.shape()[0], dy.meta.shape()[1]);
-        product(transposed(x), dy.clone(), dw.clone());
-        (dw, sum_of_parts(&dy, rows, &[outputs]))
+        let factors = (factor(x, precision, 1.0), factor(dy.clone(), precision, precision.derivatives()));
+        product(transposed(factors.0), factors.1, dw.clone());
+        (unscaled(dw, precision), sum_of_parts(dy, rows, &[outputs]))
     }
 
     fn stagger_norm(
@@ -204,23 +269,7 @@ impl Layers for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [x, gamma, beta, residual] = [x, gamma, beta, residual].map(into_contiguous);
         let y = fresh(&x, x.meta.shape());
-        let moments = fresh(&x, &[plan.batch, plan.groups(), 2]);
-        // SAFETY: cube b·groups + g reads and writes group g of image b alone.
-        unsafe {
-            norm_kernel::launch_unchecked(
-                &x.client,
-                CubeCount::Static(plan.groups() as u32, plan.batch as u32, 1),
-                CubeDim::new_1d(units(&plan)),
-                arg(&x),
-                arg(&gamma),
-                arg(&beta),
-                arg(&residual),
-                arg(&y),
-                arg(&moments),
-                plan.epsilon,
-                plan.into(),
-            )
-        }
+        let moments = normalise(&x, &gamma, &beta, &residual, &y, plan.epsilon, plan.into());
         (y, moments)
     }
 
@@ -233,39 +282,43 @@ impl Layers for CubeBackend {
         plan: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let [x, y, moments, gamma, dy] = [x, y, moments, gamma, dy].map(into_contiguous);
-        let dx = fresh(&x, x.meta.shape());
         // What passes the relu is written only if somebody else is to have it.
         let passed = plan.residual && plan.relu;
         let through = if passed { fresh(&x, x.meta.shape()) } else { dy.clone() };
         let unwritten = if passed { through.clone() } else { moments.clone() };
-        // Each half begins where every adapter can bind it.
-        let width = plan.channels.next_multiple_of(ALIGNMENT);
-        let parts = fresh(&x, &[plan.batch, 2, width]);
-        // SAFETY: cube b·groups + g reads and writes group g of image b alone; the last buffer is written only if it is its own.
-        unsafe {
-            norm_backward_kernel::launch_unchecked(
-                &x.client,
-                CubeCount::Static(plan.groups() as u32, plan.batch as u32, 1),
-                CubeDim::new_1d(units(&plan)),
-                arg(&x),
-                arg(&y),
-                arg(&moments),
-                arg(&gamma),
-                arg(&dy),
-                arg(&dx),
-                arg(&parts),
-                arg(&unwritten),
-                plan.into(),
-            )
-        }
-        let sums = sum_of_parts(&parts, plan.batch, &[2, width]);
-        let half = |index: usize| {
-            let mut half = view(sums.clone(), &[plan.channels]);
-            let behind = (2 - index) * width - plan.channels;
-            half.handle = half.handle.offset_start(4 * (index * width) as u64).offset_end(4 * behind as u64);
-            half
-        };
-        (dx, through, half(1), half(0))
+        let beta = gamma.clone();
+        let (dx, dgamma, dbeta) = normalise_backward([x, y, moments, gamma, beta, dy, unwritten], plan.into());
+        (dx, through, dgamma, dbeta)
+    }
+
+    fn stagger_norm_pool(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, gamma, beta] = [x, gamma, beta].map(into_contiguous);
+        let y = fresh(&x, &[pool.batch, pool.height / 2, pool.width / 2, pool.channels]);
+        let width = pool.width as u32;
+        let moments = normalise(&x, &gamma, &beta, &x, &y, plan.epsilon, NormPlan { width, ..plan.into() });
+        // What was not the largest is computed again when its derivative is needed: nothing else is kept.
+        (y, moments.clone(), moments)
+    }
+
+    fn stagger_norm_pool_backward(
+        x: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, moments, gamma, beta, dy] = [x, moments, gamma, beta, dy].map(into_contiguous);
+        let plan = NormPlan { width: pool.width as u32, ..plan.into() };
+        normalise_backward([x.clone(), x, moments.clone(), gamma, beta, dy, moments], plan)
     }
 
     fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self> {
@@ -373,55 +426,110 @@ impl Layers for CubeBackend {
     }
 }
 
-/// The sum over the first dimension.
-fn sum_of_parts(parts: &CubeTensor, count: usize, shape: &[usize]) -> CubeTensor {
-    let sum = fresh(parts, shape);
-    // SAFETY: each unit writes one element and reads it in each part.
-    unsafe {
-        sum_kernel::launch_unchecked(
-            &sum.client,
-            cubes(len(&sum)),
-            CubeDim::new_1d(UNITS),
-            arg(parts),
-            arg(&sum),
-            count as u32,
-        )
-    }
-    sum
-}
-
 /// Units of a normalisation's cube: as many for each channel of the group, so that a unit keeps to one channel.
 fn units(plan: &Norm) -> u32 {
     assert!(plan.group <= 1024, "a GPU normalises at most 1,024 channels together");
     (plan.group * (UNITS as usize / plan.group).max(1)) as u32
 }
 
+/// Writes `y` and gives the moments.
+fn normalise(
+    x: &CubeTensor,
+    gamma: &CubeTensor,
+    beta: &CubeTensor,
+    residual: &CubeTensor,
+    y: &CubeTensor,
+    epsilon: f32,
+    plan: NormPlan,
+) -> CubeTensor {
+    let groups = plan.channels / plan.group;
+    let moments = fresh(x, &[plan.batch as usize, groups as usize, 2]);
+    // SAFETY: cube (g, b) reads and writes group g of image b alone.
+    unsafe {
+        norm_kernel::launch_unchecked(
+            &x.client,
+            CubeCount::Static(groups, plan.batch, 1),
+            CubeDim::new_1d(plan.units),
+            arg(x),
+            arg(gamma),
+            arg(beta),
+            arg(residual),
+            arg(y),
+            arg(&moments),
+            epsilon,
+            plan,
+        )
+    }
+    moments
+}
+
+/// dX, dγ and dβ of x, y, moments, γ, β and dy; what passes the relu goes to the last buffer, if there is a residual.
+fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let [x, y, moments, gamma, beta, dy, through] = saved;
+    let (batch, channels) = (plan.batch as usize, plan.channels as usize);
+    let dx = fresh(&x, x.meta.shape());
+    // Each half begins where every adapter can bind it.
+    let width = channels.next_multiple_of(ALIGNMENT);
+    let parts = fresh(&x, &[batch, 2, width]);
+    // SAFETY: cube (g, b) reads and writes group g of image b alone; the last buffer is written only if it is its own.
+    unsafe {
+        norm_backward_kernel::launch_unchecked(
+            &x.client,
+            CubeCount::Static(plan.channels / plan.group, plan.batch, 1),
+            CubeDim::new_1d(plan.units),
+            arg(&x),
+            arg(&y),
+            arg(&moments),
+            arg(&gamma),
+            arg(&beta),
+            arg(&dy),
+            arg(&dx),
+            arg(&parts),
+            arg(&through),
+            plan,
+        )
+    }
+    let sums = sum_of_parts(parts, batch, &[2, width]);
+    let half = |index: usize| {
+        let mut half = view(sums.clone(), &[channels]);
+        let behind = (2 - index) * width - channels;
+        half.handle = half.handle.offset_start(4 * (index * width) as u64).offset_end(4 * behind as u64);
+        half
+    };
+    (dx, half(1), half(0))
+}
+
 /// What a normalisation's kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct NormPlan {
+    batch: u32,
     pixels: u32,
     channels: u32,
     group: u32,
     units: u32,
     relu: bool,
     residual: bool,
+    /// Columns of an image whose 2×2 pixels are pooled; 0 for none.
+    width: u32,
 }
 
 impl From<Norm> for NormPlan {
     fn from(plan: Norm) -> Self {
         NormPlan {
+            batch: plan.batch as u32,
             pixels: plan.pixels as u32,
             channels: plan.channels as u32,
             group: plan.group as u32,
             units: units(&plan),
             relu: plan.relu,
             residual: plan.residual,
+            width: 0,
         }
     }
 }
 
 #[cube(launch_unchecked)]
-fn patches_kernel(x: &[f32], columns: &mut [f32], #[comptime] plan: Conv) {
+fn patches_kernel<E: Float>(x: &[f32], columns: &mut [E], #[comptime] plan: Conv) {
     let taps = comptime!(plan.taps() as u32);
     let kernel = comptime!(plan.kernel as u32);
     let from = comptime!(plan.from as u32);
@@ -443,7 +551,31 @@ fn patches_kernel(x: &[f32], columns: &mut [f32], #[comptime] plan: Conv) {
         if row < height && column < width {
             value = x[(((image * height + row) * width + column) * from + channel) as usize];
         }
-        columns[ABSOLUTE_POS] = value;
+        columns[ABSOLUTE_POS] = E::cast_from(within(value, plan.precision));
+    }
+}
+
+/// Cut to what the precision holds; what is not a number stays so.
+#[cube]
+fn within(value: f32, #[comptime] precision: Precision) -> f32 {
+    let mut value = value;
+    if comptime!(precision == Precision::F16) {
+        value = select(value > 65504.0f32, 65504.0f32, select(value < -65504.0f32, -65504.0f32, value));
+    }
+    value
+}
+
+#[cube(launch_unchecked)]
+fn factor_kernel<E: Float>(x: &[f32], rounded: &mut [E], by: f32, #[comptime] precision: Precision) {
+    if ABSOLUTE_POS < rounded.len() {
+        rounded[ABSOLUTE_POS] = E::cast_from(within(x[ABSOLUTE_POS] * by, precision));
+    }
+}
+
+#[cube(launch_unchecked)]
+fn unscale_kernel(x: &mut [f32], by: f32) {
+    if ABSOLUTE_POS < x.len() {
+        x[ABSOLUTE_POS] = x[ABSOLUTE_POS] / by;
     }
 }
 
@@ -474,19 +606,7 @@ fn from_patches_kernel(columns: &[f32], dx: &mut [f32], #[comptime] plan: Conv) 
                 sum += columns[(pixel * patch + channel * taps + tap) as usize];
             }
         }
-        dx[ABSOLUTE_POS] = sum;
-    }
-}
-
-#[cube(launch_unchecked)]
-fn sum_kernel(parts: &[f32], sum: &mut [f32], count: u32) {
-    let len = sum.len();
-    if ABSOLUTE_POS < len {
-        let mut total = 0.0f32;
-        for part in 0..count {
-            total += parts[part as usize * len + ABSOLUTE_POS];
-        }
-        sum[ABSOLUTE_POS] = total;
+        dx[ABSOLUTE_POS] = sum / comptime!(plan.precision.derivatives());
     }
 }
 
@@ -562,18 +682,33 @@ fn norm_kernel(
     }
     let factor = gamma[channel as usize] * inverse;
     let shift = beta[channel as usize] - mean * factor;
-    let mut pixel = first;
-    while pixel < comptime!(plan.pixels) {
-        let i = (start + pixel * comptime!(plan.channels)) as usize;
-        let mut value = x[i] * factor + shift;
-        if comptime!(plan.residual) {
-            value += residual[i];
+    if comptime!(plan.width > 0) {
+        let start_y = image * comptime!(plan.pixels / 4 * plan.channels) + channel;
+        let right = comptime!(plan.channels as usize);
+        let below = comptime!((plan.width * plan.channels) as usize);
+        let mut place = first;
+        while place < comptime!(plan.pixels / 4) {
+            let i = corner(start, place, plan);
+            let j = i + below;
+            let top = larger(x[i] * factor + shift, x[i + right] * factor + shift);
+            let top = larger(top, larger(x[j] * factor + shift, x[j + right] * factor + shift));
+            y[(start_y + place * comptime!(plan.channels)) as usize] = select(top < 0.0f32, 0.0f32, top);
+            place += step;
         }
-        if comptime!(plan.relu) {
-            value = select(value < 0.0f32, 0.0f32, value);
+    } else {
+        let mut pixel = first;
+        while pixel < comptime!(plan.pixels) {
+            let i = (start + pixel * comptime!(plan.channels)) as usize;
+            let mut value = x[i] * factor + shift;
+            if comptime!(plan.residual) {
+                value += residual[i];
+            }
+            if comptime!(plan.relu) {
+                value = select(value < 0.0f32, 0.0f32, value);
+            }
+            y[i] = value;
+            pixel += step;
         }
-        y[i] = value;
-        pixel += step;
     }
 }
 
@@ -584,6 +719,7 @@ fn norm_backward_kernel(
     y: &[f32],
     moments: &[f32],
     gamma: &[f32],
+    beta: &[f32],
     dy: &[f32],
     dx: &mut [f32],
     parts: &mut [f32],
@@ -606,16 +742,38 @@ fn norm_backward_kernel(
 
     let mut sum1 = 0.0f32;
     let mut sum2 = 0.0f32;
-    let mut pixel = first;
-    while pixel < comptime!(plan.pixels) {
-        let i = (start + pixel * comptime!(plan.channels)) as usize;
-        let mut dz = dy[i];
-        if comptime!(plan.relu) {
-            dz = select(y[i] > 0.0f32, dz, 0.0f32);
+    // Of the pooling: as in the forward kernel.
+    let factor = scale * inverse;
+    let shift = beta[channel as usize] - mean * factor;
+    let start_y = image * comptime!(plan.pixels / 4 * plan.channels) + channel;
+    let right = comptime!(plan.channels as usize);
+    let below = comptime!((plan.width * plan.channels) as usize);
+    if comptime!(plan.width > 0) {
+        let mut place = first;
+        while place < comptime!(plan.pixels / 4) {
+            let i = corner(start, place, plan);
+            let j = i + below;
+            let (a, b) = (x[i] * factor + shift, x[i + right] * factor + shift);
+            let (c, d) = (x[j] * factor + shift, x[j + right] * factor + shift);
+            let top = larger(larger(a, b), larger(c, d));
+            let dz = select(top > 0.0f32, dy[(start_y + place * comptime!(plan.channels)) as usize], 0.0f32);
+            let at = select(a == top, x[i], select(b == top, x[i + right], select(c == top, x[j], x[j + right])));
+            sum1 += dz;
+            sum2 += dz * (at - mean) * inverse;
+            place += step;
         }
-        sum1 += dz;
-        sum2 += dz * (x[i] - mean) * inverse;
-        pixel += step;
+    } else {
+        let mut pixel = first;
+        while pixel < comptime!(plan.pixels) {
+            let i = (start + pixel * comptime!(plan.channels)) as usize;
+            let mut dz = dy[i];
+            if comptime!(plan.relu) {
+                dz = select(y[i] > 0.0f32, dz, 0.0f32);
+            }
+            sum1 += dz;
+            sum2 += dz * (x[i] - mean) * inverse;
+            pixel += step;
+        }
     }
     let mean1 = sum_of_units(sum1 * scale, &mut shared, units) / count;
     let mean2 = sum_of_units(sum2 * scale, &mut shared, units) / count;
@@ -640,19 +798,50 @@ fn norm_backward_kernel(
         }
         parts[(base + comptime!(plan.channels.next_multiple_of(ALIGNMENT as u32))) as usize] = total;
     }
-    let mut pixel = first;
-    while pixel < comptime!(plan.pixels) {
-        let i = (start + pixel * comptime!(plan.channels)) as usize;
-        let mut dz = dy[i];
-        if comptime!(plan.relu) {
-            dz = select(y[i] > 0.0f32, dz, 0.0f32);
+    if comptime!(plan.width > 0) {
+        let mut place = first;
+        while place < comptime!(plan.pixels / 4) {
+            let i = corner(start, place, plan);
+            let j = i + below;
+            let (a, b) = (x[i] * factor + shift, x[i + right] * factor + shift);
+            let (c, d) = (x[j] * factor + shift, x[j + right] * factor + shift);
+            let top = larger(larger(a, b), larger(c, d));
+            let dz = select(top > 0.0f32, dy[(start_y + place * comptime!(plan.channels)) as usize], 0.0f32);
+            let is_a = a == top;
+            let is_b = !is_a && b == top;
+            let is_c = !is_a && !is_b && c == top;
+            let is_d = !is_a && !is_b && !is_c;
+            dx[i] = inverse * (scale * select(is_a, dz, 0.0f32) - mean1 - (x[i] - mean) * inverse * mean2);
+            dx[i + right] =
+                inverse * (scale * select(is_b, dz, 0.0f32) - mean1 - (x[i + right] - mean) * inverse * mean2);
+            dx[j] = inverse * (scale * select(is_c, dz, 0.0f32) - mean1 - (x[j] - mean) * inverse * mean2);
+            dx[j + right] =
+                inverse * (scale * select(is_d, dz, 0.0f32) - mean1 - (x[j + right] - mean) * inverse * mean2);
+            place += step;
         }
-        if comptime!(plan.relu && plan.residual) {
-            through[i] = dz;
+    } else {
+        let mut pixel = first;
+        while pixel < comptime!(plan.pixels) {
+            let i = (start + pixel * comptime!(plan.channels)) as usize;
+            let mut dz = dy[i];
+            if comptime!(plan.relu) {
+                dz = select(y[i] > 0.0f32, dz, 0.0f32);
+            }
+            if comptime!(plan.relu && plan.residual) {
+                through[i] = dz;
+            }
+            dx[i] = inverse * (scale * dz - mean1 - (x[i] - mean) * inverse * mean2);
+            pixel += step;
         }
-        dx[i] = inverse * (scale * dz - mean1 - (x[i] - mean) * inverse * mean2);
-        pixel += step;
     }
+}
+
+/// The first of the 2×2 pixels at `place` of a pooled image that begins at `start`.
+#[cube]
+fn corner(start: u32, place: u32, #[comptime] plan: NormPlan) -> usize {
+    let half = comptime!(plan.width / 2);
+    let pixel = place / half * comptime!(2 * plan.width) + place % half * 2u32;
+    (start + pixel * comptime!(plan.channels)) as usize
 }
 
 #[cube(launch_unchecked)]

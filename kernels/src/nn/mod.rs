@@ -17,10 +17,61 @@ mod autodiff;
 pub(crate) mod cpu;
 mod flex;
 mod gpu;
+mod head;
+pub mod sums;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 pub(crate) use cpu::{Scratch, for_each_instruction_set};
+use cubecl::features::TypeUsage;
+use cubecl::ir::{ElemType, FloatKind};
+
+/// What the factors of the matrix products of convolutions and linear layers are rounded to. Products are added up in f32, and
+/// everything else is f32: normalisation, losses, gradients, weights (mixed precision: Micikevicius et al., 2018).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// 8 bits of significand, the exponents of f32.
+    Bf16,
+    /// 11 bits of significand, largest value 65,504 (what is larger is cut to it). Derivatives are multiplied by 1,024 before they are
+    /// rounded, and products of them divided again, so that small ones do not vanish.
+    F16,
+}
+
+impl Precision {
+    /// The factor of derivatives.
+    pub(crate) fn derivatives(self) -> f32 {
+        if self == Precision::F16 { 1024.0 } else { 1.0 }
+    }
+
+    /// Of a linear layer: small ones compute in f32 on every backend.
+    pub(crate) fn of_linear(self, from: usize, to: usize) -> Self {
+        if is_small(from, to) { Precision::F32 } else { self }
+    }
+
+    /// Whether `device` can store and multiply such numbers.
+    pub fn is_supported(self, device: &crate::Device) -> bool {
+        let kind = match self {
+            Precision::F32 => return true,
+            Precision::Bf16 => FloatKind::BF16,
+            Precision::F16 => FloatKind::F16,
+        };
+        match device {
+            crate::Device::Cpu => true,
+            crate::Device::Gpu(gpu) => {
+                let needed = TypeUsage::Buffer | TypeUsage::Conversion | TypeUsage::Arithmetic;
+                gpu.client.properties().type_usage(ElemType::Float(kind)).is_superset(needed)
+            }
+        }
+    }
+}
+
+/// Whether a linear layer is so small that a library's matrix product would take longer to choose its kernel than to run it.
+fn is_small(from: usize, to: usize) -> bool {
+    from * to <= 1 << 14
+}
 
 /// A convolution of square patches without bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +92,8 @@ pub struct Conv {
     pub stride: usize,
     /// Zeros around the image, less than `kernel`.
     pub pad: usize,
+    /// Of the factors.
+    pub precision: Precision,
 }
 
 impl Conv {
@@ -134,11 +187,24 @@ pub trait Layers: Backend {
     /// dW [to, from, kernel, kernel].
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
     /// Y [B, out] of X [B, in], weights [in, out] and bias [out].
-    fn stagger_linear(x: FloatTensor<Self>, weights: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn stagger_linear(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self>;
     /// dX.
-    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn stagger_linear_input(
+        dy: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self>;
     /// dW and d bias.
-    fn stagger_linear_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>);
+    fn stagger_linear_weights(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        precision: Precision,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// Y, and mean and 1/deviation of each group [B, groups, 2]. Without a residual `residual` is not read.
     fn stagger_norm(
         x: FloatTensor<Self>,
@@ -156,6 +222,27 @@ pub trait Layers: Backend {
         dy: FloatTensor<Self>,
         plan: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    /// The largest of each 2×2 pixels of such a normalisation with relu and without residual, [B, H/2, W/2, C]; what its derivative
+    /// needs of the rest; and the moments.
+    fn stagger_norm_pool(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    /// dX, dγ and dβ.
+    #[allow(clippy::too_many_arguments)]
+    fn stagger_norm_pool_backward(
+        x: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        plan: Norm,
+        pool: Pool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     /// The largest of each 2×2 pixels.
     fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
     /// dX.
@@ -175,12 +262,12 @@ pub trait Layers: Backend {
 }
 
 /// Convolution of images [B, H, W, from] with weights [to, from, kernel, kernel]: [B, H', W', to].
-pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
+pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize, precision: Precision) -> Tensor<4> {
     let [batch, height, width, from] = x.dims();
     let [to, inputs, kernel, columns] = weights.dims();
     assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
     assert!(height.min(width) + 2 * pad >= kernel && stride > 0, "a patch lies inside the image and its border");
-    let plan = Conv { batch, height, width, from, to, kernel, stride, pad };
+    let plan = Conv { batch, height, width, from, to, kernel, stride, pad, precision };
     Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
 }
 
@@ -195,11 +282,11 @@ pub fn conv2d_weight_gradient(x: Tensor<4>, dy: Tensor<4>, plan: Conv) -> Tensor
 }
 
 /// A linear layer: [B, in] times weights [in, out] plus bias [out].
-pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>, precision: Precision) -> Tensor<2> {
     let [from, to] = weights.dims();
     assert!(x.dims()[1] == from && bias.dims() == [to], "weights of another layer");
     let (x, weights) = (x.into_dispatch(), weights.into_dispatch());
-    Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch(), precision))
 }
 
 /// Group normalisation over groups of `group` neighbouring channels (the last dimension) of every image (the first), plus
@@ -212,17 +299,37 @@ pub fn group_norm<const D: usize>(
     residual: Option<Tensor<D>>,
     relu: bool,
 ) -> Tensor<D> {
-    let dims = x.dims();
-    let (batch, channels) = (dims[0], dims[D - 1]);
-    let pixels = dims[1..D - 1].iter().product();
-    let plan = Norm { batch, pixels, channels, group, epsilon: 1e-5, relu, residual: residual.is_some() };
-    assert!(channels.is_multiple_of(group), "groups of {group} do not divide {channels} channels");
-    assert!(gamma.dims() == [channels] && beta.dims() == [channels], "a scale and a shift per channel");
-    assert!(residual.as_ref().is_none_or(|r| r.dims() == dims), "a residual of the same shape");
+    assert!(residual.as_ref().is_none_or(|r| r.dims() == x.dims()), "a residual of the same shape");
+    let plan = Norm { relu, residual: residual.is_some(), ..norm(&x, &gamma, &beta, group) };
     let x = x.into_dispatch();
     // A tensor must stand in the place of a residual that is not there; nothing reads it.
     let residual = residual.map_or_else(|| x.clone(), Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::stagger_norm(x, gamma.into_dispatch(), beta.into_dispatch(), residual, plan).0)
+}
+
+/// The plan of a plain normalisation of `x`.
+fn norm<const D: usize>(x: &Tensor<D>, gamma: &Tensor<1>, beta: &Tensor<1>, group: usize) -> Norm {
+    let dims = x.dims();
+    let (batch, channels) = (dims[0], dims[D - 1]);
+    assert!(channels.is_multiple_of(group), "groups of {group} do not divide {channels} channels");
+    assert!(gamma.dims() == [channels] && beta.dims() == [channels], "a scale and a shift per channel");
+    let pixels = dims[1..D - 1].iter().product();
+    Norm { batch, pixels, channels, group, epsilon: 1e-5, relu: false, residual: false }
+}
+
+/// The largest of each 2×2 pixels of the group normalisation of [B, H, W, C] (even H and W) with relu: in one pass on a GPU.
+pub fn group_norm_max_pool(x: Tensor<4>, gamma: Tensor<1>, beta: Tensor<1>, group: usize) -> Tensor<4> {
+    let plan = Norm { relu: true, ..norm(&x, &gamma, &beta, group) };
+    let pool = halved(&x);
+    let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
+    Tensor::from_dispatch(Dispatch::stagger_norm_pool(x, gamma, beta, plan, pool).0)
+}
+
+/// The plan of a pooling of 2×2 pixels.
+fn halved(x: &Tensor<4>) -> Pool {
+    let plan = pool(x);
+    assert!(plan.height.is_multiple_of(2) && plan.width.is_multiple_of(2), "2×2 pixels do not fill the image");
+    plan
 }
 
 fn pool(x: &Tensor<4>) -> Pool {
@@ -232,8 +339,7 @@ fn pool(x: &Tensor<4>) -> Pool {
 
 /// The largest of each 2×2 pixels of [B, H, W, C] with even H and W.
 pub fn max_pool(x: Tensor<4>) -> Tensor<4> {
-    let plan = pool(&x);
-    assert!(plan.height.is_multiple_of(2) && plan.width.is_multiple_of(2), "2×2 pixels do not fill the image");
+    let plan = halved(&x);
     Tensor::from_dispatch(Dispatch::stagger_max_pool(x.into_dispatch(), plan))
 }
 

@@ -3,10 +3,10 @@
 use super::conv::{forward_piece, weight_sums};
 use super::tile::{LANES, tile_size};
 use super::{Scratch, parallel};
-use crate::nn::Conv;
+use crate::nn::{Conv, Precision};
 
 fn plan(batch: usize, from: usize, to: usize) -> Conv {
-    Conv { batch, height: 1, width: 1, from, to, kernel: 1, stride: 1, pad: 0 }
+    Conv { batch, height: 1, width: 1, from, to, kernel: 1, stride: 1, pad: 0, precision: Precision::F32 }
 }
 
 /// Rows of `out` times packed panels, shared out among the threads.
@@ -45,10 +45,9 @@ pub fn input_gradient(dy: &[f32], weights: &[f32], to: usize, dx: &mut [f32]) {
     product(to, from, dy, &panels, dx);
 }
 
-/// dW [in, out] and db [out] of X and dY.
-pub fn weight_gradient(x: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32]) {
-    let (to, batch) = (db.len(), dy.len() / db.len());
-    let from = x.len() / batch;
+/// dW [in, out] of X [B, in] and dY [B, out].
+pub fn weight_gradient(x: &[f32], dy: &[f32], batch: usize, dw: &mut [f32]) {
+    let (from, to) = (x.len() / batch, dy.len() / batch);
     let (sums, per_column) = weight_sums(&plan(batch, from, to), x, dy);
     let (_, panels) = tile_size();
     let lanes = panels * LANES;
@@ -58,6 +57,10 @@ pub fn weight_gradient(x: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32]) {
             dw[places.clone()].copy_from_slice(&sums[..places.len()]);
         }
     }
+}
+
+/// db [out] of dY.
+pub fn bias_gradient(dy: &[f32], db: &mut [f32]) {
     db.fill(0.0);
-    dy.chunks(to).for_each(|dy| db.iter_mut().zip(dy).for_each(|(d, g)| *d += g));
+    dy.chunks(db.len()).for_each(|dy| db.iter_mut().zip(dy).for_each(|(d, g)| *d += g));
 }

@@ -1,0 +1,139 @@
+//! The last step of most parameters' gradients: the sum of parts that many cubes wrote, one launch for all layers of a backward pass.
+//!
+//! Invariant: inside [`together`] such a gradient has its place but not yet its values; nobody reads it before [`together`] returns.
+//! A backward pass keeps to that as long as no parameter is used twice, for then Burn would add two of them up.
+
+use super::gpu::{UNITS, arg, fresh, len, view};
+use crate::layout::{ALIGNMENT, Layout};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use std::cell::RefCell;
+
+/// Floats of parts that may wait: the launch that a longer sum costs is not worth the memory.
+const MOST: usize = 5 << 17;
+
+/// Cubes along a sum; longer ones take turns.
+const WIDE: usize = 512;
+
+/// The sums of a backward pass that are still to be made.
+#[derive(Default)]
+struct Pending {
+    /// Floats of the buffer that all sums share.
+    room: usize,
+    buffer: Option<CubeTensor>,
+    used: usize,
+    parts: Vec<CubeTensor>,
+    plan: Plan,
+}
+
+/// What a launch is compiled for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Plan {
+    /// Of each sum: its place and length in floats, and its number of parts.
+    sums: Vec<(usize, usize, usize)>,
+}
+
+thread_local! {
+    static PENDING: RefCell<Option<Pending>> = const { RefCell::new(None) };
+}
+
+/// Runs the backward pass of a model of this layout, and makes all its sums of parts with one launch at its end. On the CPU there is
+/// nothing to make.
+pub fn together<T>(layout: &Layout, pass: impl FnOnce() -> T) -> T {
+    /// Puts an end to it even if the pass panics.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            PENDING.take();
+        }
+    }
+    let end = End;
+    // The gradient of a linear layer's weights has no parts.
+    let summed = layout.segments().iter().filter(|s| s.shape.len() != 2);
+    let room = summed.map(|s| s.len.next_multiple_of(ALIGNMENT)).sum();
+    PENDING.set(Some(Pending { room, ..Pending::default() }));
+    let result = pass();
+    if let Some(pending) = PENDING.take() {
+        pending.launch();
+    }
+    drop(end);
+    result
+}
+
+/// The sum of `parts` [count, ..] over the first dimension.
+pub(super) fn sum_of_parts(parts: CubeTensor, count: usize, shape: &[usize]) -> CubeTensor {
+    let later = PENDING.with_borrow_mut(|pending| pending.as_mut().and_then(|p| p.place(&parts, count, shape)));
+    later.unwrap_or_else(|| {
+        let sum = fresh(&parts, shape);
+        let plan = Plan { sums: vec![(0, len(&sum), count)] };
+        launch(&[parts], &sum, plan);
+        sum
+    })
+}
+
+impl Pending {
+    /// A place for a sum, if there is still room for one.
+    fn place(&mut self, parts: &CubeTensor, count: usize, shape: &[usize]) -> Option<CubeTensor> {
+        let length: usize = shape.iter().product();
+        if len(parts) > MOST {
+            return None;
+        }
+        let behind = self.room.checked_sub(self.used + length)?;
+        let room = self.room;
+        let buffer = self.buffer.get_or_insert_with(|| fresh(parts, &[room]));
+        let mut sum = view(buffer.clone(), shape);
+        sum.handle = sum.handle.offset_start(4 * self.used as u64).offset_end(4 * behind as u64);
+        self.parts.push(parts.clone());
+        self.plan.sums.push((self.used, length, count));
+        self.used = (self.used + length).next_multiple_of(ALIGNMENT);
+        Some(sum)
+    }
+
+    fn launch(self) {
+        let Some(buffer) = self.buffer else { return };
+        let bindings = buffer.client.properties().hardware.max_bindings as usize;
+        // Some room for the sums' own buffer and for the runtime's.
+        let most = bindings.saturating_sub(4).max(1);
+        for (parts, sums) in self.parts.chunks(most).zip(self.plan.sums.chunks(most)) {
+            launch(parts, &buffer, Plan { sums: sums.to_vec() });
+        }
+    }
+}
+
+fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
+    let longest = plan.sums.iter().map(|s| s.1).max().unwrap_or(1);
+    // SAFETY: every place lies in the buffer of sums, every part has the length of its sum.
+    unsafe {
+        sums_kernel::launch_unchecked(
+            &sums.client,
+            CubeCount::Static(longest.div_ceil(UNITS as usize).min(WIDE) as u32, plan.sums.len() as u32, 1),
+            CubeDim::new_1d(UNITS),
+            parts.iter().map(arg).collect(),
+            arg(sums),
+            plan,
+        )
+    }
+}
+
+/// Row k of the cubes makes sum k.
+#[cube(launch_unchecked)]
+fn sums_kernel(parts: &Sequence<Box<[f32]>>, sums: &mut [f32], #[comptime] plan: Plan) {
+    let step = CUBE_DIM_X as usize * CUBE_COUNT_X as usize;
+    #[unroll]
+    for k in 0..comptime!(plan.sums.len()) {
+        if CUBE_POS_Y as usize == k {
+            let start = comptime!(plan.sums[k].0);
+            let length = comptime!(plan.sums[k].1);
+            let count = comptime!(plan.sums[k].2);
+            let mut i = ABSOLUTE_POS_X as usize;
+            while i < length {
+                let mut total = 0.0f32;
+                for part in 0..count {
+                    total += parts[k][part * length + i];
+                }
+                sums[start + i] = total;
+                i += step;
+            }
+        }
+    }
+}
