@@ -133,7 +133,8 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_dtype: Option<String>,
-    /// What the factors of convolutions and linear layers are rounded to: f32, bf16 or f16. Sums, gradients, weights and updates are f32
+    /// What the factors of convolutions and of linear layers with more than 16,384 weights are rounded to: f32, bf16 or f16. Sums,
+    /// gradients, weights and updates are f32
     /// [default: f32]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]

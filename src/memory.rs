@@ -29,7 +29,7 @@ pub struct Need {
 }
 
 impl Need {
-    /// For `workers` of `threads` threads each (on the CPU), whose results wait for their time where they are `timed`. Rules that step less
+    /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU), whose results wait for their time where they are `timed`. Rules that step less
     /// often than gradients arrive take less.
     pub fn of(
         problem: &Problem,
@@ -50,7 +50,7 @@ impl Need {
         };
         let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
         // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share.
-        let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t).max(1))) as u64;
+        let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t.max(1)).max(1))) as u64;
         // Of each worker: its own model, squares; sum, point and moments of local steps.
         let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
         let each = n * (needs.own as u64 + needs.squares as u64 + local);
@@ -67,7 +67,8 @@ impl Need {
         // Packed weights, and the sums of the weight gradient.
         let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
         let steps = computing * (problem.step_bytes + 3 * largest) + problem.evaluation_bytes;
-        let program = threads.map_or(n * STREAM, |_| PROGRAM + n * THREAD + n.min(FIRST.0) * FIRST.1);
+        let program =
+            threads.map_or(n * STREAM, |t| PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 });
         Need { total: program + models * model + table + steps + problem.data_bytes, table }
     }
 

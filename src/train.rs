@@ -26,6 +26,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// Training data, read and checked.
 enum Data {
@@ -147,7 +148,9 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         table_dtype: settings.table_dtype,
     };
     let timed = settings.clock != Clock::Wall || settings.delay != DelayModel::None;
-    let memory = Need::of(&problem, workers, threads, timed, &needs, &descent);
+    let on_the_spot = problem.cheap && settings.clock != Clock::Wall;
+    let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
+    let memory = Need::of(&problem, workers, threads_taken, timed, &needs, &descent);
     memory.check(&backend, &problem, workers, &descent)?;
     fill(&mut resolved, &settings, workers, &backend.device, threads, &problem, &descent);
 
@@ -248,11 +251,14 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     if threads.is_none() {
         share_a_core();
     }
+    let (began, computed) = (Instant::now(), backend::cpu_seconds());
     let outcome = server.run(&layout, descent, initial)?;
+    let seconds = began.elapsed().as_secs_f64().max(1e-9);
+    let cores_busy = backend::cpu_seconds().zip(computed).map(|(now, before)| (now - before) / seconds);
 
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
-    let summary = Summary { memory_estimate: memory.total, memory: backend.memory_taken(), ..summary };
+    let summary = Summary { memory_estimate: memory.total, memory: backend.memory_taken(), cores_busy, ..summary };
     folder.summary(&summary)?;
     Ok((summary, folder.path().to_path_buf()))
 }
@@ -314,15 +320,15 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
     if !matches!(data, Data::Libsvm(_)) && settings.regularizer != problem::Regularizer::None {
         return Err(Error::usage("--regularizer is for libsvm data; images have --weight-decay"));
     }
+    if !matches!(data, Data::Images { .. }) && settings.precision != Precision::F32 {
+        return Err(Error::usage("--precision is for the networks on images: this objective is computed in f32"));
+    }
     if !settings.precision.is_supported(device) {
         return Err(Error::usage(format!(
             "--precision {}: this device cannot compute with such numbers on {}; leave it out",
             resolved.precision.as_deref().unwrap_or_default(),
             device.name()
         )));
-    }
-    if !matches!(data, Data::Images { .. }) && settings.precision != Precision::F32 {
-        return Err(Error::usage("--precision is for the networks on images: this objective is computed in f32"));
     }
     if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
         return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
@@ -576,6 +582,7 @@ fn summarise(
         final_test_loss: finite(outcome.evaluation.test_loss),
         final_test_accuracy: finite(outcome.evaluation.test_accuracy),
         update_launches: update::launches(),
+        cores_busy: None,
         memory_estimate: 0,
         memory: None,
         weights_sha256,

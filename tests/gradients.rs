@@ -67,6 +67,7 @@ fn network(model: &str) {
         seed: 2,
         augment: Augment::NONE,
         step: StepKind::Eager,
+        precision: stagger_kernels::nn::Precision::F32,
     };
     let mut problem = images(&Device::Cpu, few(40), &options).unwrap();
     check(&mut problem, 0.01, 0.05);

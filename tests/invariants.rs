@@ -112,6 +112,7 @@ fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
         seed,
         augment: stagger_kernels::gather::Augment { pad: 4, flip: true },
         step: stagger::problem::StepKind::Eager,
+        precision: stagger_kernels::nn::Precision::F32,
     };
     let copy = || stagger_datasets::ImageData {
         train: stagger_datasets::ImageSet { pixels: set.train.pixels.clone(), labels: set.train.labels.clone() },

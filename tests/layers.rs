@@ -9,11 +9,12 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Tensor, TensorData};
 use libtest_mimic::{Arguments, Trial};
 use rand_chacha::rand_core::RngCore;
-use stagger::params::burn_device;
+use stagger::model::Net;
+use stagger::params::{attach, burn_device, gradients, initial_weights, layout_of, tensor};
 use stagger_datasets::keyed;
 use stagger_kernels::Device;
 use stagger_kernels::nn::Precision::{self, Bf16, F16, F32};
-use stagger_kernels::nn::{conv2d, cross_entropy, group_norm, group_norm_max_pool, linear, max_pool, mean_pool};
+use stagger_kernels::nn::{conv2d, cross_entropy, group_norm, group_norm_max_pool, linear, max_pool, mean_pool, sums};
 
 fn floats(len: usize, key: u64) -> Vec<f32> {
     let mut random = keyed([key, 7, 7, 7]);
@@ -228,6 +229,28 @@ fn rounded(device: &Device, precision: Precision, unit: f32) {
     }
 }
 
+/// One launch for the sums of all layers gives the bytes of a launch for each.
+fn summed_together(device: &Device) {
+    let burn = burn_device(device);
+    let net = Net::build("cnn", 3, 8, 10, &burn).expect("a net");
+    let layout = layout_of(&net);
+    let weights = device.upload(initial_weights(&layout, 5));
+    let net = attach(net, device, &layout, &weights);
+    let mut found = Vec::new();
+    for together in [false, true, false] {
+        let x = device.upload(floats(4 * 8 * 8 * 3, 1));
+        let y = device.upload((0..40).map(|i| (i % 11 == 0) as u8 as f32).collect());
+        let logits = net.forward(Tensor::from_inner(tensor::<4>(device, &x, [4, 8, 8, 3])), F32);
+        let loss = cross_entropy(logits, Tensor::from_inner(tensor::<2>(device, &y, [4, 10])), net.scale());
+        let mut gradients_found = if together { sums::together(&layout, || loss.backward()) } else { loss.backward() };
+        let buffers = gradients(&net, device, &layout, &mut gradients_found).unwrap();
+        found.push(buffers.iter().map(|b| device.download(b).unwrap()).collect::<Vec<_>>());
+    }
+    assert!(found[0].iter().all(|g| g.iter().any(|x| *x != 0.0)), "a gradient of zeros");
+    assert_eq!(found[0], found[1]);
+    assert_eq!(found[0], found[2]);
+}
+
 /// The same bytes, whichever way the step is launched and whoever launches it.
 fn recorded() {
     for (rule, model) in [("dude", "cnn"), ("shuffled", "mlp"), ("diloco:h=2", "mlp")] {
@@ -253,10 +276,11 @@ fn nobody_starves() {
 fn main() {
     let arguments = Arguments::from_args();
     type Layer = (&'static str, fn(&Device));
-    let layers: [Layer; 5] = [
+    let layers: [Layer; 6] = [
         ("convolutions equal Burn's", convolutions),
         ("normalisations equal their definition", norms),
         ("pooled normalisations equal one after the other", pooled_norms),
+        ("sums made together equal sums made one by one", summed_together),
         ("pooling equals Burn's", pools),
         ("linear layers and losses equal Burn's", linears_and_losses),
     ];

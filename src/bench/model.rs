@@ -5,11 +5,11 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::Net;
 use crate::params::{attach, burn_device, initial_weights, layout_of, tensor};
-use crate::problem::{ImageOptions, Snapshot, StepKind, images};
+use crate::problem::{ImageOptions, Problem, Snapshot, StepKind, images};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde_json::json;
-use stagger_datasets::synthetic;
+use stagger_datasets::{ImageData, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::nn::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 use stagger_kernels::{Device, Fold, Incoming, Method, Seal, Step, Update};
@@ -25,6 +25,21 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         }
         device => measure(bench, device, device.name().into()),
     }
+}
+
+/// The problem of a single worker that holds the whole of `set`.
+pub fn one_worker(bench: &BenchOptions, device: &Device, set: ImageData, step: StepKind) -> Result<Problem> {
+    let options = ImageOptions {
+        model: &bench.model,
+        workers: 1,
+        partition: &"iid".parse()?,
+        batch: Some(bench.batch),
+        seed: 1,
+        augment: Augment { pad: 0, flip: false },
+        step,
+        precision: Precision::F32,
+    };
+    images(device, set, &options)
 }
 
 fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Report> {
@@ -86,19 +101,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     })?;
     let rate = |seconds: f64| json!(batch as f64 / seconds);
     report.row(vec![json!("whole net, forward"), json!(1e3 * forward), json!(null), rate(forward)]);
-    let partition = "iid".parse()?;
-    let augment = Augment { pad: 0, flip: false };
-    let options = ImageOptions {
-        model: &bench.model,
-        workers: 1,
-        partition: &partition,
-        batch: Some(batch),
-        seed: 1,
-        augment,
-        step: kind,
-        precision: Precision::F32,
-    };
-    let mut problem = images(device, set, &options)?;
+    let mut problem = one_worker(bench, device, set, kind)?;
     let snapshot = Snapshot { weights: weights.clone(), seal: Seal::default() };
     let mut job = 0;
     let gradient = median_seconds(bench.seconds, || {

@@ -1,12 +1,15 @@
 //! Gradients per second against the number of workers.
 
+use super::model::one_worker;
 use super::{BenchOptions, Report};
-use crate::backend::Backend;
+use crate::backend::{self, Backend};
 use crate::config::Options;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::problem::{Snapshot, StepKind};
 use crate::train::measure;
 use serde_json::json;
-use stagger_kernels::Device;
+use stagger_datasets::synthetic;
+use stagger_kernels::{Device, Seal};
 
 /// The settings of a training run that all runs of a benchmark share.
 pub fn options(bench: &BenchOptions, backend: &Backend, workers: usize) -> Options {
@@ -30,11 +33,51 @@ pub fn workers(bench: &BenchOptions, most: usize) -> Vec<usize> {
     if bench.workers.is_empty() { doubled() } else { bench.workers.clone() }
 }
 
+/// Said by the driver that runs no kernel (`tests/nullcuda`).
+const NO_GPU: &str = "no GPU";
+
+/// Steps in one measurement, behind one that is not measured and keeps the device busy while they are enqueued.
+const TOGETHER: u64 = 10;
+
+/// Seconds that one step takes on the device with nothing beside it; `None` where nothing tells.
+fn step_alone(bench: &BenchOptions, backend: &Backend) -> Result<Option<f64>> {
+    if matches!(backend.device, Device::Cpu) || backend.name.contains(NO_GPU) {
+        return Ok(None);
+    }
+    let step = StepKind::on(StepKind::parse(&bench.step)?, &backend.device)?;
+    let mut problem = one_worker(bench, &backend.device, synthetic::generate(1), step)?;
+    let weights = backend.device.upload(problem.initial.clone());
+    let snapshot = Snapshot { weights, seal: Seal::default() };
+    let objective = &mut problem.objectives[0];
+    // Compiles and records.
+    for job in 0..3 {
+        objective.gradient(&snapshot, job)?;
+    }
+    backend.device.sync()?;
+    objective.gradient(&snapshot, 3)?;
+    let ten = || {
+        (4..4 + TOGETHER).try_for_each(|job| objective.gradient(&snapshot, job).map(drop).map_err(|e| e.to_string()))
+    };
+    let (done, seconds) = backend.device.profile(ten)?;
+    done.map_err(Error::failed)?;
+    Ok(seconds.map(|seconds| seconds / TOGETHER as f64))
+}
+
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let title = format!("scaling: {}, batch {}, asgd, {}", bench.model, bench.batch, backend.device.name());
-    let columns = ["workers", "threads each", "gradients/s", "samples/s", "times the first", "mean staleness"];
+    let columns = [
+        "workers",
+        "threads each",
+        "gradients/s",
+        "samples/s",
+        "times the first",
+        "mean staleness",
+        "host cores busy",
+        "steps in flight",
+    ];
     let mut report = Report::new(title, &columns);
     report.figure = Some((0, 3, None));
+    let alone = step_alone(bench, backend)?;
     let mut first = None;
     for n in workers(bench, 16) {
         let settings = Options {
@@ -48,13 +91,30 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         let samples = rate * summary.batch as f64;
         let base = *first.get_or_insert(rate);
         let (threads, staleness) = (summary.threads_per_worker, summary.mean_staleness);
-        report.row(vec![json!(n), json!(threads), json!(rate), json!(samples), json!(rate / base), json!(staleness)]);
+        report.row(vec![
+            json!(n),
+            json!(threads),
+            json!(rate),
+            json!(samples),
+            json!(rate / base),
+            json!(staleness),
+            json!(summary.cores_busy),
+            json!(alone.map(|seconds| rate * seconds)),
+        ]);
         println!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
     }
-    if matches!(backend.device, Device::Gpu(_)) {
-        report.notes.push("overlap of streams and idle share of the device are not measured by this subject: use the vendor's profiler".into());
+    match (&backend.device, alone) {
+        (Device::Cpu, _) => report.notes.push(format!(
+            "idle share of the processor: 1 - host cores busy / {} (the server's thread and the rules count as busy)",
+            backend::cores()
+        )),
+        (_, Some(seconds)) => report.notes.push(format!(
+            "steps in flight: gradients/s times {:.3} ms, which a step takes alone on the device by its own clock (of {TOGETHER} in a row; where the host is slower than the device, the host's time); above 1, streams overlap",
+            1e3 * seconds
+        )),
+        (_, None) => report.notes.push("nothing tells here how long the device computes: overlap and idle share are not measured".into()),
     }
-    if backend.name.contains("no GPU") {
+    if backend.name.contains(NO_GPU) {
         report.notes.push("this driver runs no kernel: the figures are what the host could submit".into());
     }
     Ok(report)

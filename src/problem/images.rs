@@ -70,6 +70,9 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let samples = parts.iter().map(Vec::len).sum();
     let batches = parts.iter().map(|p| batch.unwrap_or(p.len())).collect();
     let (per_step, per_evaluation) = net.activations(data.channels, data.side, matches!(device, Device::Cpu));
+    // The CPU copies what it rounds: of each product a part of what the step keeps.
+    let copies = matches!(device, Device::Cpu) && precision != Precision::F32;
+    let per_step = per_step + if copies { per_step / 4 } else { 0 };
     // Only a GPU lays out the patches of a convolution.
     let patches = |batch| match device {
         Device::Cpu => 0,

@@ -112,6 +112,8 @@ pub struct Summary {
     pub final_test_accuracy: Option<f64>,
     /// Launches of the fused update kernel (0 on the CPU).
     pub update_launches: u64,
+    /// Cores of the host that computed, on average (evaluations included); unknown where the system does not tell.
+    pub cores_busy: Option<f64>,
     /// Bytes that the run was expected to need.
     pub memory_estimate: u64,
     /// Bytes that it took: of the process on the CPU, of the device's pools on a GPU.

@@ -22,7 +22,7 @@ impl Floats {
         let round: fn(f32) -> f32 = match precision {
             Precision::F32 => return exact,
             Precision::Bf16 => |x| bf16::from_f32(x).to_f32(),
-            Precision::F16 => |x| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_f32(),
+            Precision::F16 => |x| f16::from_f32(if x.is_finite() { x.clamp(-65504.0, 65504.0) } else { x }).to_f32(),
         };
         let shape = exact.0.layout().shape().to_vec();
         Floats(made(&shape, |out| out.iter_mut().zip(exact.get()).for_each(|(out, x)| *out = round(x * by) / by)))

@@ -53,6 +53,12 @@ pub(super) fn len(tensor: &CubeTensor) -> usize {
 
 /// The whole buffer of a contiguous tensor. Safe to launch with as long as the kernel keeps to its length.
 pub(super) fn arg(tensor: &CubeTensor) -> BufferArg {
+    assert_eq!(tensor.dtype, DType::F32, "a kernel over f32");
+    narrow_arg(tensor)
+}
+
+/// The same, for a kernel over the tensor's own type.
+fn narrow_arg(tensor: &CubeTensor) -> BufferArg {
     // SAFETY: the handle of a contiguous tensor covers exactly its elements.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
 }
@@ -84,7 +90,7 @@ fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
         Precision::F16 => patches_kernel::launch_unchecked::<f16>,
     };
     // SAFETY: each unit writes one element and reads inside the image.
-    unsafe { launch(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), arg(&columns), plan) }
+    unsafe { launch(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), narrow_arg(&columns), plan) }
     columns
 }
 
@@ -97,7 +103,7 @@ fn factor(x: CubeTensor, precision: Precision, by: f32) -> CubeTensor {
     };
     let rounded = fresh_of(&x, x.meta.shape(), precision);
     // SAFETY: each unit reads and writes one element.
-    unsafe { launch(&x.client, cubes(len(&x)), CubeDim::new_1d(UNITS), arg(&x), arg(&rounded), by, precision) }
+    unsafe { launch(&x.client, cubes(len(&x)), CubeDim::new_1d(UNITS), arg(&x), narrow_arg(&rounded), by, precision) }
     rounded
 }
 
@@ -443,12 +449,13 @@ fn normalise(
     plan: NormPlan,
 ) -> CubeTensor {
     let groups = plan.channels / plan.group;
-    let moments = fresh(x, &[plan.batch as usize, groups as usize, 2]);
+    let batch = x.meta.shape()[0];
+    let moments = fresh(x, &[batch, groups as usize, 2]);
     // SAFETY: cube (g, b) reads and writes group g of image b alone.
     unsafe {
         norm_kernel::launch_unchecked(
             &x.client,
-            CubeCount::Static(groups, plan.batch, 1),
+            CubeCount::Static(groups, batch as u32, 1),
             CubeDim::new_1d(plan.units),
             arg(x),
             arg(gamma),
@@ -466,7 +473,7 @@ fn normalise(
 /// dX, dγ and dβ of x, y, moments, γ, β and dy; what passes the relu goes to the last buffer, if there is a residual.
 fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [x, y, moments, gamma, beta, dy, through] = saved;
-    let (batch, channels) = (plan.batch as usize, plan.channels as usize);
+    let (batch, channels) = (x.meta.shape()[0], plan.channels as usize);
     let dx = fresh(&x, x.meta.shape());
     // Each half begins where every adapter can bind it.
     let width = channels.next_multiple_of(ALIGNMENT);
@@ -475,7 +482,7 @@ fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, Cu
     unsafe {
         norm_backward_kernel::launch_unchecked(
             &x.client,
-            CubeCount::Static(plan.channels / plan.group, plan.batch, 1),
+            CubeCount::Static(plan.channels / plan.group, batch as u32, 1),
             CubeDim::new_1d(plan.units),
             arg(&x),
             arg(&y),
@@ -502,7 +509,6 @@ fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, Cu
 /// What a normalisation's kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct NormPlan {
-    batch: u32,
     pixels: u32,
     channels: u32,
     group: u32,
@@ -516,7 +522,6 @@ struct NormPlan {
 impl From<Norm> for NormPlan {
     fn from(plan: Norm) -> Self {
         NormPlan {
-            batch: plan.batch as u32,
             pixels: plan.pixels as u32,
             channels: plan.channels as u32,
             group: plan.group as u32,
@@ -555,12 +560,13 @@ fn patches_kernel<E: Float>(x: &[f32], columns: &mut [E], #[comptime] plan: Conv
     }
 }
 
-/// Cut to what the precision holds; what is not a number stays so.
+/// Cut to what the precision holds; what is infinite or not a number stays so, and is seen.
 #[cube]
 fn within(value: f32, #[comptime] precision: Precision) -> f32 {
     let mut value = value;
     if comptime!(precision == Precision::F16) {
-        value = select(value > 65504.0f32, 65504.0f32, select(value < -65504.0f32, -65504.0f32, value));
+        let cut = select(value > 65504.0f32, 65504.0f32, select(value < -65504.0f32, -65504.0f32, value));
+        value = select(f32::abs(value) > 3.4028235e38f32, value, cut);
     }
     value
 }

@@ -9,6 +9,7 @@
 //! | [`conv2d`] | y = x * w, no bias | dx, dw |
 //! | [`linear`] | y = x w + b | dx, dw, db |
 //! | [`group_norm`] | y = relu?(γ (x - μ)/σ + β + r?) in one pass over the device | dx, dr, dγ, dβ |
+//! | [`group_norm_max_pool`] | the largest of 2×2 of relu(γ (x - μ)/σ + β), in the same pass | dx, dγ, dβ |
 //! | [`max_pool`] | the largest of 2×2 | to the first of the largest |
 //! | [`mean_pool`] | the mean over the pixels | spread evenly |
 //! | [`cross_entropy`] | mean over the batch of -log softmax(s z) at the label | s (softmax - target) / B |
@@ -30,13 +31,14 @@ use cubecl::ir::{ElemType, FloatKind};
 /// everything else is f32: normalisation, losses, gradients, weights (mixed precision: Micikevicius et al., 2018).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Nothing is rounded.
+    /// Nothing is rounded by us. On NVIDIA cards with tensor cores for it, Burn's matrix product takes f32 factors as TF32 (11 bits of
+    /// significand, the exponents of f32).
     #[default]
     F32,
     /// 8 bits of significand, the exponents of f32.
     Bf16,
-    /// 11 bits of significand, largest value 65,504 (what is larger is cut to it). Derivatives are multiplied by 1,024 before they are
-    /// rounded, and products of them divided again, so that small ones do not vanish.
+    /// 11 bits of significand, largest value 65,504 (what is larger and finite is cut to it). Derivatives are multiplied by 1,024 before they are
+    /// rounded, and products of them divided again, so that small ones do not vanish; one beyond 63.9 is cut.
     F16,
 }
 
