@@ -7,6 +7,7 @@ use stagger_kernels::Device;
 use stagger_kernels::cuda::{Card, cuda_card};
 use std::panic::catch_unwind;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 /// What `--backend` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +50,9 @@ pub struct Backend {
     pub why: String,
 }
 
-/// Opens what was asked for, or says why it cannot be had.
+/// Opens what was asked for, or says why it cannot be had. May be called again: a device is set up once.
 pub fn open(choice: Choice) -> Result<Backend> {
+    cores();
     match choice {
         Choice::Cpu => Ok(cpu("as asked for".into())),
         Choice::Cuda => cuda(true)
@@ -82,9 +84,11 @@ fn cpu(why: String) -> Backend {
     }
 }
 
-/// Cores that this process may use.
+/// Cores that this process could use when it began.
 pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
+    static CORES: OnceLock<usize> = OnceLock::new();
+    // Asked once: threads that are bound to a core later would count that one alone.
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
 /// The processor's name, where the system tells it.
@@ -140,12 +144,18 @@ fn cuda(asked: bool) -> std::result::Result<Backend, String> {
 }
 
 fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
-    use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, try_init_setup, wgpu::DeviceType};
+    use cubecl::wgpu::wgpu::{AdapterInfo, DeviceType};
+    use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, try_init_setup};
+    // The runtime can be set up only once.
+    static ADAPTER: OnceLock<std::result::Result<AdapterInfo, String>> = OnceLock::new();
     let selector = WgpuDevice::default();
-    let setup = catch_unwind(|| try_init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default()))
-        .map_err(|panic| panic_text(&*panic))?
-        .map_err(|e| format!("no adapter: {e}"))?;
-    let info = setup.adapter.get_info();
+    let set_up = || {
+        let set_up = || try_init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), RuntimeOptions::default());
+        let setup =
+            catch_unwind(set_up).map_err(|panic| panic_text(&*panic))?.map_err(|e| format!("no adapter: {e}"))?;
+        Ok(setup.adapter.get_info())
+    };
+    let info = ADAPTER.get_or_init(set_up).clone()?;
     let name = format!("{} ({})", info.name, info.backend);
     if info.device_type == DeviceType::Cpu && !asked {
         return Err(format!("the only adapter is {name}, a software one, which is slower than the plain CPU"));
