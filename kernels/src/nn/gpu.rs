@@ -581,7 +581,7 @@ fn factor_kernel<E: Float>(x: &[f32], rounded: &mut [E], by: f32, #[comptime] pr
 #[cube(launch_unchecked)]
 fn unscale_kernel(x: &mut [f32], by: f32) {
     if ABSOLUTE_POS < x.len() {
-        x[ABSOLUTE_POS] = x[ABSOLUTE_POS] / by;
+        x[ABSOLUTE_POS] /= by;
     }
 }
 
