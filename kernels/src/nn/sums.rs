@@ -48,8 +48,8 @@ pub fn together<T>(layout: &Layout, pass: impl FnOnce() -> T) -> T {
         }
     }
     let end = End;
-    // The gradient of a linear layer's weights has no parts.
-    let summed = layout.segments().iter().filter(|s| s.shape.len() != 2);
+    // The gradient of a linear layer's weights has no parts, and others have many, so that long ones will not wait.
+    let summed = layout.segments().iter().filter(|s| s.shape.len() != 2 && s.len <= MOST / 8);
     let room = summed.map(|s| s.len.next_multiple_of(ALIGNMENT)).sum();
     PENDING.set(Some(Pending { room, ..Pending::default() }));
     let result = pass();
