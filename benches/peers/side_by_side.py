@@ -62,6 +62,8 @@ def main():
         best = [0.0, 0.0]
         for _ in range(args.rounds):
             best = [max(best[0], ours()), max(best[1], theirs())]
+        if best[0] == 0.0:
+            sys.exit(f"{model}, batch {batch}, {what}: no worker came to two steps in this time; use more --seconds")
         print(f"{model:9} {batch:5} {what:28} {best[0]:10.1f} {best[1]:10.1f} {best[0] / best[1]:6.2f}", flush=True)
 
     for model in args.models.split(","):

@@ -79,6 +79,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     report.figure = Some((0, 3, None));
     let alone = step_alone(bench, backend)?;
     let mut first = None;
+    let mut too_short = false;
     for n in workers(bench, 16) {
         let settings = Options {
             rule: Some("asgd".into()),
@@ -88,6 +89,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         };
         let measured = measure(&settings, None)?;
         let (summary, rate) = (&measured.summary, measured.rate);
+        too_short |= rate == 0.0;
         let samples = rate * summary.batch as f64;
         let base = *first.get_or_insert(rate);
         let (threads, staleness) = (summary.threads_per_worker, summary.mean_staleness);
@@ -102,6 +104,9 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             json!(alone.map(|seconds| rate * seconds)),
         ]);
         println!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
+    }
+    if too_short {
+        report.notes.push("0 gradients/s: no worker came to two gradients in this time; use more --seconds".into());
     }
     match (&backend.device, alone) {
         (Device::Cpu, _) => report.notes.push(format!(
