@@ -29,8 +29,8 @@ pub struct Need {
 }
 
 impl Need {
-    /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU), whose results wait for their time where they are `timed`. Rules that step less
-    /// often than gradients arrive take less.
+    /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU), whose results wait for
+    /// their time where they are `timed`. Rules that step less often than gradients arrive take less.
     pub fn of(
         problem: &Problem,
         workers: usize,

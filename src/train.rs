@@ -148,7 +148,11 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         table_dtype: settings.table_dtype,
     };
     let timed = settings.clock != Clock::Wall || settings.delay != DelayModel::None;
-    let on_the_spot = problem.cheap && settings.clock != Clock::Wall;
+    // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
+    // where all that a worker does is to launch what it has recorded.
+    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
+    let recorded = problem.recorded && !needs.local.walks() && !needs.live && !waits;
+    let on_the_spot = if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded };
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
     let memory = Need::of(&problem, workers, threads_taken, timed, &needs, &descent);
     memory.check(&backend, &problem, workers, &descent)?;
@@ -171,7 +175,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     if audience == (Audience::Program { target: None }) {
         problem.evaluator = Box::new(Unevaluated);
     }
-    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, cheap, recorded, .. } = problem;
+    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());
     let (delay, seed) = (settings.delay.clone(), settings.seed);
@@ -197,11 +201,6 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     ));
     let have = backend.memory.map_or(String::new(), |have| format!(" of {:.2}", gib(have)));
     say(&format!("memory     about {:.2}{have} GiB", gib(memory.total)));
-    // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
-    // where all that a worker does is to launch what it has recorded.
-    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
-    let recorded = recorded && !needs.local.walks() && !needs.live && !waits;
-    let on_the_spot = if threads.is_some() { cheap && settings.clock != Clock::Wall } else { recorded };
     let permits = threads.map_or(1, |t| (backend::cores() / t).max(1));
     let gate = if on_the_spot { Gate::open() } else { Gate::new(permits) };
     let live = needs.live.then(|| Live::new(&backend.device, initial.clone()));

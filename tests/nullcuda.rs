@@ -168,8 +168,8 @@ fn main() {
         trial("a recorded step costs the host a tenth of an eager one, with one worker and with sixteen", || {
             let eager = speed("eager", 1, 1500);
             for workers in [1, 16] {
-                // The best of three, so that a disturbance of the machine decides nothing.
-                let captured = (0..3).map(|_| speed("captured", workers, 30_000)).fold(0.0, f64::max);
+                // The better of two, so that one disturbance of the machine decides nothing.
+                let captured = speed("captured", workers, 30_000).max(speed("captured", workers, 30_000));
                 println!("{workers} workers: captured {captured} steps/s, eager {eager} with one");
                 assert!(captured >= 10.0 * eager, "{captured} steps/s recorded with {workers}, {eager} eager");
             }

@@ -103,10 +103,11 @@ impl Layers for Flex {
         let (from, to) = (x.layout().shape()[1], dy.layout().shape()[1]);
         let precision = precision.of_linear(from, to);
         let batch = dy.layout().shape()[0];
+        let exact = Floats::of(dy);
         // A plain sum: nothing is multiplied, so nothing is rounded.
-        let db = made(&[to], |db| cpu::linear::bias_gradient(Floats::of(dy.clone()).get(), db));
+        let db = made(&[to], |db| cpu::linear::bias_gradient(exact.get(), db));
         let x = Floats::factors(x, precision, 1.0);
-        let dy = Floats::factors(dy, precision, precision.derivatives());
+        let dy = Floats::factors(exact.0, precision, precision.derivatives());
         let dw = made(&[from, to], |dw| cpu::linear::weight_gradient(x.get(), dy.get(), batch, dw));
         (dw, db)
     }

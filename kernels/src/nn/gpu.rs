@@ -695,9 +695,7 @@ fn norm_kernel(
         let mut place = first;
         while place < comptime!(plan.pixels / 4) {
             let i = corner(start, place, plan);
-            let j = i + below;
-            let top = larger(x[i] * factor + shift, x[i + right] * factor + shift);
-            let top = larger(top, larger(x[j] * factor + shift, x[j + right] * factor + shift));
+            let top = x[largest(x, i, right, below, factor, shift)] * factor + shift;
             y[(start_y + place * comptime!(plan.channels)) as usize] = select(top < 0.0f32, 0.0f32, top);
             place += step;
         }
@@ -758,14 +756,14 @@ fn norm_backward_kernel(
         let mut place = first;
         while place < comptime!(plan.pixels / 4) {
             let i = corner(start, place, plan);
-            let j = i + below;
-            let (a, b) = (x[i] * factor + shift, x[i + right] * factor + shift);
-            let (c, d) = (x[j] * factor + shift, x[j + right] * factor + shift);
-            let top = larger(larger(a, b), larger(c, d));
-            let dz = select(top > 0.0f32, dy[(start_y + place * comptime!(plan.channels)) as usize], 0.0f32);
-            let at = select(a == top, x[i], select(b == top, x[i + right], select(c == top, x[j], x[j + right])));
+            let top = largest(x, i, right, below, factor, shift);
+            let dz = select(
+                x[top] * factor + shift > 0.0f32,
+                dy[(start_y + place * comptime!(plan.channels)) as usize],
+                0.0f32,
+            );
             sum1 += dz;
-            sum2 += dz * (at - mean) * inverse;
+            sum2 += dz * (x[top] - mean) * inverse;
             place += step;
         }
     } else {
@@ -808,21 +806,18 @@ fn norm_backward_kernel(
         let mut place = first;
         while place < comptime!(plan.pixels / 4) {
             let i = corner(start, place, plan);
-            let j = i + below;
-            let (a, b) = (x[i] * factor + shift, x[i + right] * factor + shift);
-            let (c, d) = (x[j] * factor + shift, x[j + right] * factor + shift);
-            let top = larger(larger(a, b), larger(c, d));
-            let dz = select(top > 0.0f32, dy[(start_y + place * comptime!(plan.channels)) as usize], 0.0f32);
-            let is_a = a == top;
-            let is_b = !is_a && b == top;
-            let is_c = !is_a && !is_b && c == top;
-            let is_d = !is_a && !is_b && !is_c;
-            dx[i] = inverse * (scale * select(is_a, dz, 0.0f32) - mean1 - (x[i] - mean) * inverse * mean2);
-            dx[i + right] =
-                inverse * (scale * select(is_b, dz, 0.0f32) - mean1 - (x[i + right] - mean) * inverse * mean2);
-            dx[j] = inverse * (scale * select(is_c, dz, 0.0f32) - mean1 - (x[j] - mean) * inverse * mean2);
-            dx[j + right] =
-                inverse * (scale * select(is_d, dz, 0.0f32) - mean1 - (x[j + right] - mean) * inverse * mean2);
+            let top = largest(x, i, right, below, factor, shift);
+            let dz = select(
+                x[top] * factor + shift > 0.0f32,
+                dy[(start_y + place * comptime!(plan.channels)) as usize],
+                0.0f32,
+            );
+            #[unroll]
+            for k in 0..4usize {
+                let at = i + comptime!(k % 2) * right + comptime!(k / 2) * below;
+                let dz = select(at == top, dz, 0.0f32);
+                dx[at] = inverse * (scale * dz - mean1 - (x[at] - mean) * inverse * mean2);
+            }
             place += step;
         }
     } else {
@@ -871,6 +866,15 @@ fn window(i: u32, #[comptime] plan: Pool) -> usize {
     ((row * 2u32 * comptime!(plan.width as u32) + column * 2u32) * channels + i % channels) as usize
 }
 
+/// Of the 2×2 pixels at `first`, the place of the largest after x * factor + shift: of several, the first.
+#[cube]
+fn largest(x: &[f32], first: usize, right: usize, below: usize, factor: f32, shift: f32) -> usize {
+    let (a, b) = (x[first] * factor + shift, x[first + right] * factor + shift);
+    let (c, d) = (x[first + below] * factor + shift, x[first + below + right] * factor + shift);
+    let top = larger(larger(a, b), larger(c, d));
+    select(a == top, first, select(b == top, first + right, select(c == top, first + below, first + below + right)))
+}
+
 #[cube]
 fn larger(a: f32, b: f32) -> f32 {
     select(a >= b, a, b)
@@ -882,17 +886,12 @@ fn max_pool_backward_kernel(x: &[f32], dy: &[f32], dx: &mut [f32], #[comptime] p
         let first = window(ABSOLUTE_POS as u32, plan);
         let right = comptime!(plan.channels);
         let below = comptime!(plan.width * plan.channels);
-        let (a, b) = (x[first], x[first + right]);
-        let c = x[first + below];
-        let top = larger(larger(a, b), larger(c, x[first + below + right]));
-        let value = dy[ABSOLUTE_POS];
-        let is_a = a == top;
-        let is_b = !is_a && b == top;
-        let is_c = !is_a && !is_b && c == top;
-        dx[first] = select(is_a, value, 0.0f32);
-        dx[first + right] = select(is_b, value, 0.0f32);
-        dx[first + below] = select(is_c, value, 0.0f32);
-        dx[first + below + right] = select(is_a || is_b || is_c, 0.0f32, value);
+        let top = largest(x, first, right, below, 1.0f32, 0.0f32);
+        #[unroll]
+        for k in 0..4usize {
+            let at = first + comptime!(k % 2) * right + comptime!(k / 2) * below;
+            dx[at] = select(at == top, dy[ABSOLUTE_POS], 0.0f32);
+        }
     }
 }
 

@@ -23,11 +23,12 @@ struct Pending {
     buffer: Option<CubeTensor>,
     used: usize,
     parts: Vec<CubeTensor>,
-    plan: Plan,
+    /// Of each its place, length and number of parts, as in [`Plan`].
+    sums: Vec<(usize, usize, usize)>,
 }
 
 /// What a launch is compiled for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     /// Of each sum: its place and length in floats, and its number of parts.
     sums: Vec<(usize, usize, usize)>,
@@ -84,7 +85,7 @@ impl Pending {
         let mut sum = view(buffer.clone(), shape);
         sum.handle = sum.handle.offset_start(4 * self.used as u64).offset_end(4 * behind as u64);
         self.parts.push(parts.clone());
-        self.plan.sums.push((self.used, length, count));
+        self.sums.push((self.used, length, count));
         self.used = (self.used + length).next_multiple_of(ALIGNMENT);
         Some(sum)
     }
@@ -94,7 +95,7 @@ impl Pending {
         let bindings = buffer.client.properties().hardware.max_bindings as usize;
         // Some room for the sums' own buffer and for the runtime's.
         let most = bindings.saturating_sub(4).max(1);
-        for (parts, sums) in self.parts.chunks(most).zip(self.plan.sums.chunks(most)) {
+        for (parts, sums) in self.parts.chunks(most).zip(self.sums.chunks(most)) {
             launch(parts, &buffer, Plan { sums: sums.to_vec() });
         }
     }
