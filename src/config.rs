@@ -125,7 +125,7 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads_per_worker: Option<usize>,
-    /// How a worker's step is launched: eager (one launch after another), captured (recorded once, replayed with one launch; CUDA and WGPU) or auto (captured on CUDA) [default: auto]
+    /// How a worker's step is launched: eager (one launch after another), captured (recorded once, replayed with one launch; CUDA and WGPU), stacked or stacked:N (up to N workers' steps, 16 if not said, in one pass; for --clock virtual) or auto (captured on CUDA) [default: auto]
     #[arg(long, value_name = "KIND")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,

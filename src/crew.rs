@@ -11,12 +11,15 @@
 //! its turn comes. That is the same run under the clocks that decide the order themselves, and for gradients that cost the host
 //! next to nothing it spares a hand-over between threads per arrival: problems of theory on the CPU, recorded steps on a GPU. On a GPU
 //! every worker keeps a stream of its own, so steps overlap on the device as they would from threads.
+//!
+//! Or its jobs are computed together ([`Crew::together`]): whoever is asked for is computed with others who have a job, in one pass,
+//! and their gradients are kept until their turn. Who is computed with whom follows from the clock, so a run repeats itself.
 
 use crate::error::{Error, Result};
-use crate::problem::Snapshot;
+use crate::problem::{Asked, Snapshot, Stacked};
 use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
-use stagger_kernels::{Seal, Stream};
+use stagger_kernels::{Device, Layout, Seal, Stream, clip};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +52,21 @@ pub struct Crew {
     order: Seal,
     /// Jobs computed so far by a crew on the spot.
     computed: u64,
+    together: Option<Together>,
+}
+
+/// What computes the jobs of a crew that computes them together.
+pub struct Together {
+    /// All objectives.
+    pub stacked: Box<dyn Stacked>,
+    /// Jobs in one pass at most.
+    pub most: usize,
+    /// Where.
+    pub device: Device,
+    /// The model's layout.
+    pub layout: Layout,
+    /// Gradients are clipped to this norm.
+    pub clip: Option<f32>,
 }
 
 /// What a worker is given to do.
@@ -87,6 +105,8 @@ enum Hand {
     Thread(Sender<Order>),
     /// The server's own thread.
     Here(Here),
+    /// The same, together with others.
+    Together(Option<Job>),
     /// Nobody any more.
     Gone,
 }
@@ -135,8 +155,15 @@ impl Crew {
         // Each worker has at most one message in flight, so the inbox never fills; an outbox holds at most
         // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
-        let mut crew =
-            Crew { slots: Vec::new(), inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), computed: 0 };
+        let mut crew = Crew {
+            slots: Vec::new(),
+            inbox,
+            threads: Vec::new(),
+            restarted: 0,
+            order: Seal::default(),
+            computed: 0,
+            together: None,
+        };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
@@ -197,7 +224,34 @@ impl Crew {
             }
             slots.push(Slot::new(Hand::Here(Here { worker, job: None, answered: 0, stream })));
         }
-        Ok(Crew { slots, inbox, threads: Vec::new(), restarted: 0, order: Seal::default(), computed: 0 })
+        Ok(Crew {
+            slots,
+            inbox,
+            threads: Vec::new(),
+            restarted: 0,
+            order: Seal::default(),
+            computed: 0,
+            together: None,
+        })
+    }
+
+    /// A crew without threads whose jobs are computed together. With a `warm_up` passes of every size are computed at it first and
+    /// thrown away; what remains are compiled kernels and memory.
+    pub fn together(workers: usize, mut together: Together, warm_up: Option<&Snapshot>) -> Result<Self> {
+        together.most = together.most.min(workers);
+        for size in (0..=together.most.ilog2()).map(|k| 1 << k) {
+            let Some(snapshot) = warm_up else { break };
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted("interrupted".into()));
+            }
+            let asked = |worker| Asked { worker, weights: &snapshot.weights, job: 0 };
+            let asked: Vec<Asked> = (0..size).map(asked).collect();
+            together.stacked.gradients(&asked)?;
+            together.device.sync().map_err(|e| Error::failed(e.to_string()))?;
+        }
+        let slots = (0..workers).map(|_| Slot::new(Hand::Together(None))).collect();
+        let (order, together) = (Seal::default(), Some(together));
+        Ok(Crew { slots, inbox: never(), threads: Vec::new(), restarted: 0, order, computed: 0, together })
     }
 
     /// From now on jobs are ordered behind this seal of the server's.
@@ -205,9 +259,9 @@ impl Crew {
         self.order = seal;
     }
 
-    /// Whether gradients are computed by the server's own thread.
+    /// Whether gradients are computed by the server's own thread, one by one.
     pub fn is_on_the_spot(&self) -> bool {
-        self.threads.is_empty()
+        self.threads.is_empty() && self.together.is_none()
     }
 
     /// Number of workers.
@@ -260,6 +314,7 @@ impl Crew {
                     debug_assert!(told, "the outbox has room for a cancellation (I1)");
                 }
                 Hand::Here(here) => (here.job, slot.busy) = (None, false),
+                Hand::Together(job) => (*job, slot.busy) = (None, false),
                 Hand::Gone => {}
             }
         }
@@ -292,10 +347,11 @@ impl Crew {
                     "worker {worker} is waited for but has no job: the schedule is wrong"
                 )));
             }
-            if matches!(self.slots[worker].hand, Hand::Here(_)) {
-                return self.compute(worker);
+            match self.slots[worker].hand {
+                Hand::Here(_) => return self.compute(worker),
+                Hand::Together(_) => self.compute_together(worker)?,
+                _ => _ = self.receive()?,
             }
-            self.receive()?;
         }
     }
 
@@ -326,6 +382,41 @@ impl Crew {
             Message::Failed { worker, job, reason } => Err(failed(worker, job, reason)),
             _ => unreachable!("nobody cancels a job that is computed on the spot"),
         }
+    }
+
+    /// Computes a worker's job with as many others as are there, rounded to a power of two so that few shapes occur; all come early.
+    fn compute_together(&mut self, worker: usize) -> Result<()> {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("interrupted".into()));
+        }
+        let Some(together) = &mut self.together else { unreachable!("asked for by who computes together") };
+        let others =
+            (0..self.slots.len()).filter(|i| *i != worker && matches!(self.slots[*i].hand, Hand::Together(Some(_))));
+        let mut who: Vec<usize> = std::iter::once(worker).chain(others).take(together.most).collect();
+        who.truncate(1 << who.len().ilog2());
+        let mut take = |i: &usize| match &mut self.slots[*i].hand {
+            Hand::Together(job) => job.take().expect("a running job is in hand"),
+            _ => unreachable!("all compute together"),
+        };
+        let jobs: Vec<Job> = who.iter().map(&mut take).collect();
+        let asked: Vec<Asked> = who
+            .iter()
+            .zip(&jobs)
+            .map(|(i, job)| Asked { worker: *i, weights: &job.snapshot.weights, job: job.number })
+            .collect();
+        let computed = catch_unwind(AssertUnwindSafe(|| together.stacked.gradients(&asked)));
+        let computed = computed.unwrap_or_else(|panic| Err(Error::failed(panic_text(&*panic))));
+        let gradients = computed.map_err(|e| failed(worker, asked[0].job, e.to_string()))?;
+        for ((i, job), (buffers, loss)) in who.iter().zip(&jobs).zip(gradients) {
+            let Together { device, layout, clip, .. } = together;
+            let factor = clip.map(|limit| Box::new(clip::factor(device, layout, &buffers, limit)));
+            let slot = &mut self.slots[*i];
+            slot.busy = false;
+            let (worker, job) = (*i, job.number);
+            // On the server's own stream: nothing is to be ordered behind anything.
+            slot.early = Some(Gradient { worker, job, buffers, factor, loss, seal: Seal::default() });
+        }
+        Ok(())
     }
 
     /// Drops the outboxes and waits for the threads.
@@ -393,6 +484,7 @@ impl Crew {
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
             Hand::Here(here) => here.job.replace(job).is_none(),
+            Hand::Together(hand) => hand.replace(job).is_none(),
             Hand::Gone => false,
         };
         if told {

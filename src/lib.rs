@@ -20,7 +20,8 @@
 //! ```
 //!
 //! On a GPU a worker's step can be recorded once and replayed with one launch ([`stagger_kernels::graph`], `--step captured`). Where
-//! nobody has to wait, the server's thread then submits for all workers, each on its own stream ([`crew`]).
+//! nobody has to wait, the server's thread then submits for all workers, each on its own stream ([`crew`]). Under the virtual clock
+//! several workers' steps can be one pass ([`problem::Stacked`], `--step stacked`).
 //!
 //! On the CPU and on WGPU a replica's parameters are views of the snapshot itself. On CUDA the snapshot is first pulled into
 //! a buffer of the worker's own stream by the launch that draws the batch ([`stagger_kernels::device::Replica`] says why).

@@ -50,7 +50,10 @@ impl Need {
         };
         let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
         // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share.
-        let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t.max(1)).max(1))) as u64;
+        let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t.max(1)).max(1)));
+        // Stacked replicas compute at once, on models that were copied together.
+        let stacked = problem.stacked.as_ref().map_or(0, |(_, most)| *most);
+        let computing = if stacked > 0 { stacked } else { computing } as u64;
         // Of each worker: its own model, squares; sum, point and moments of local steps.
         let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
         let each = n * (needs.own as u64 + needs.squares as u64 + local);
@@ -60,15 +63,21 @@ impl Need {
         let wait = timed || problem.step_bytes < model;
         let gradients = if wait { n } else { n.min(computing + 1) };
         let models = match threads {
-            Some(_) => server + each + sent + gradients,
+            Some(_) => server + each + sent + gradients + stacked as u64,
+            // The gradients of a pass, and apart.
+            None if stacked > 0 => server + each + sent + gradients + 2 * stacked as u64,
             // Gradient, snapshot, and its copy on the worker's stream.
             None => server + each + 3 * n,
         };
         // Packed weights, and the sums of the weight gradient.
         let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
-        let steps = computing * (problem.step_bytes + 3 * largest) + problem.evaluation_bytes;
-        let program =
-            threads.map_or(n * STREAM, |t| PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 });
+        let (steps, evaluation) = (computing * (problem.step_bytes + 3 * largest), problem.evaluation_bytes);
+        // On a GPU the server's stream computes what is stacked, with the memory that it evaluates in.
+        let shared = stacked > 0 && threads.is_none();
+        let steps = if shared { steps.max(evaluation) } else { steps + evaluation };
+        let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
+            PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
+        });
         Need { total: program + models * model + table + steps + problem.data_bytes, table }
     }
 

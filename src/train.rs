@@ -3,7 +3,7 @@
 use crate::backend::{self, Backend};
 use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, Options, Settings};
-use crate::crew::{Crew, INTERRUPTED, share_a_core};
+use crate::crew::{Crew, INTERRUPTED, Together, share_a_core};
 use crate::error::{Error, Result};
 use crate::memory::{Need, gib};
 use crate::problem::{self, Evaluator, ImageOptions, Problem, Snapshot, StepKind};
@@ -153,6 +153,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
     let recorded = problem.recorded && !needs.local.walks() && !needs.live && !waits;
     let on_the_spot = if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded };
+    let on_the_spot = on_the_spot || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
     let memory = Need::of(&problem, workers, threads_taken, timed, &needs, &descent);
     memory.check(&backend, &problem, workers, &descent)?;
@@ -175,7 +176,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     if audience == (Audience::Program { target: None }) {
         problem.evaluator = Box::new(Unevaluated);
     }
-    let Problem { layout, initial, objectives, evaluator, columns, batches, samples, .. } = problem;
+    let Problem { layout, initial, objectives, stacked, evaluator, columns, batches, samples, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());
     let (delay, seed) = (settings.delay.clone(), settings.seed);
@@ -196,7 +197,11 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         layout.segments().len(),
         batch,
         settings.rule,
-        threads.map_or(String::new(), |t| format!(" of {t} thread{}", if t == 1 { "" } else { "s" })),
+        match (&stacked, threads) {
+            (Some((_, most)), _) => format!(", up to {most} in one pass"),
+            (None, Some(t)) => format!(" of {t} thread{}", if t == 1 { "" } else { "s" }),
+            (None, None) => String::new(),
+        },
         resolved.clock.as_deref().unwrap_or("wall"),
     ));
     let have = backend.memory.map_or(String::new(), |have| format!(" of {:.2}", gib(have)));
@@ -223,9 +228,14 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         stopwatch: stopwatch.clone(),
         warm_up: warm_up.clone(),
     };
-    let crew = match on_the_spot {
-        true => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
-        false => stopwatch.paused(|| Crew::start(workers, threads, make))?,
+    let crew = match stacked {
+        Some((stacked, most)) => {
+            let (device, layout, clip) = (backend.device.clone(), layout.clone(), settings.clip.map(|c| c as f32));
+            let together = Together { stacked, most, device, layout, clip };
+            stopwatch.paused(|| Crew::together(workers, together, warm_up.as_ref()))?
+        }
+        None if on_the_spot => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
+        None => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));
@@ -331,6 +341,11 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
     }
     if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
         return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
+    }
+    if !matches!(data, Data::Images { .. }) && matches!(settings.step, Some(StepKind::Stacked(_))) {
+        return Err(Error::usage(
+            "--step stacked is for the networks on images: this objective has no launches to share",
+        ));
     }
     match data {
         Data::Quadratic(centres) => {
@@ -463,11 +478,13 @@ fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
             )));
         }
     }
-    if then.get("backend") != now.get("backend") {
-        println!(
-            "NOTE       the log was recorded on {}: on another backend the weights agree only up to rounding",
-            show(then.get("backend"))
-        );
+    for (key, what) in [("backend", "backend"), ("step", "kind of step")] {
+        if then.get(key) != now.get(key) {
+            println!(
+                "NOTE       the log was recorded with {key} {}: with another {what} the weights agree only up to rounding",
+                show(then.get(key))
+            );
+        }
     }
     Ok(())
 }
@@ -496,6 +513,16 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
     }
     if settings.table_dtype != Dtype::F32 && needs.tables == 0 {
         return refuse("--table-dtype bf16", "it keeps no table of gradients");
+    }
+    if matches!(settings.step, Some(StepKind::Stacked(_))) {
+        if settings.clock == Clock::Wall {
+            return Err(Error::usage(
+                "--step stacked computes whole groups of workers at once, so they have no time of their own: use --clock virtual",
+            ));
+        }
+        if needs.local.walks() {
+            return refuse("--step stacked", "its workers take steps of their own between two models");
+        }
     }
     if needs.live && settings.clock != Clock::Wall {
         return refuse(

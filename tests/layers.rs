@@ -14,7 +14,10 @@ use stagger::params::{attach, burn_device, gradients, initial_weights, layout_of
 use stagger_datasets::keyed;
 use stagger_kernels::Device;
 use stagger_kernels::nn::Precision::{self, Bf16, F16, F32};
-use stagger_kernels::nn::{conv2d, cross_entropy, group_norm, group_norm_max_pool, linear, max_pool, mean_pool, sums};
+use stagger_kernels::nn::{
+    Pass, conv2d, cross_entropies, cross_entropy, group_norm, group_norm_max_pool, linear, max_pool, mean_pool, sums,
+};
+use stagger_kernels::stack::{stack, unstack};
 
 fn floats(len: usize, key: u64) -> Vec<f32> {
     let mut random = keyed([key, 7, 7, 7]);
@@ -251,6 +254,104 @@ fn summed_together(device: &Device) {
     assert_eq!(found[0], found[2]);
 }
 
+/// Loss and gradients of each of several replicas, computed as one network, against each alone.
+fn stacked(device: &Device) {
+    const REPLICAS: usize = 3;
+    const BATCH: usize = 2;
+    for (model, precision) in [("cnn", F32), ("cnn", F16), ("resnet18", F32), ("mlp", F32), ("logreg", F32)] {
+        if !precision.is_supported(device) {
+            continue;
+        }
+        let burn = burn_device(device);
+        let net = Net::build(model, 3, 8, 10, &burn).expect("a net");
+        let layout = layout_of(&net);
+        let models: Vec<_> = (0..REPLICAS as u64).map(|r| device.upload(initial_weights(&layout, r))).collect();
+        // Scales and shifts of their own too, which begin alike.
+        let nudge = |model: &stagger_kernels::Buffer, r: u64| {
+            let noise = floats(model.len(), 50 + r);
+            let values = device.download(model).unwrap();
+            device.upload(values.iter().zip(noise).map(|(x, n)| x + 0.05 * n).collect())
+        };
+        let models: Vec<_> = models.iter().zip(0..).map(|(m, r)| nudge(m, r)).collect();
+        let image = 8 * 8 * 3;
+        let images = |replicas: usize, first: usize| {
+            let all = floats(REPLICAS * BATCH * image, 1);
+            let x = device.upload(all[first * BATCH * image..][..replicas * BATCH * image].to_vec());
+            let y: Vec<f32> = (0..REPLICAS * BATCH * 10).map(|i| (i % 11 == 0) as u8 as f32).collect();
+            let y = device.upload(y[first * BATCH * 10..][..replicas * BATCH * 10].to_vec());
+            let batch = replicas * BATCH;
+            (tensor::<4>(device, &x, [batch, 8, 8, 3]), tensor::<2>(device, &y, [batch, 10]))
+        };
+        let run = |replicas: usize, first: usize| {
+            let layouts = layout.stacked(replicas);
+            let chosen: Vec<_> = models[first..first + replicas].iter().collect();
+            let weights = stack(device, &layout, &chosen);
+            let net = attach(net.clone(), device, &layouts, &weights);
+            let (x, y) = images(replicas, first);
+            let logits = net.forward(Tensor::from_inner(x), Pass { precision, replicas });
+            let losses = cross_entropies(logits, Tensor::from_inner(y), net.scale(), replicas);
+            let mut found = sums::together(&layouts, || losses.backward());
+            let all = gradients(&net, device, &layouts, &mut found).unwrap();
+            let losses = stagger::params::buffer(device, losses.inner()).unwrap();
+            let read = |b: &stagger_kernels::Buffer| device.download(b).unwrap();
+            let own = unstack(device, &layout, replicas, &all, &losses);
+            own.iter().map(|(g, loss)| (g.iter().map(read).collect::<Vec<_>>(), read(loss))).collect::<Vec<_>>()
+        };
+        let together = run(REPLICAS, 0);
+        for (r, (gradient, loss)) in together.iter().enumerate() {
+            let (alone, loss_alone) = run(1, r).remove(0);
+            assert!((loss[0] - loss_alone[0]).abs() < 1e-6, "{model}: loss of replica {r}: {loss:?} {loss_alone:?}");
+            for ((found, alone), segment) in gradient.iter().zip(&alone).zip(layout.segments()) {
+                let largest = alone.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let off = found.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(largest > 0.0 && off <= 2e-5 * largest, "{model} {}: {off} of {largest}", segment.name);
+            }
+        }
+    }
+}
+
+/// Convolutions of several replicas whose patches do not lie there all at once: stretches of whole replicas, and of parts of one.
+fn stacked_stretches(device: &Device) {
+    let (side, from, to) = (32, 16, 2);
+    for (replicas, batch) in [(4, 50), (2, 120)] {
+        let (image, weight) = (side * side * from, to * from * 9);
+        let layer = |replicas: usize, t: Vec<Tensor<1>>| {
+            let x = t[0].clone().reshape([replicas * batch, side, side, from]);
+            let weights = t[1].clone().reshape([replicas * to, from, 3, 3]);
+            conv2d(x, weights, 1, 1, Pass { precision: F32, replicas })
+        };
+        let alone = |t: Vec<Tensor<1>>| {
+            let of = |t: &Tensor<1>, r: usize, len: usize| t.clone().narrow(0, r * len, len);
+            let own = |r| layer(1, vec![of(&t[0], r, batch * image), of(&t[1], r, weight)]);
+            Tensor::cat((0..replicas).map(own).collect(), 0)
+        };
+        let shapes: [&[usize]; 2] = [&[replicas * batch * image], &[replicas * weight]];
+        let (together, alone) =
+            (pass(device, &shapes, false, |t| layer(replicas, t)), pass(device, &shapes, false, alone));
+        for (k, (found, alone)) in together.iter().zip(&alone).enumerate() {
+            let largest = alone.iter().fold(0f32, |m, x| m.max(x.abs()));
+            let off = found.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(largest > 0.0 && off <= 2e-5 * largest, "{replicas} x {batch}, {k}: {off} of {largest}");
+        }
+    }
+}
+
+/// A run whose workers are computed together gives the weights of one whose workers compute alone: on the CPU the same bytes.
+fn stacked_run(backend: &str) {
+    let runs = [("asgd --clip 0.5", "mlp"), ("kbatchsync:k=2", "logreg"), ("dude", "cnn")];
+    // A software adapter compiles for longer than it computes, each size of a pass anew.
+    for (rule, model) in &runs[..if backend == "cpu" { 3 } else { 1 }] {
+        let flags = format!(
+            "--backend {backend} --dataset synthetic --model {model} --rule {rule} --workers 4 --batch 2 --updates 9 --eval-every 0 --test-samples 100 --seed 3 --clock virtual --delay fixed:1,2,3"
+        );
+        let of = |step: &str| common::weights(&common::train(&format!("{flags} --step {step}")));
+        let (alone, together) = (of("eager"), of("stacked"));
+        assert_eq!(together, of("stacked"), "{rule}: the same run twice");
+        let off = together.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(off <= if backend == "cpu" { 0.0 } else { 1e-5 }, "{rule} on {backend}: {off}");
+    }
+}
+
 /// The same bytes, whichever way the step is launched and whoever launches it.
 fn recorded() {
     for (rule, model) in [("dude", "cnn"), ("shuffled", "mlp"), ("diloco:h=2", "mlp")] {
@@ -276,11 +377,13 @@ fn nobody_starves() {
 fn main() {
     let arguments = Arguments::from_args();
     type Layer = (&'static str, fn(&Device));
-    let layers: [Layer; 6] = [
+    let layers: [Layer; 8] = [
         ("convolutions equal Burn's", convolutions),
         ("normalisations equal their definition", norms),
         ("pooled normalisations equal one after the other", pooled_norms),
         ("sums made together equal sums made one by one", summed_together),
+        ("replicas computed together equal each alone", stacked),
+        ("stretches of replicas equal each alone", stacked_stretches),
         ("pooling equals Burn's", pools),
         ("linear layers and losses equal Burn's", linears_and_losses),
     ];
@@ -320,6 +423,17 @@ fn main() {
         });
         trials.push(trial.with_ignored_flag(skip));
     }
+    trials.push(Trial::test("a stacked run gives the bytes of one by one on cpu", || {
+        stacked_run("cpu");
+        Ok(())
+    }));
+    trials.push(
+        Trial::test(format!("a stacked run gives the weights of one by one on wgpu{without}"), || {
+            stacked_run("wgpu");
+            Ok(())
+        })
+        .with_ignored_flag(skip),
+    );
     trials.push(
         Trial::test(format!("a recorded step gives the bytes of the eager one{without}"), || {
             recorded();

@@ -120,6 +120,11 @@ fn main() {
         trial("cnn, asgd, 4 workers, eager: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
         }),
+        trial("cnn, dude, 4 workers, stacked: compiled, ordered, one launch per arrival", || {
+            sound(
+                "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 40 --clock virtual --delay fixed:1,2,3 --step stacked",
+            )
+        }),
         trial("cnn in bf16 and f16, 2 workers: compiled, ordered, one launch per arrival", || {
             for precision in ["bf16", "f16"] {
                 sound(&format!(

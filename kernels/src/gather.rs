@@ -147,10 +147,22 @@ impl Images {
     /// launch does the `pull`, if there is one.
     pub fn draw(&self, device: &Device, draw: Draw, size: usize, pull: Option<Pull>) -> (Buffer, Buffer) {
         let (x, target) = match device {
-            Device::Cpu => return self.on_cpu(&draw, size),
+            Device::Cpu => return self.on_cpu(&[draw], size),
             Device::Gpu(_) => self.batch(device, size),
         };
-        self.draw_into(device, draw, size, &x, &target, pull);
+        self.draw_into(device, draw, size, 0, &x, &target, pull);
+        (x, target)
+    }
+
+    /// Several draws of `size` samples, one after another in the same buffers.
+    pub fn draw_together(&self, device: &Device, draws: Vec<Draw>, size: usize) -> (Buffer, Buffer) {
+        if matches!(device, Device::Cpu) {
+            return self.on_cpu(&draws, size);
+        }
+        let (x, target) = self.batch(device, draws.len() * size);
+        for (k, draw) in draws.into_iter().enumerate() {
+            self.draw_into(device, draw, size, k * size, &x, &target, None);
+        }
         (x, target)
     }
 
@@ -170,8 +182,18 @@ impl Images {
         }
     }
 
-    /// The same on a GPU, into buffers that lie there already.
-    pub fn draw_into(&self, device: &Device, draw: Draw, size: usize, x: &Buffer, target: &Buffer, pull: Option<Pull>) {
+    /// The same on a GPU, into buffers that lie there already, behind `first` other samples.
+    #[allow(clippy::too_many_arguments)]
+    pub fn draw_into(
+        &self,
+        device: &Device,
+        draw: Draw,
+        size: usize,
+        first: usize,
+        x: &Buffer,
+        target: &Buffer,
+        pull: Option<Pull>,
+    ) {
         let (mut plan, at) = (self.plan(&draw, size), Place::of(&draw, size));
         plan.pulls = pull.is_some();
         let vectors = pull.as_ref().map_or(0, |pull| pull.to.len() / 4);
@@ -182,8 +204,9 @@ impl Images {
             Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
             _ => gpu.unused(),
         };
-        assert!(x.len() == size * self.shape.pixels() && target.len() == size * self.shape.classes, "a batch's room");
-        // SAFETY: the lengths are the buffers' own; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
+        let samples = target.len() / self.shape.classes;
+        assert!(x.len() == samples * self.shape.pixels() && first + size <= samples, "a batch's room");
+        // SAFETY: the lengths are the buffers' own, and the samples lie inside them; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
         // buffers hold the same number of floats, a multiple of four, and stand-ins take their place where there is none.
         unsafe {
             let weights = |side: fn(&Pull) -> &Buffer| match &pull {
@@ -192,7 +215,7 @@ impl Images {
             };
             gather_kernel::launch_unchecked(
                 &gpu.client,
-                cubes(x.len().max(target.len()).max(vectors)),
+                cubes((size * self.shape.pixels().max(self.shape.classes)).max(vectors)),
                 CubeDim::new_1d(256),
                 4,
                 BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
@@ -212,19 +235,30 @@ impl Images {
                 half_bits(at.count),
                 at.job_low,
                 at.job_high,
+                first as u32,
+                size as u32,
                 plan,
             )
         }
     }
 
-    fn on_cpu(&self, draw: &Draw, size: usize) -> (Buffer, Buffer) {
+    fn on_cpu(&self, draws: &[Draw], size: usize) -> (Buffer, Buffer) {
+        let (values, classes) = (size * self.shape.pixels(), size * self.shape.classes);
+        let (mut x, mut target) = (Scratch::zeros(draws.len() * values), Scratch::zeros(draws.len() * classes));
+        for ((draw, x), target) in draws.iter().zip(x.chunks_mut(values)).zip(target.chunks_mut(classes)) {
+            self.fill(draw, size, x, target);
+        }
+        (x.into(), target.into())
+    }
+
+    /// Writes a draw over zeros.
+    fn fill(&self, draw: &Draw, size: usize, x: &mut [f32], target: &mut [f32]) {
         let (plan, at) = (self.plan(draw, size), Place::of(draw, size));
         let Store::Host { pixels, labels } = &self.store else {
             unreachable!("a set is drawn from on the device that holds it");
         };
         let ImageShape { side, classes, channels } = self.shape;
         let plane = side * side;
-        let (mut x, mut target) = (Scratch::zeros(size * self.shape.pixels()), Scratch::zeros(size * classes));
         for (j, image) in x.chunks_exact_mut(self.shape.pixels()).enumerate() {
             let row = match draw {
                 Draw::InOrder { first } => first + j,
@@ -248,7 +282,6 @@ impl Images {
                 }
             }
         }
-        (x.into(), target.into())
     }
 }
 
@@ -398,6 +431,8 @@ fn gather_kernel<N: Size>(
     half: u32,
     job_low: u32,
     job_high: u32,
+    first: u32,
+    size: u32,
     #[comptime] plan: Plan,
 ) {
     let side = comptime!(plan.shape.side as u32);
@@ -412,17 +447,16 @@ fn gather_kernel<N: Size>(
             to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
         }
     }
-    if ABSOLUTE_POS < target.len() {
-        let i = ABSOLUTE_POS as u32;
+    let i = ABSOLUTE_POS as u32;
+    if i < size * classes {
         let row = choose(rows, order_key, epoch, position, count, half, i / classes, plan.shuffled);
         let mut hot = 0.0f32;
         if labels[row as usize] == i % classes {
             hot = 1.0f32;
         }
-        target[ABSOLUTE_POS] = hot;
+        target[(first * classes + i) as usize] = hot;
     }
-    if ABSOLUTE_POS < x.len() {
-        let i = ABSOLUTE_POS as u32;
+    if i < size * values {
         let j = i / values;
         let k = i % values;
         let row = choose(rows, order_key, epoch, position, count, half, j, plan.shuffled);
@@ -444,7 +478,7 @@ fn gather_kernel<N: Size>(
             let level = f32::cast_from(byte) * (1.0f32 / 255.0f32);
             value = (level - scale[c as usize]) * scale[(c + 3u32) as usize];
         }
-        x[ABSOLUTE_POS] = value;
+        x[(first * values + i) as usize] = value;
     }
 }
 

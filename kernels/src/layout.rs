@@ -41,6 +41,16 @@ impl Layout {
         flat
     }
 
+    /// The layout of as many models: every parameter's first dimension so many times as long.
+    pub fn stacked(&self, replicas: usize) -> Layout {
+        let segment = |s: &Segment| {
+            let mut shape = s.shape.clone();
+            shape[0] *= replicas;
+            Segment { name: s.name.clone(), shape, start: replicas * s.start, len: replicas * s.len }
+        };
+        Layout { segments: self.segments.iter().map(segment).collect(), total: replicas * self.total }
+    }
+
     /// All parameters, in order.
     pub fn segments(&self) -> &[Segment] {
         &self.segments

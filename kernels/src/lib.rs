@@ -12,6 +12,7 @@
 //! | [`clip`] | the factor that clips a gradient by its norm |
 //! | [`live`] | weights that everybody writes without a lock |
 //! | [`nn`] | the layers of the convolutional networks, forward and backward |
+//! | [`stack`] | several models as one of so many replicas |
 //! | [`gather`] | draw a batch from the u8 training set, normalise, crop, flip |
 //! | [`random`] | counter-based randomness, the same numbers on host and device |
 //!
@@ -30,6 +31,7 @@ pub mod mixing;
 pub mod nn;
 pub mod random;
 pub mod row;
+pub mod stack;
 pub mod update;
 
 pub use device::{Buffer, Device, DeviceError, Seal, Stream, copy};

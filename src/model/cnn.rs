@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Precision, conv2d, group_norm_max_pool};
+use stagger_kernels::nn::{Pass, conv2d, group_norm_max_pool};
 
 /// Channels per group of every normalisation.
 const GROUP: usize = 8;
@@ -32,18 +32,18 @@ impl Block {
         }
     }
 
-    fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<4> {
-        normalised(&self.norm, self.convolved(x, precision), None, true)
+    fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
+        normalised(&self.norm, self.convolved(x, pass), None, true)
     }
 
     /// The same, and of 2×2 pixels the largest.
-    fn forward_and_pool(&self, x: Tensor<4>, precision: Precision) -> Tensor<4> {
+    fn forward_and_pool(&self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
         let (gamma, beta) = affine(&self.norm);
-        group_norm_max_pool(self.convolved(x, precision), gamma, beta, GROUP)
+        group_norm_max_pool(self.convolved(x, pass), gamma, beta, GROUP)
     }
 
-    fn convolved(&self, x: Tensor<4>, precision: Precision) -> Tensor<4> {
-        conv2d(x, self.conv.weight.val(), 1, 1, precision)
+    fn convolved(&self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
+        conv2d(x, self.conv.weight.val(), 1, 1, pass)
     }
 }
 
@@ -74,13 +74,13 @@ impl Cnn {
     }
 
     /// Logits, before [`Cnn::scale`].
-    pub fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<2> {
-        let x = self.block1.forward(x, precision); // [B, 32, 32, 32]
-        let x = self.block2.forward_and_pool(x, precision); // [B, 16, 16, 32]
-        let x = self.block3.forward(x, precision); // [B, 16, 16, 64]
-        let x = self.block4.forward_and_pool(x, precision); // [B, 8, 8, 64]
-        let x = normalised(&self.norm, apply(&self.fc1, x.flatten::<2>(1, 3), precision), None, true); // [B, 128]
-        apply(&self.fc2, x, precision) // [B, classes]
+    pub fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<2> {
+        let x = self.block1.forward(x, pass); // [B, 32, 32, 32]
+        let x = self.block2.forward_and_pool(x, pass); // [B, 16, 16, 32]
+        let x = self.block3.forward(x, pass); // [B, 16, 16, 64]
+        let x = self.block4.forward_and_pool(x, pass); // [B, 8, 8, 64]
+        let x = normalised(&self.norm, apply(&self.fc1, x.flatten::<2>(1, 3), pass), None, true); // [B, 128]
+        apply(&self.fc2, x, pass) // [B, classes]
     }
 
     /// The factor of the logits.

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::Precision;
+use stagger_kernels::nn::Pass;
 
 /// One hidden layer of 128.
 #[derive(Module, Debug)]
@@ -21,9 +21,9 @@ impl Mlp {
     }
 
     /// Logits.
-    pub fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<2> {
-        let x = relu(apply(&self.fc1, x.flatten::<2>(1, 3), precision)); // [B, 128]
-        apply(&self.fc2, x, precision) // [B, classes]
+    pub fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<2> {
+        let x = relu(apply(&self.fc1, x.flatten::<2>(1, 3), pass)); // [B, 128]
+        apply(&self.fc2, x, pass) // [B, classes]
     }
 }
 
@@ -40,7 +40,7 @@ impl LogReg {
     }
 
     /// Logits.
-    pub fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<2> {
-        apply(&self.fc, x.flatten::<2>(1, 3), precision) // [B, classes]
+    pub fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<2> {
+        apply(&self.fc, x.flatten::<2>(1, 3), pass) // [B, classes]
     }
 }

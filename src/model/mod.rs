@@ -11,7 +11,7 @@ pub use resnet18::ResNet18;
 use burn::module::Module;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Conv, Precision, group_norm, linear};
+use stagger_kernels::nn::{Conv, Pass, Precision, group_norm, linear};
 
 /// A network that classifies images [B, side, side, channels] into [B, classes] logits.
 #[derive(Module, Debug)]
@@ -39,13 +39,14 @@ impl Net {
         })
     }
 
-    /// Logits; the factors of its matrix products are rounded to `precision`.
-    pub fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<2> {
+    /// Logits of one replica, or of several at once.
+    pub fn forward(&self, x: Tensor<4>, pass: impl Into<Pass>) -> Tensor<2> {
+        let pass = pass.into();
         match self {
-            Net::Cnn(net) => net.forward(x, precision),
-            Net::ResNet18(net) => net.forward(x, precision),
-            Net::Mlp(net) => net.forward(x, precision),
-            Net::LogReg(net) => net.forward(x, precision),
+            Net::Cnn(net) => net.forward(x, pass),
+            Net::ResNet18(net) => net.forward(x, pass),
+            Net::Mlp(net) => net.forward(x, pass),
+            Net::LogReg(net) => net.forward(x, pass),
         }
     }
 
@@ -62,6 +63,7 @@ impl Net {
                 stride,
                 pad: kernel / 2,
                 precision: Precision::F32,
+                replicas: 1,
             };
             (format!("{from}->{to} {kernel}x{kernel}/{stride} on {side}x{side}"), plan, times)
         };
@@ -121,6 +123,6 @@ fn affine(norm: &GroupNorm) -> (Tensor<1>, Tensor<1>) {
 }
 
 /// The linear layer.
-fn apply(layer: &Linear, x: Tensor<2>, precision: Precision) -> Tensor<2> {
-    linear(x, layer.weight.val(), layer.bias.as_ref().expect("a layer with bias").val(), precision)
+fn apply(layer: &Linear, x: Tensor<2>, pass: Pass) -> Tensor<2> {
+    linear(x, layer.weight.val(), layer.bias.as_ref().expect("a layer with bias").val(), pass)
 }

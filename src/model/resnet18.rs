@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Precision, conv2d, mean_pool};
+use stagger_kernels::nn::{Pass, conv2d, mean_pool};
 
 /// Groups of every normalisation.
 const GROUPS: usize = 32;
@@ -16,8 +16,8 @@ fn conv(from: usize, to: usize, kernel: usize, stride: usize, device: &Device) -
 }
 
 /// The convolution, with a border that keeps the size of an image at stride 1.
-fn convolved(conv: &Conv2d, x: Tensor<4>, precision: Precision) -> Tensor<4> {
-    conv2d(x, conv.weight.val(), conv.stride[0], conv.kernel_size[0] / 2, precision)
+fn convolved(conv: &Conv2d, x: Tensor<4>, pass: Pass) -> Tensor<4> {
+    conv2d(x, conv.weight.val(), conv.stride[0], conv.kernel_size[0] / 2, pass)
 }
 
 fn norm(channels: usize, device: &Device) -> GroupNorm {
@@ -45,13 +45,13 @@ impl BasicBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<4> {
-        let y = normalised(&self.norm1, convolved(&self.conv1, x.clone(), precision), None, true);
+    fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
+        let y = normalised(&self.norm1, convolved(&self.conv1, x.clone(), pass), None, true);
         let shortcut = match &self.shortcut {
-            Some((conv, norm)) => normalised(norm, convolved(conv, x, precision), None, false),
+            Some((conv, norm)) => normalised(norm, convolved(conv, x, pass), None, false),
             None => x,
         };
-        normalised(&self.norm2, convolved(&self.conv2, y, precision), Some(shortcut), true)
+        normalised(&self.norm2, convolved(&self.conv2, y, pass), Some(shortcut), true)
     }
 }
 
@@ -86,9 +86,9 @@ impl ResNet18 {
     }
 
     /// Logits.
-    pub fn forward(&self, x: Tensor<4>, precision: Precision) -> Tensor<2> {
-        let x = normalised(&self.norm, convolved(&self.stem, x, precision), None, true); // [B, 32, 32, 64]
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, precision)); // [B, 4, 4, 512]
-        apply(&self.fc, mean_pool(x), precision) // [B, classes]
+    pub fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<2> {
+        let x = normalised(&self.norm, convolved(&self.stem, x, pass), None, true); // [B, 32, 32, 64]
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, pass)); // [B, 4, 4, 512]
+        apply(&self.fc, mean_pool(x), pass) // [B, classes]
     }
 }

@@ -1,6 +1,7 @@
 //! Image classification: every worker draws from its own part of a set that lies on the device once.
 
-use super::{Evaluator, Objective, Problem, Snapshot};
+use super::stacked::Stack;
+use super::{Evaluator, Objective, Problem, Snapshot, Stacked};
 use crate::error::{Error, Result};
 use crate::model::Net;
 use crate::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor};
@@ -81,7 +82,9 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         }
     };
     let bytes = |batch: usize, per_image: usize| 4 * (batch * per_image + patches(batch)) as u64;
-    let step_bytes = bytes(batch.unwrap_or(largest), per_step);
+    // Of a pass for several, each worker's share.
+    let together = if let StepKind::Stacked(most) = step { most.min(workers) } else { 1 };
+    let step_bytes = bytes(together * batch.unwrap_or(largest), per_step) / together as u64;
     let evaluation_bytes = bytes(evaluated_together(device), per_evaluation);
 
     let shape = ImageShape { channels: data.channels, side: data.side, classes };
@@ -89,10 +92,29 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let train = Images::new(device, shape, data.train.pixels, data.train.labels, data.mean, data.std);
     let test = Images::new(device, shape, data.test.pixels, data.test.labels, data.mean, data.std);
     let shared = Arc::new(layout.clone());
-    let objectives = parts
-        .into_iter()
-        .enumerate()
-        .map(|(i, rows)| -> Box<dyn Objective> {
+    let mut objectives: Vec<Box<dyn Objective>> = Vec::new();
+    let mut stacked: Option<(Box<dyn Stacked>, usize)> = None;
+    let parts = parts.into_iter().enumerate();
+    if let StepKind::Stacked(most) = step {
+        let size = batch.ok_or_else(|| {
+            Error::usage("--step stacked needs batches of one size: give --batch a number (full parts differ in size)")
+        })?;
+        let parts = parts.map(|(i, rows)| Part::new(device, rows, seed, i)).collect();
+        let (images, layout, device) = (train.clone(), shared.clone(), device.clone());
+        let stack = Stack {
+            images,
+            parts,
+            batch: size,
+            augment,
+            net: Some(net.clone()),
+            zero: zero.clone(),
+            layout,
+            device,
+            precision,
+        };
+        stacked = Some((Box::new(stack), most.min(workers)));
+    } else {
+        objectives.extend(parts.map(|(i, rows)| -> Box<dyn Objective> {
             Box::new(Classify {
                 batch: batch.unwrap_or(rows.len()),
                 part: Part::new(device, rows, seed, i),
@@ -107,13 +129,14 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 precision,
                 recorded: None,
             })
-        })
-        .collect();
+        }));
+    }
     Ok(Problem {
         evaluator: Box::new(TestSet { images: test, net: Some(net), zero, layout: shared, device: device.clone() }),
         layout,
         initial,
         objectives,
+        stacked,
         columns: Columns::Images,
         batches,
         samples,
@@ -121,7 +144,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         evaluation_bytes,
         data_bytes,
         cheap: false,
-        recorded: step != StepKind::Eager,
+        recorded: matches!(step, StepKind::Captured | StepKind::Best),
         description,
     })
 }
@@ -135,7 +158,12 @@ pub enum StepKind {
     Captured,
     /// Recorded if the device can, else eager, with a note.
     Best,
+    /// So many workers' steps at most in one pass, by the server's thread.
+    Stacked(usize),
 }
+
+/// Workers whose steps are stacked where nothing else is said: more hardly fill a device better, and all take memory.
+const STACKED: usize = 16;
 
 impl StepKind {
     /// What `--step` asks for: `None` is auto.
@@ -144,7 +172,13 @@ impl StepKind {
             "auto" => Ok(None),
             "eager" => Ok(Some(StepKind::Eager)),
             "captured" => Ok(Some(StepKind::Captured)),
-            _ => Err(Error::usage(format!("--step `{text}` is not one of auto, eager, captured"))),
+            "stacked" => Ok(Some(StepKind::Stacked(STACKED))),
+            _ => match text.strip_prefix("stacked:").map(str::parse) {
+                Some(Ok(most)) if most > 0 => Ok(Some(StepKind::Stacked(most))),
+                _ => Err(Error::usage(format!(
+                    "--step `{text}` is not one of auto, eager, captured, stacked, stacked:N (N workers together at most)"
+                ))),
+            },
         }
     }
 
@@ -218,7 +252,7 @@ impl Objective for Classify {
     }
 
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<Step> {
-        if self.step != StepKind::Eager && !self.is_recorded() {
+        if matches!(self.step, StepKind::Captured | StepKind::Best) && !self.is_recorded() {
             self.recorded = match self.record(snapshot) {
                 Ok(recorded) => Some(recorded),
                 Err(error) if self.step == StepKind::Best => {
@@ -234,7 +268,7 @@ impl Objective for Classify {
         let (weights, pull) = self.replica.pulling(&self.device, &snapshot.weights, &snapshot.seal, fixed);
         match &self.recorded {
             Some((x, y, recorded)) => {
-                self.images.draw_into(&self.device, draw, self.batch, x, y, pull);
+                self.images.draw_into(&self.device, draw, self.batch, 0, x, y, pull);
                 Ok(recorded.replay()?.clone())
             }
             None => {

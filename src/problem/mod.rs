@@ -1,6 +1,7 @@
 //! What is minimised: a model, its data and who holds them.
 
 mod images;
+mod stacked;
 mod theory;
 
 pub use images::{ImageOptions, StepKind, images};
@@ -34,6 +35,23 @@ pub trait Objective: Send {
     }
 }
 
+/// One of the jobs that are computed in one pass.
+pub struct Asked<'a> {
+    /// Whose.
+    pub worker: usize,
+    /// Its model.
+    pub weights: &'a Buffer,
+    /// The worker's job number.
+    pub job: u64,
+}
+
+/// The workers' objectives as one, which computes several gradients in one pass.
+pub trait Stacked: Send {
+    /// The gradients of these jobs, each what [`Objective::gradient`] would give, up to rounding. It runs on the stream that makes the
+    /// models, so no seal is needed.
+    fn gradients(&mut self, jobs: &[Asked]) -> Result<Vec<(Arc<[Buffer]>, Buffer)>>;
+}
+
 /// The objective as a whole, for the server's thread.
 pub trait Evaluator: Send {
     /// Evaluates `weights` on the test set, or the full training objective.
@@ -46,8 +64,10 @@ pub struct Problem {
     pub layout: Layout,
     /// The first weights, as long as the layout.
     pub initial: Vec<f32>,
-    /// One objective per worker.
+    /// One objective per worker; none where they are stacked.
     pub objectives: Vec<Box<dyn Objective>>,
+    /// All workers' objectives as one, and how many jobs it computes together at most.
+    pub stacked: Option<(Box<dyn Stacked>, usize)>,
     /// The whole.
     pub evaluator: Box<dyn Evaluator>,
     /// What its metrics are.

@@ -97,6 +97,7 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
     Problem {
         initial: vec![init; layout.total()],
         objectives,
+        stacked: None,
         columns: Columns::Theory,
         batches: vec![1; centres.len()],
         samples: centres.len(),
@@ -207,6 +208,7 @@ pub fn libsvm(
         initial: vec![init; layout.total()],
         layout,
         objectives,
+        stacked: None,
         columns: Columns::Theory,
         batches: parts.iter().map(|p| batch.unwrap_or(p.len())).collect(),
         samples,

@@ -1,6 +1,6 @@
 //! The backward pass of each layer, in Burn's autodiff.
 
-use super::{Conv, Layers, Norm, Pool, Precision};
+use super::{Conv, Layers, Norm, Pass, Pool};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -33,18 +33,18 @@ impl<B: Backend + Layers> Backward<B, 2> for ConvBackward {
 struct LinearBackward;
 
 impl<B: Backend + Layers> Backward<B, 3> for LinearBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>, Precision);
+    type State = (FloatTensor<B>, FloatTensor<B>, Pass);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let ([x, weights, bias], (x_value, weights_value, precision)) = (ops.parents, ops.state);
+        let ([x, weights, bias], (x_value, weights_value, pass)) = (ops.parents, ops.state);
         let dy = grads.consume::<B>(&ops.node);
         if weights.is_some() || bias.is_some() {
-            let (dw, db) = B::stagger_linear_weights(x_value, dy.clone(), precision);
+            let (dw, db) = B::stagger_linear_weights(x_value, dy.clone(), pass);
             weights.into_iter().for_each(|node| grads.register::<B>(node.id, dw.clone()));
             bias.into_iter().for_each(|node| grads.register::<B>(node.id, db.clone()));
         }
         if let Some(node) = x {
-            grads.register::<B>(node.id, B::stagger_linear_input(dy, weights_value, precision));
+            grads.register::<B>(node.id, B::stagger_linear_input(dy, weights_value, pass));
         }
     }
 }
@@ -149,13 +149,13 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        precision: Precision,
+        pass: Pass,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), weights.node(), bias.node()];
         let (x, weights) = (x.into_primitive(), weights.into_primitive());
-        let y = B::stagger_linear(x.clone(), weights.clone(), bias.into_primitive(), precision);
+        let y = B::stagger_linear(x.clone(), weights.clone(), bias.into_primitive(), pass);
         match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weights, precision), y),
+            OpsKind::Tracked(prep) => prep.finish((x, weights, pass), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -231,9 +231,11 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         logits: FloatTensor<Self>,
         targets: FloatTensor<Self>,
         scale: f32,
+        replicas: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let node = logits.node();
-        let (loss, gradient) = B::stagger_cross_entropy(logits.into_primitive(), targets.into_primitive(), scale);
+        let (logits, targets) = (logits.into_primitive(), targets.into_primitive());
+        let (loss, gradient) = B::stagger_cross_entropy(logits, targets, scale, replicas);
         let loss = match CrossEntropyBackward.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(gradient.clone(), loss),
             OpsKind::UnTracked(prep) => prep.finish(loss),
@@ -249,14 +251,14 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         unreachable!("{FIRST}")
     }
 
-    fn stagger_linear_input(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Precision) -> FloatTensor<Self> {
+    fn stagger_linear_input(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Pass) -> FloatTensor<Self> {
         unreachable!("{FIRST}")
     }
 
     fn stagger_linear_weights(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
-        _: Precision,
+        _: Pass,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("{FIRST}")
     }

@@ -1,7 +1,7 @@
 //! The layers on Burn's CPU backend: its tensors, our loops.
 
 use super::cpu::{self, Scratch};
-use super::{Conv, Layers, Norm, Pool, Precision};
+use super::{Conv, Layers, Norm, Pass, Pool, Precision};
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
@@ -44,11 +44,38 @@ fn made(shape: &[usize], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     tensor(values, shape)
 }
 
+/// Share `r` of floats that lie there for several replicas.
+fn of(values: &[f32], replicas: usize, r: usize) -> &[f32] {
+    let share = values.len() / replicas;
+    &values[r * share..][..share]
+}
+
+fn of_mut(values: &mut [f32], replicas: usize, r: usize) -> &mut [f32] {
+    let share = values.len() / replicas;
+    &mut values[r * share..][..share]
+}
+
+impl Conv {
+    fn alone(&self) -> Conv {
+        Conv { batch: self.images(), replicas: 1, ..*self }
+    }
+}
+
+impl Norm {
+    fn alone(&self) -> Norm {
+        Norm { batch: self.batch / self.replicas, replicas: 1, ..*self }
+    }
+}
+
+// One replica after the other: each is a loop over images, which the threads share.
 impl Layers for Flex {
     fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (x, weights) = (Floats::factors(x, plan.precision, 1.0), Floats::factors(weights, plan.precision, 1.0));
         made(&[plan.batch, plan.out_height(), plan.out_width(), plan.to], |y| {
-            cpu::conv::forward(&plan, x.get(), weights.get(), y)
+            for r in 0..plan.replicas {
+                let (x, weights) = (of(x.get(), plan.replicas, r), of(weights.get(), plan.replicas, r));
+                cpu::conv::forward(&plan.alone(), x, weights, of_mut(y, plan.replicas, r))
+            }
         })
     }
 
@@ -56,15 +83,21 @@ impl Layers for Flex {
         let dy = Floats::factors(dy, plan.precision, plan.precision.derivatives());
         let weights = Floats::factors(weights, plan.precision, 1.0);
         made(&[plan.batch, plan.height, plan.width, plan.from], |dx| {
-            cpu::conv::input_gradient(&plan, dy.get(), weights.get(), dx)
+            for r in 0..plan.replicas {
+                let (dy, weights) = (of(dy.get(), plan.replicas, r), of(weights.get(), plan.replicas, r));
+                cpu::conv::input_gradient(&plan.alone(), dy, weights, of_mut(dx, plan.replicas, r))
+            }
         })
     }
 
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let x = Floats::factors(x, plan.precision, 1.0);
         let dy = Floats::factors(dy, plan.precision, plan.precision.derivatives());
-        made(&[plan.to, plan.from, plan.kernel, plan.kernel], |dw| {
-            cpu::conv::weight_gradient(&plan, x.get(), dy.get(), dw)
+        made(&[plan.replicas * plan.to, plan.from, plan.kernel, plan.kernel], |dw| {
+            for r in 0..plan.replicas {
+                let (x, dy) = (of(x.get(), plan.replicas, r), of(dy.get(), plan.replicas, r));
+                cpu::conv::weight_gradient(&plan.alone(), x, dy, of_mut(dw, plan.replicas, r))
+            }
         })
     }
 
@@ -72,43 +105,61 @@ impl Layers for Flex {
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        precision: Precision,
+        Pass { precision, replicas }: Pass,
     ) -> FloatTensor<Self> {
-        let bias = Floats::of(bias);
-        let to = bias.get().len();
-        let precision = precision.of_linear(weights.layout().shape()[0], to);
+        let (batch, from) = (x.layout().shape()[0], x.layout().shape()[1]);
+        let to = weights.layout().shape()[1];
+        let precision = precision.of_linear(from, to);
         let (x, weights) = (Floats::factors(x, precision, 1.0), Floats::factors(weights, precision, 1.0));
-        let batch = x.0.layout().shape()[0];
-        made(&[batch, to], |y| cpu::linear::forward(x.get(), weights.get(), bias.get(), y))
+        let bias = Floats::of(bias);
+        made(&[batch, to], |y| {
+            for r in 0..replicas {
+                let (x, weights) = (of(x.get(), replicas, r), of(weights.get(), replicas, r));
+                cpu::linear::forward(x, weights, of(bias.get(), replicas, r), of_mut(y, replicas, r))
+            }
+        })
     }
 
     fn stagger_linear_input(
         dy: FloatTensor<Self>,
         weights: FloatTensor<Self>,
-        precision: Precision,
+        Pass { precision, replicas }: Pass,
     ) -> FloatTensor<Self> {
-        let (batch, from) = (dy.layout().shape()[0], weights.layout().shape()[0]);
-        let precision = precision.of_linear(from, weights.layout().shape()[1]);
+        let (batch, to) = (dy.layout().shape()[0], dy.layout().shape()[1]);
+        let from = weights.layout().shape()[0] / replicas;
+        let precision = precision.of_linear(from, to);
         let dy = Floats::factors(dy, precision, precision.derivatives());
         let weights = Floats::factors(weights, precision, 1.0);
-        let to = weights.get().len() / from;
-        made(&[batch, from], |dx| cpu::linear::input_gradient(dy.get(), weights.get(), to, dx))
+        made(&[batch, from], |dx| {
+            for r in 0..replicas {
+                let (dy, weights) = (of(dy.get(), replicas, r), of(weights.get(), replicas, r));
+                cpu::linear::input_gradient(dy, weights, to, of_mut(dx, replicas, r))
+            }
+        })
     }
 
     fn stagger_linear_weights(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-        precision: Precision,
+        Pass { precision, replicas }: Pass,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (from, to) = (x.layout().shape()[1], dy.layout().shape()[1]);
         let precision = precision.of_linear(from, to);
-        let batch = dy.layout().shape()[0];
+        let batch = dy.layout().shape()[0] / replicas;
         let exact = Floats::of(dy);
         // A plain sum: nothing is multiplied, so nothing is rounded.
-        let db = made(&[to], |db| cpu::linear::bias_gradient(exact.get(), db));
+        let db = made(&[replicas * to], |db| {
+            (0..replicas)
+                .for_each(|r| cpu::linear::bias_gradient(of(exact.get(), replicas, r), of_mut(db, replicas, r)))
+        });
         let x = Floats::factors(x, precision, 1.0);
         let dy = Floats::factors(exact.0, precision, precision.derivatives());
-        let dw = made(&[from, to], |dw| cpu::linear::weight_gradient(x.get(), dy.get(), batch, dw));
+        let dw = made(&[replicas * from, to], |dw| {
+            for r in 0..replicas {
+                let (x, dy) = (of(x.get(), replicas, r), of(dy.get(), replicas, r));
+                cpu::linear::weight_gradient(x, dy, batch, of_mut(dw, replicas, r))
+            }
+        });
         (dw, db)
     }
 
@@ -124,8 +175,13 @@ impl Layers for Flex {
         let residual = plan.residual.then(|| Floats::of(residual));
         let mut moments = Scratch::take(2 * plan.batch * plan.groups());
         let y = made(&shape, |y| {
-            let residual = residual.as_ref().map(Floats::get);
-            cpu::norm::forward(&plan, x.get(), gamma.get(), beta.get(), residual, y, &mut moments)
+            let all = plan.replicas;
+            for r in 0..all {
+                let residual = residual.as_ref().map(|residual| of(residual.get(), all, r));
+                let (x, gamma, beta) = (of(x.get(), all, r), of(gamma.get(), all, r), of(beta.get(), all, r));
+                let (y, moments) = (of_mut(y, all, r), of_mut(&mut moments, all, r));
+                cpu::norm::forward(&plan.alone(), x, gamma, beta, residual, y, moments)
+            }
         });
         (y, tensor(moments, &[plan.batch, plan.groups(), 2]))
     }
@@ -143,14 +199,22 @@ impl Layers for Flex {
         // What passes the relu is written only if somebody else is to have it.
         let passed = plan.residual && plan.relu;
         let mut through = passed.then(|| Scratch::take(x.get().len()));
-        let (mut dgamma, mut dbeta) = (Scratch::take(plan.channels), Scratch::take(plan.channels));
+        let all = plan.replicas;
+        let (mut dgamma, mut dbeta) = (Scratch::take(all * plan.channels), Scratch::take(all * plan.channels));
         let given = Floats::of(dy);
         let dx = made(&shape, |dx| {
-            let saved = cpu::norm::Saved { x: x.get(), y: y.get(), moments: moments.get(), gamma: gamma.get() };
-            cpu::norm::backward(&plan, saved, given.get(), dx, through.as_deref_mut(), &mut dgamma, &mut dbeta)
+            for r in 0..all {
+                let [x, y, moments, gamma] = [&x, &y, &moments, &gamma].map(|saved| of(saved.get(), all, r));
+                let saved = cpu::norm::Saved { x, y, moments, gamma };
+                let through = through.as_deref_mut().map(|through| of_mut(through, all, r));
+                let (dgamma, dbeta) = (of_mut(&mut dgamma, all, r), of_mut(&mut dbeta, all, r));
+                let (dy, dx) = (of(given.get(), all, r), of_mut(dx, all, r));
+                cpu::norm::backward(&plan.alone(), saved, dy, dx, through, dgamma, dbeta)
+            }
         });
         let through = through.map_or(given.0, |values| tensor(values, &shape));
-        (dx, through, tensor(dgamma, &[plan.channels]), tensor(dbeta, &[plan.channels]))
+        let shape = [all * plan.channels];
+        (dx, through, tensor(dgamma, &shape), tensor(dbeta, &shape))
     }
 
     fn stagger_norm_pool(
@@ -205,19 +269,29 @@ impl Layers for Flex {
         logits: FloatTensor<Self>,
         targets: FloatTensor<Self>,
         scale: f32,
+        replicas: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let shape = logits.layout().shape().to_vec();
         let (logits, targets) = (Floats::of(logits), Floats::of(targets));
-        let mut loss = 0.0;
-        let gradient =
-            made(&shape, |d| loss = cpu::loss::cross_entropy(logits.get(), targets.get(), shape[1], scale, d));
-        (made(&[1], |out| out[0] = loss), gradient)
+        let mut losses = Scratch::take(replicas);
+        let gradient = made(&shape, |d| {
+            for (r, loss) in losses.iter_mut().enumerate() {
+                let (logits, targets) = (of(logits.get(), replicas, r), of(targets.get(), replicas, r));
+                *loss = cpu::loss::cross_entropy(logits, targets, shape[1], scale, of_mut(d, replicas, r))
+            }
+        });
+        (tensor(losses, &[replicas]), gradient)
     }
 
     fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = gradient.layout().shape().to_vec();
         let (gradient, by) = (Floats::of(gradient), Floats::of(by));
-        let by = by.get()[0];
-        made(&shape, |out| out.iter_mut().zip(gradient.get()).for_each(|(o, g)| *o = g * by))
+        let all = by.get();
+        made(&shape, |out| {
+            for (r, by) in all.iter().enumerate() {
+                let (out, gradient) = (of_mut(out, all.len(), r), of(gradient.get(), all.len(), r));
+                out.iter_mut().zip(gradient).for_each(|(o, g)| *o = g * by)
+            }
+        })
     }
 }

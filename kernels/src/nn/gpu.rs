@@ -4,15 +4,15 @@
 //! a moment only and are gathered again for the weight gradient: one more launch, and no activation nine times as large to keep.
 //! Every sum has a fixed order, so the same input gives the same bits.
 
+use super::product::product;
 use super::sums::sum_of_parts;
-use super::{Conv, Layers, Norm, Pool, Precision, head, is_small};
+use super::{Conv, Layers, Norm, Pass, Pool, Precision, head, is_small};
 use crate::layout::ALIGNMENT;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -70,15 +70,21 @@ pub(super) fn cubes(elements: usize) -> CubeCount {
     CubeCount::Static(wide, cubes.div_ceil(wide), 1)
 }
 
-/// Images of a stretch of a batch.
+/// Some of what lies there along the first dimension: images of a batch, matrices of replicas.
 fn images(x: &CubeTensor, first: usize, count: usize) -> CubeTensor {
     let mut shape = x.meta.shape().to_vec();
     let image = len(x) / shape[0];
     let behind = len(x) - (first + count) * image;
     shape[0] = count;
     let mut part = view(x.clone(), &shape);
-    part.handle = part.handle.offset_start(4 * (first * image) as u64).offset_end(4 * behind as u64);
+    let size = x.dtype.size();
+    part.handle = part.handle.offset_start((size * first * image) as u64).offset_end((size * behind) as u64);
     part
+}
+
+/// The shape of matrices that lie there for so many replicas, or of one matrix.
+fn matrices(count: usize, rows: usize, columns: usize) -> Vec<usize> {
+    if count == 1 { vec![rows, columns] } else { vec![count, rows, columns] }
 }
 
 /// [pixels, from · taps]: the patch of each output pixel, in the order of the weights, rounded.
@@ -90,7 +96,9 @@ fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
         Precision::F16 => patches_kernel::launch_unchecked::<f16>,
     };
     // SAFETY: each unit writes one element and reads inside the image.
-    unsafe { launch(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), narrow_arg(&columns), plan) }
+    unsafe {
+        launch(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), narrow_arg(&columns), plan.of_kernel())
+    }
     columns
 }
 
@@ -129,33 +137,46 @@ fn transposed(matrix: CubeTensor) -> CubeTensor {
     CubeBackend::float_swap_dims(matrix, rank - 2, rank - 1)
 }
 
-/// The product, written where it belongs: Burn would leave gaps between the rows of a new matrix, and copy them away again.
-fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
-    matmul(lhs, rhs, Some(out), MatmulStrategy::default(), DType::F32).expect("matrices that fit each other");
-}
-
-/// The batch in stretches whose patches are few enough: (first image, plan of the stretch).
+/// The batch in stretches whose patches are few enough: (first image, plan of the stretch). Each has images of one replica, or all
+/// images of some.
 fn stretches(plan: Conv) -> impl Iterator<Item = (usize, Conv)> {
     let length = plan.images_together();
-    (0..plan.batch).step_by(length).map(move |first| (first, Conv { batch: length, ..plan }))
+    let replicas = (length / plan.images()).max(1);
+    (0..plan.batch).step_by(length).map(move |first| (first, Conv { batch: length, replicas, ..plan }))
+}
+
+/// The weights of a stretch's replicas, out of those of all.
+fn weights_of(weights: &CubeTensor, plan: Conv, first: usize, part: Conv) -> CubeTensor {
+    let weights = match plan.replicas {
+        1 => weights.clone(),
+        _ => images(weights, first / plan.images() * plan.to, part.replicas * plan.to),
+    };
+    view(weights, &matrices(part.replicas, plan.to, plan.patch()))
 }
 
 impl Conv {
     /// Images whose patches lie there at a time: all stretches are of one length, so that each layer has one kernel.
     fn images_together(&self) -> usize {
         let most = (PATCHES / (self.out_pixels() * self.patch())).clamp(1, self.batch);
-        (1..=most).rev().find(|n| self.batch.is_multiple_of(*n)).expect("one divides everything")
+        let whole = |n: usize| n.is_multiple_of(self.images()) || self.images().is_multiple_of(n);
+        (1..=most).rev().find(|n| self.batch.is_multiple_of(*n) && whole(*n)).expect("one divides everything")
     }
 
     /// Floats of patches that lie on a GPU at a time.
     pub fn patches_together(&self) -> usize {
         self.images_together() * self.out_pixels() * self.patch()
     }
+
+    /// What a kernel that works on independent elements is compiled for: one kernel for batches of any size.
+    fn of_kernel(self) -> Conv {
+        Conv { batch: 1, replicas: 1, ..self }
+    }
 }
 
-/// Into how many parts the pixels are split for the weight gradient: its result is small, so the sum must keep the device busy.
-fn splits(plan: &Conv) -> usize {
-    let (pixels, weights) = (plan.batch * plan.out_pixels(), plan.to * plan.patch());
+/// Into how many parts the pixels of a stretch's replica are split for the weight gradient: its result is small, so the sum must keep
+/// the device busy.
+fn splits(part: &Conv) -> usize {
+    let (pixels, weights) = (part.images() * part.out_pixels(), part.to * part.patch());
     let most = (PARTS / weights).clamp(1, 64);
     (1..=most).rev().find(|s| pixels.is_multiple_of(*s) && pixels / s >= 64).unwrap_or(1)
 }
@@ -164,12 +185,13 @@ impl Layers for CubeBackend {
     fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (x, weights) = (into_contiguous(x), into_contiguous(weights));
         let y = fresh(&x, &[plan.batch, plan.out_height(), plan.out_width(), plan.to]);
-        let weights = factor(view(weights, &[plan.to, plan.patch()]), plan.precision, 1.0);
-        let weights = transposed(weights);
+        let weights = factor(view(weights, &[plan.replicas * plan.to, plan.patch()]), plan.precision, 1.0);
         for (first, part) in stretches(plan) {
-            let columns = patches(&images(&x, first, part.batch), part);
-            let y = view(images(&y, first, part.batch), &[part.batch * part.out_pixels(), part.to]);
-            product(columns, weights.clone(), y);
+            let pixels = part.images() * part.out_pixels();
+            let columns =
+                view(patches(&images(&x, first, part.batch), part), &matrices(part.replicas, pixels, part.patch()));
+            let y = view(images(&y, first, part.batch), &matrices(part.replicas, pixels, part.to));
+            product(columns, transposed(weights_of(&weights, plan, first, part)), y);
         }
         y
     }
@@ -177,13 +199,13 @@ impl Layers for CubeBackend {
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
         let dx = fresh(&dy, &[plan.batch, plan.height, plan.width, plan.from]);
-        let weights = factor(view(weights, &[plan.to, plan.patch()]), plan.precision, 1.0);
+        let weights = factor(view(weights, &[plan.replicas * plan.to, plan.patch()]), plan.precision, 1.0);
         for (first, part) in stretches(plan) {
-            let pixels = part.batch * part.out_pixels();
-            let columns = fresh(&dy, &[pixels, plan.patch()]);
-            let dy = view(images(&dy, first, part.batch), &[pixels, plan.to]);
+            let pixels = part.images() * part.out_pixels();
+            let columns = fresh(&dy, &matrices(part.replicas, pixels, plan.patch()));
+            let dy = view(images(&dy, first, part.batch), &matrices(part.replicas, pixels, plan.to));
             let dy = factor(dy, plan.precision, plan.precision.derivatives());
-            product(dy, weights.clone(), columns.clone());
+            product(dy, weights_of(&weights, plan, first, part), columns.clone());
             let dx = images(&dx, first, part.batch);
             // SAFETY: each unit writes one element and reads the patches that hold it.
             unsafe {
@@ -193,7 +215,7 @@ impl Layers for CubeBackend {
                     CubeDim::new_1d(UNITS),
                     arg(&columns),
                     arg(&dx),
-                    part,
+                    part.of_kernel(),
                 )
             }
         }
@@ -203,34 +225,49 @@ impl Layers for CubeBackend {
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self> {
         let (x, dy) = (into_contiguous(x), into_contiguous(dy));
         let (count, splits) = stretches(plan).fold((0, 1), |(count, _), (_, part)| (count + 1, splits(&part)));
-        let shape = [plan.to, plan.from, plan.kernel, plan.kernel];
-        let parts = fresh(&x, &[count * splits, plan.to, plan.patch()]);
+        // Of each replica: one after another, in the order of its images.
+        let each = (count * splits).div_ceil(plan.replicas).max(splits);
+        let shape = [plan.replicas * plan.to, plan.from, plan.kernel, plan.kernel];
+        let parts = fresh(&x, &[plan.replicas * each, plan.to, plan.patch()]);
         for (index, (first, part)) in stretches(plan).enumerate() {
-            let pixels = part.batch * part.out_pixels() / splits;
-            let columns = view(patches(&images(&x, first, part.batch), part), &[splits, pixels, plan.patch()]);
-            let dy = view(images(&dy, first, part.batch), &[splits, pixels, plan.to]);
+            let (together, pixels) = (part.replicas * splits, part.images() * part.out_pixels() / splits);
+            let columns = patches(&images(&x, first, part.batch), part);
+            let columns = view(columns, &[together, pixels, plan.patch()]);
+            let dy = view(images(&dy, first, part.batch), &[together, pixels, plan.to]);
             let dy = transposed(factor(dy, plan.precision, plan.precision.derivatives()));
-            product(dy, columns, images(&parts, index * splits, splits));
+            product(dy, columns, images(&parts, index * together, together));
         }
         let parts = unscaled(parts, plan.precision);
-        if count * splits == 1 { view(parts, &shape) } else { sum_of_parts(parts, count * splits, &shape) }
+        if each == 1 { view(parts, &shape) } else { sum_of_parts(parts, each, plan.replicas, &shape) }
     }
 
     fn stagger_linear(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        precision: Precision,
+        Pass { precision, replicas }: Pass,
     ) -> FloatTensor<Self> {
         let [x, weights, bias] = [x, weights, bias].map(into_contiguous);
-        if is_small(weights.meta.shape()[0], weights.meta.shape()[1]) {
-            return head::forward(&x, &weights, &bias);
+        let (batch, from, to) = (x.meta.shape()[0], x.meta.shape()[1], weights.meta.shape()[1]);
+        if is_small(from, to) {
+            return head::forward(&x, &weights, &bias, replicas);
         }
-        let y = fresh(&x, &[x.meta.shape()[0], weights.meta.shape()[1]]);
-        product(factor(x, precision, 1.0), factor(weights, precision, 1.0), y.clone());
+        let (y, rows) = (fresh(&x, &[batch, to]), batch / replicas);
+        let x = view(factor(x, precision, 1.0), &matrices(replicas, rows, from));
+        let weights = view(factor(weights, precision, 1.0), &matrices(replicas, from, to));
+        product(x, weights, view(y.clone(), &matrices(replicas, rows, to)));
+        let rows = rows as u32;
         // SAFETY: each unit reads and writes one element.
         unsafe {
-            add_bias_kernel::launch_unchecked(&y.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&bias), arg(&y))
+            add_bias_kernel::launch_unchecked(
+                &y.client,
+                cubes(len(&y)),
+                CubeDim::new_1d(UNITS),
+                arg(&bias),
+                arg(&y),
+                to as u32,
+                rows,
+            )
         }
         y
     }
@@ -238,32 +275,35 @@ impl Layers for CubeBackend {
     fn stagger_linear_input(
         dy: FloatTensor<Self>,
         weights: FloatTensor<Self>,
-        precision: Precision,
+        Pass { precision, replicas }: Pass,
     ) -> FloatTensor<Self> {
         let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
-        if is_small(weights.meta.shape()[0], weights.meta.shape()[1]) {
-            return head::input_gradient(&dy, &weights);
+        let (batch, to, from) = (dy.meta.shape()[0], dy.meta.shape()[1], weights.meta.shape()[0] / replicas);
+        if is_small(from, to) {
+            return head::input_gradient(&dy, &weights, replicas);
         }
-        let dx = fresh(&dy, &[dy.meta.shape()[0], weights.meta.shape()[0]]);
-        let dy = factor(dy, precision, precision.derivatives());
-        product(dy, transposed(factor(weights, precision, 1.0)), dx.clone());
+        let (dx, rows) = (fresh(&dy, &[batch, from]), batch / replicas);
+        let dy = view(factor(dy, precision, precision.derivatives()), &matrices(replicas, rows, to));
+        let weights = view(factor(weights, precision, 1.0), &matrices(replicas, from, to));
+        product(dy, transposed(weights), view(dx.clone(), &matrices(replicas, rows, from)));
         unscaled(dx, precision)
     }
 
     fn stagger_linear_weights(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-        precision: Precision,
+        Pass { precision, replicas }: Pass,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (x, dy) = (into_contiguous(x), into_contiguous(dy));
-        if is_small(x.meta.shape()[1], dy.meta.shape()[1]) {
-            return head::weight_gradient(&x, &dy);
+        let (batch, from, to) = (x.meta.shape()[0], x.meta.shape()[1], dy.meta.shape()[1]);
+        if is_small(from, to) {
+            return head::weight_gradient(&x, &dy, replicas);
         }
-        let dw = fresh(&x, &[x.meta.shape()[1], dy.meta.shape()[1]]);
-        let (rows, outputs) = (dy.meta.shape()[0], dy.meta.shape()[1]);
-        let factors = (factor(x, precision, 1.0), factor(dy.clone(), precision, precision.derivatives()));
-        product(transposed(factors.0), factors.1, dw.clone());
-        (unscaled(dw, precision), sum_of_parts(dy, rows, &[outputs]))
+        let (dw, rows) = (fresh(&x, &[replicas * from, to]), batch / replicas);
+        let x = view(factor(x, precision, 1.0), &matrices(replicas, rows, from));
+        let rounded = view(factor(dy.clone(), precision, precision.derivatives()), &matrices(replicas, rows, to));
+        product(transposed(x), rounded, view(dw.clone(), &matrices(replicas, from, to)));
+        (unscaled(dw, precision), sum_of_parts(dy, rows, replicas, &[replicas * to]))
     }
 
     fn stagger_norm(
@@ -393,15 +433,16 @@ impl Layers for CubeBackend {
         logits: FloatTensor<Self>,
         targets: FloatTensor<Self>,
         scale: f32,
+        replicas: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (logits, targets) = (into_contiguous(logits), into_contiguous(targets));
-        let (loss, gradient) = (fresh(&logits, &[1]), fresh(&logits, logits.meta.shape()));
+        let (loss, gradient) = (fresh(&logits, &[replicas]), fresh(&logits, logits.meta.shape()));
         let classes = logits.meta.shape()[1];
-        // SAFETY: one cube; each unit writes whole rows of the gradient, the first the loss.
+        // SAFETY: one cube a replica; each unit writes whole rows of the gradient, the first the loss.
         unsafe {
             cross_entropy_kernel::launch_unchecked(
                 &logits.client,
-                CubeCount::new_single(),
+                CubeCount::Static(replicas as u32, 1, 1),
                 CubeDim::new_1d(UNITS),
                 arg(&logits),
                 arg(&targets),
@@ -475,9 +516,9 @@ fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, Cu
     let [x, y, moments, gamma, beta, dy, through] = saved;
     let (batch, channels) = (x.meta.shape()[0], plan.channels as usize);
     let dx = fresh(&x, x.meta.shape());
-    // Each half begins where every adapter can bind it.
-    let width = channels.next_multiple_of(ALIGNMENT);
-    let parts = fresh(&x, &[batch, 2, width]);
+    // dβ of each image, then dγ, which begins where every adapter can bind it.
+    let (length, half) = (batch * channels, (batch * channels).next_multiple_of(ALIGNMENT));
+    let parts = fresh(&x, &[2 * half]);
     // SAFETY: cube (g, b) reads and writes group g of image b alone; the last buffer is written only if it is its own.
     unsafe {
         norm_backward_kernel::launch_unchecked(
@@ -493,17 +534,19 @@ fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, Cu
             arg(&dx),
             arg(&parts),
             arg(&through),
+            half as u32,
             plan,
         )
     }
-    let sums = sum_of_parts(parts, batch, &[2, width]);
-    let half = |index: usize| {
-        let mut half = view(sums.clone(), &[channels]);
-        let behind = (2 - index) * width - channels;
-        half.handle = half.handle.offset_start(4 * (index * width) as u64).offset_end(4 * behind as u64);
-        half
+    let replicas = len(&gamma) / channels;
+    let sum = |first: usize| {
+        let mut parts = view(parts.clone(), &[length]);
+        let behind = 2 * half - first - length;
+        parts.handle = parts.handle.offset_start(4 * first as u64).offset_end(4 * behind as u64);
+        sum_of_parts(parts, batch / replicas, replicas, &[replicas * channels])
     };
-    (dx, half(1), half(0))
+    let dbeta = sum(0);
+    (dx, sum(half), dbeta)
 }
 
 /// What a normalisation's kernel is compiled for.
@@ -517,6 +560,8 @@ struct NormPlan {
     residual: bool,
     /// Columns of an image whose 2×2 pixels are pooled; 0 for none.
     width: u32,
+    /// Images of each of several replicas; 0 for one replica alone.
+    images: u32,
 }
 
 impl From<Norm> for NormPlan {
@@ -529,6 +574,7 @@ impl From<Norm> for NormPlan {
             relu: plan.relu,
             residual: plan.residual,
             width: 0,
+            images: if plan.replicas == 1 { 0 } else { (plan.batch / plan.replicas) as u32 },
         }
     }
 }
@@ -686,8 +732,9 @@ fn norm_kernel(
         moments[place] = mean;
         moments[place + 1usize] = inverse;
     }
-    let factor = gamma[channel as usize] * inverse;
-    let shift = beta[channel as usize] - mean * factor;
+    let own = parameter(image, channel, plan);
+    let factor = gamma[own] * inverse;
+    let shift = beta[own] - mean * factor;
     if comptime!(plan.width > 0) {
         let start_y = image * comptime!(plan.pixels / 4 * plan.channels) + channel;
         let right = comptime!(plan.channels as usize);
@@ -728,6 +775,7 @@ fn norm_backward_kernel(
     dx: &mut [f32],
     parts: &mut [f32],
     through: &mut [f32],
+    half: u32,
     #[comptime] plan: NormPlan,
 ) {
     let units = comptime!(plan.units);
@@ -742,13 +790,14 @@ fn norm_backward_kernel(
     let place = ((image * comptime!(plan.channels / plan.group) + group) * 2u32) as usize;
     let mean = moments[place];
     let inverse = moments[place + 1usize];
-    let scale = gamma[channel as usize];
+    let own = parameter(image, channel, plan);
+    let scale = gamma[own];
 
     let mut sum1 = 0.0f32;
     let mut sum2 = 0.0f32;
     // Of the pooling: as in the forward kernel.
     let factor = scale * inverse;
-    let shift = beta[channel as usize] - mean * factor;
+    let shift = beta[own] - mean * factor;
     let start_y = image * comptime!(plan.pixels / 4 * plan.channels) + channel;
     let right = comptime!(plan.channels as usize);
     let below = comptime!((plan.width * plan.channels) as usize);
@@ -784,7 +833,7 @@ fn norm_backward_kernel(
     // The units of a channel together: its share of dβ and dγ.
     shared[UNIT_POS as usize] = sum1;
     sync_cube();
-    let base = image * comptime!(2 * plan.channels.next_multiple_of(ALIGNMENT as u32)) + channel;
+    let base = image * comptime!(plan.channels) + channel;
     if UNIT_POS < comptime!(plan.group) {
         let mut total = 0.0f32;
         for k in 0..step {
@@ -800,7 +849,7 @@ fn norm_backward_kernel(
         for k in 0..step {
             total += shared[(k * comptime!(plan.group) + UNIT_POS) as usize];
         }
-        parts[(base + comptime!(plan.channels.next_multiple_of(ALIGNMENT as u32))) as usize] = total;
+        parts[(half + base) as usize] = total;
     }
     if comptime!(plan.width > 0) {
         let mut place = first;
@@ -835,6 +884,16 @@ fn norm_backward_kernel(
             pixel += step;
         }
     }
+}
+
+/// The place of a channel's γ and β: those of its image's replica.
+#[cube]
+fn parameter(image: u32, channel: u32, #[comptime] plan: NormPlan) -> usize {
+    let mut place = channel;
+    if comptime!(plan.images > 0) {
+        place += image / comptime!(plan.images) * comptime!(plan.channels);
+    }
+    place as usize
 }
 
 /// The first of the 2×2 pixels at `place` of a pooled image that begins at `start`.
@@ -931,12 +990,12 @@ fn cross_entropy_kernel(
     classes: u32,
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize + 16));
-    let rows = logits.len() as u32 / classes;
+    let rows = logits.len() as u32 / classes / CUBE_COUNT_X;
     let batch = f32::cast_from(rows);
     let mut sum = 0.0f32;
     let mut row = UNIT_POS;
     while row < rows {
-        let start = (row * classes) as usize;
+        let start = ((CUBE_POS_X * rows + row) * classes) as usize;
         let mut top = scale * logits[start];
         for k in 1..classes {
             top = max(top, scale * logits[start + k as usize]);
@@ -959,20 +1018,21 @@ fn cross_entropy_kernel(
     }
     let total = sum_of_units(sum, &mut shared, UNITS);
     if UNIT_POS == 0u32 {
-        loss[0] = total / batch;
+        loss[CUBE_POS_X as usize] = total / batch;
     }
 }
 
 #[cube(launch_unchecked)]
-fn add_bias_kernel(bias: &[f32], y: &mut [f32]) {
+fn add_bias_kernel(bias: &[f32], y: &mut [f32], to: u32, rows: u32) {
     if ABSOLUTE_POS < y.len() {
-        y[ABSOLUTE_POS] += bias[ABSOLUTE_POS % bias.len()];
+        let i = ABSOLUTE_POS as u32;
+        y[ABSOLUTE_POS] += bias[(i / (rows * to) * to + i % to) as usize];
     }
 }
 
 #[cube(launch_unchecked)]
 fn scale_kernel(gradient: &[f32], by: &[f32], out: &mut [f32]) {
     if ABSOLUTE_POS < out.len() {
-        out[ABSOLUTE_POS] = gradient[ABSOLUTE_POS] * by[0];
+        out[ABSOLUTE_POS] = gradient[ABSOLUTE_POS] * by[ABSOLUTE_POS / (out.len() / by.len())];
     }
 }

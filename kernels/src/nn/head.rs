@@ -4,8 +4,9 @@ use super::gpu::{UNITS, arg, cubes, fresh, len};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-pub(super) fn forward(x: &CubeTensor, weights: &CubeTensor, bias: &CubeTensor) -> CubeTensor {
-    let y = fresh(x, &[x.meta.shape()[0], len(bias)]);
+pub(super) fn forward(x: &CubeTensor, weights: &CubeTensor, bias: &CubeTensor, replicas: usize) -> CubeTensor {
+    let (rows, to) = (x.meta.shape()[0], weights.meta.shape()[1]);
+    let y = fresh(x, &[rows, to]);
     // SAFETY: each unit writes one element and reads its row and column.
     unsafe {
         forward_kernel::launch_unchecked(
@@ -16,14 +17,16 @@ pub(super) fn forward(x: &CubeTensor, weights: &CubeTensor, bias: &CubeTensor) -
             arg(weights),
             arg(bias),
             arg(&y),
+            to as u32,
+            (rows / replicas) as u32,
         )
     }
     y
 }
 
-pub(super) fn input_gradient(dy: &CubeTensor, weights: &CubeTensor) -> CubeTensor {
-    let (from, to) = (weights.meta.shape()[0], weights.meta.shape()[1]);
-    let dx = fresh(dy, &[dy.meta.shape()[0], from]);
+pub(super) fn input_gradient(dy: &CubeTensor, weights: &CubeTensor, replicas: usize) -> CubeTensor {
+    let (rows, from, to) = (dy.meta.shape()[0], weights.meta.shape()[0] / replicas, weights.meta.shape()[1]);
+    let dx = fresh(dy, &[rows, from]);
     // SAFETY: each unit writes one element and reads two rows.
     unsafe {
         input_kernel::launch_unchecked(
@@ -34,74 +37,86 @@ pub(super) fn input_gradient(dy: &CubeTensor, weights: &CubeTensor) -> CubeTenso
             arg(weights),
             arg(&dx),
             to as u32,
+            (rows / replicas) as u32,
         )
     }
     dx
 }
 
 /// dW and d bias.
-pub(super) fn weight_gradient(x: &CubeTensor, dy: &CubeTensor) -> (CubeTensor, CubeTensor) {
-    let (from, to) = (x.meta.shape()[1], dy.meta.shape()[1]);
-    let (dw, db) = (fresh(x, &[from, to]), fresh(x, &[to]));
-    // SAFETY: each unit writes one element of dw, the last `to` of them one of db.
+pub(super) fn weight_gradient(x: &CubeTensor, dy: &CubeTensor, replicas: usize) -> (CubeTensor, CubeTensor) {
+    let (rows, from, to) = (x.meta.shape()[0], x.meta.shape()[1], dy.meta.shape()[1]);
+    let (dw, db) = (fresh(x, &[replicas * from, to]), fresh(x, &[replicas * to]));
+    // SAFETY: of each replica's units each writes one element of dw, the last `to` of them one of db.
     unsafe {
         weights_kernel::launch_unchecked(
             &dw.client,
-            cubes(len(&dw) + to),
+            cubes(len(&dw) + len(&db)),
             CubeDim::new_1d(UNITS),
             arg(x),
             arg(dy),
             arg(&dw),
             arg(&db),
+            to as u32,
+            (rows / replicas) as u32,
         )
     }
     (dw, db)
 }
 
+// `rows` are those of a replica.
 #[cube(launch_unchecked)]
-fn forward_kernel(x: &[f32], weights: &[f32], bias: &[f32], y: &mut [f32]) {
-    let to = bias.len();
-    let from = weights.len() / to;
+fn forward_kernel(x: &[f32], weights: &[f32], bias: &[f32], y: &mut [f32], to: u32, rows: u32) {
+    let to = to as usize;
+    let from = x.len() / (y.len() / to);
     if ABSOLUTE_POS < y.len() {
-        let (row, column) = (ABSOLUTE_POS / to * from, ABSOLUTE_POS % to);
-        let mut sum = bias[column];
+        let (row, column) = (ABSOLUTE_POS / to, ABSOLUTE_POS % to);
+        let replica = row / rows as usize;
+        let first = replica * from * to + column;
+        let mut sum = bias[replica * to + column];
         for k in 0..from {
-            sum += x[row + k] * weights[k * to + column];
+            sum += x[row * from + k] * weights[first + k * to];
         }
         y[ABSOLUTE_POS] = sum;
     }
 }
 
 #[cube(launch_unchecked)]
-fn input_kernel(dy: &[f32], weights: &[f32], dx: &mut [f32], to: u32) {
+fn input_kernel(dy: &[f32], weights: &[f32], dx: &mut [f32], to: u32, rows: u32) {
     let to = to as usize;
-    let from = weights.len() / to;
+    let from = dx.len() / (dy.len() / to);
     if ABSOLUTE_POS < dx.len() {
-        let (row, column) = (ABSOLUTE_POS / from * to, ABSOLUTE_POS % from * to);
+        let (row, input) = (ABSOLUTE_POS / from, ABSOLUTE_POS % from);
+        let first = (row / rows as usize * from + input) * to;
         let mut sum = 0.0f32;
         for k in 0..to {
-            sum += dy[row + k] * weights[column + k];
+            sum += dy[row * to + k] * weights[first + k];
         }
         dx[ABSOLUTE_POS] = sum;
     }
 }
 
 #[cube(launch_unchecked)]
-fn weights_kernel(x: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32]) {
-    let to = db.len();
-    let from = dw.len() / to;
-    let rows = dy.len() / to;
-    let (input, output) = (ABSOLUTE_POS / to, ABSOLUTE_POS % to);
+fn weights_kernel(x: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32], to: u32, rows: u32) {
+    let to = to as usize;
+    let rows = rows as usize;
+    let from = dw.len() / db.len();
+    let units = (from + 1) * to;
+    let (replica, unit) = (ABSOLUTE_POS / units, ABSOLUTE_POS % units);
+    let (input, output) = (unit / to, unit % to);
     let mut sum = 0.0f32;
-    if input < from {
-        for row in 0..rows {
-            sum += x[row * from + input] * dy[row * to + output];
+    if ABSOLUTE_POS < dw.len() + db.len() {
+        let first = replica * rows;
+        if input < from {
+            for row in first..first + rows {
+                sum += x[row * from + input] * dy[row * to + output];
+            }
+            dw[replica * from * to + unit] = sum;
+        } else {
+            for row in first..first + rows {
+                sum += dy[row * to + output];
+            }
+            db[replica * to + output] = sum;
         }
-        dw[ABSOLUTE_POS] = sum;
-    } else if input == from {
-        for row in 0..rows {
-            sum += dy[row * to + output];
-        }
-        db[output] = sum;
     }
 }

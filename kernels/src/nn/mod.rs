@@ -19,6 +19,7 @@ pub(crate) mod cpu;
 mod flex;
 mod gpu;
 mod head;
+mod product;
 pub mod sums;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
@@ -75,6 +76,26 @@ fn is_small(from: usize, to: usize) -> bool {
     from * to <= 1 << 14
 }
 
+/// How a network computes.
+///
+/// It can compute for several replicas at once: the batch holds the images of one after those of another, as many for each, and every
+/// parameter the values of one after those of another (its first dimension is so many times as long). No number of one replica enters
+/// those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pass {
+    /// Of the factors of products.
+    pub precision: Precision,
+    /// Replicas.
+    pub replicas: usize,
+}
+
+impl From<Precision> for Pass {
+    /// One replica.
+    fn from(precision: Precision) -> Self {
+        Pass { precision, replicas: 1 }
+    }
+}
+
 /// A convolution of square patches without bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv {
@@ -96,9 +117,16 @@ pub struct Conv {
     pub pad: usize,
     /// Of the factors.
     pub precision: Precision,
+    /// Replicas: so many times the weights, each for a share of the images.
+    pub replicas: usize,
 }
 
 impl Conv {
+    /// Images of a replica.
+    pub fn images(&self) -> usize {
+        self.batch / self.replicas
+    }
+
     /// Rows of an output image.
     pub fn out_height(&self) -> usize {
         (self.height + 2 * self.pad - self.kernel) / self.stride + 1
@@ -157,6 +185,8 @@ pub struct Norm {
     pub relu: bool,
     /// Another tensor is added before that.
     pub residual: bool,
+    /// Replicas: so many times γ and β, each for a share of the images.
+    pub replicas: usize,
 }
 
 impl Norm {
@@ -193,19 +223,15 @@ pub trait Layers: Backend {
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        precision: Precision,
+        pass: Pass,
     ) -> FloatTensor<Self>;
     /// dX.
-    fn stagger_linear_input(
-        dy: FloatTensor<Self>,
-        weights: FloatTensor<Self>,
-        precision: Precision,
-    ) -> FloatTensor<Self>;
+    fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, pass: Pass) -> FloatTensor<Self>;
     /// dW and d bias.
     fn stagger_linear_weights(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-        precision: Precision,
+        pass: Pass,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// Y, and mean and 1/deviation of each group [B, groups, 2]. Without a residual `residual` is not read.
     fn stagger_norm(
@@ -253,23 +279,26 @@ pub trait Layers: Backend {
     fn stagger_mean_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
     /// dX.
     fn stagger_mean_pool_backward(dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
-    /// The loss (one float), and its derivative by the logits [B, classes].
+    /// The losses (one float for each replica), and their derivative by the logits [B, classes].
     fn stagger_cross_entropy(
         logits: FloatTensor<Self>,
         targets: FloatTensor<Self>,
         scale: f32,
+        replicas: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// `gradient` times the one float `by`.
+    /// `gradient` times `by`: one float for each replica.
     fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Convolution of images [B, H, W, from] with weights [to, from, kernel, kernel]: [B, H', W', to].
-pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize, precision: Precision) -> Tensor<4> {
+pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize, pass: impl Into<Pass>) -> Tensor<4> {
+    let Pass { precision, replicas } = pass.into();
     let [batch, height, width, from] = x.dims();
-    let [to, inputs, kernel, columns] = weights.dims();
+    let [rows, inputs, kernel, columns] = weights.dims();
     assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
     assert!(height.min(width) + 2 * pad >= kernel && stride > 0, "a patch lies inside the image and its border");
-    let plan = Conv { batch, height, width, from, to, kernel, stride, pad, precision };
+    assert!(batch.is_multiple_of(replicas) && rows.is_multiple_of(replicas), "{replicas} replicas share the batch");
+    let plan = Conv { batch, height, width, from, to: rows / replicas, kernel, stride, pad, precision, replicas };
     Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
 }
 
@@ -284,11 +313,12 @@ pub fn conv2d_weight_gradient(x: Tensor<4>, dy: Tensor<4>, plan: Conv) -> Tensor
 }
 
 /// A linear layer: [B, in] times weights [in, out] plus bias [out].
-pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>, precision: Precision) -> Tensor<2> {
-    let [from, to] = weights.dims();
-    assert!(x.dims()[1] == from && bias.dims() == [to], "weights of another layer");
+pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>, pass: impl Into<Pass>) -> Tensor<2> {
+    let (pass, [batch, from], [rows, to]) = (pass.into(), x.dims(), weights.dims());
+    assert!(rows == pass.replicas * from && bias.dims() == [pass.replicas * to], "weights of another layer");
+    assert!(batch.is_multiple_of(pass.replicas), "{} replicas share the batch", pass.replicas);
     let (x, weights) = (x.into_dispatch(), weights.into_dispatch());
-    Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch(), precision))
+    Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch(), pass))
 }
 
 /// Group normalisation over groups of `group` neighbouring channels (the last dimension) of every image (the first), plus
@@ -309,14 +339,16 @@ pub fn group_norm<const D: usize>(
     Tensor::from_dispatch(Dispatch::stagger_norm(x, gamma.into_dispatch(), beta.into_dispatch(), residual, plan).0)
 }
 
-/// The plan of a plain normalisation of `x`.
+/// The plan of a plain normalisation of `x`, with as many replicas as there are scales for each channel.
 fn norm<const D: usize>(x: &Tensor<D>, gamma: &Tensor<1>, beta: &Tensor<1>, group: usize) -> Norm {
     let dims = x.dims();
     let (batch, channels) = (dims[0], dims[D - 1]);
     assert!(channels.is_multiple_of(group), "groups of {group} do not divide {channels} channels");
-    assert!(gamma.dims() == [channels] && beta.dims() == [channels], "a scale and a shift per channel");
+    let replicas = gamma.dims()[0] / channels;
+    assert!(gamma.dims() == [replicas * channels] && beta.dims() == gamma.dims(), "a scale and a shift per channel");
+    assert!(replicas > 0 && batch.is_multiple_of(replicas), "{replicas} replicas share the batch");
     let pixels = dims[1..D - 1].iter().product();
-    Norm { batch, pixels, channels, group, epsilon: 1e-5, relu: false, residual: false }
+    Norm { batch, pixels, channels, group, epsilon: 1e-5, relu: false, residual: false, replicas }
 }
 
 /// The largest of each 2×2 pixels of the group normalisation of [B, H, W, C] (even H and W) with relu: in one pass on a GPU.
@@ -351,8 +383,15 @@ pub fn mean_pool(x: Tensor<4>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::stagger_mean_pool(x.into_dispatch(), plan))
 }
 
-/// Mean cross-entropy of `scale` times the logits [B, classes] against targets [B, classes], rows that add up to one.
+/// Mean cross-entropy of `scale` times the logits [B, classes] against targets [B, classes], rows that add up to one: one loss.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>, scale: f32) -> Tensor<1> {
+    cross_entropies(logits, targets, scale, 1)
+}
+
+/// The same for each of several replicas, over its own images: [replicas].
+pub fn cross_entropies(logits: Tensor<2>, targets: Tensor<2>, scale: f32, replicas: usize) -> Tensor<1> {
     assert_eq!(logits.dims(), targets.dims(), "a target per logit");
-    Tensor::from_dispatch(Dispatch::stagger_cross_entropy(logits.into_dispatch(), targets.into_dispatch(), scale).0)
+    assert!(logits.dims()[0].is_multiple_of(replicas), "{replicas} replicas share the batch");
+    let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
+    Tensor::from_dispatch(Dispatch::stagger_cross_entropy(logits, targets, scale, replicas).0)
 }

@@ -23,15 +23,25 @@ struct Pending {
     buffer: Option<CubeTensor>,
     used: usize,
     parts: Vec<CubeTensor>,
-    /// Of each its place, length and number of parts, as in [`Plan`].
-    sums: Vec<(usize, usize, usize)>,
+    sums: Vec<Sum>,
+}
+
+/// Several rows, each the sum of its own parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sum {
+    /// Its place in the launch's buffer, and its length, in floats.
+    start: usize,
+    length: usize,
+    /// Floats of a row.
+    row: usize,
+    /// Parts of a row.
+    count: usize,
 }
 
 /// What a launch is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Plan {
-    /// Of each sum: its place and length in floats, and its number of parts.
-    sums: Vec<(usize, usize, usize)>,
+    sums: Vec<Sum>,
 }
 
 thread_local! {
@@ -61,33 +71,33 @@ pub fn together<T>(layout: &Layout, pass: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The sum of `parts` [count, ..] over the first dimension.
-pub(super) fn sum_of_parts(parts: CubeTensor, count: usize, shape: &[usize]) -> CubeTensor {
-    let later = PENDING.with_borrow_mut(|pending| pending.as_mut().and_then(|p| p.place(&parts, count, shape)));
+/// The sum of `parts` [replicas, count, ..] over the second dimension, for a parameter of this shape.
+pub(super) fn sum_of_parts(parts: CubeTensor, count: usize, replicas: usize, shape: &[usize]) -> CubeTensor {
+    let length: usize = shape.iter().product();
+    let sum = Sum { start: 0, length, row: length / replicas, count };
+    let later = PENDING.with_borrow_mut(|pending| pending.as_mut().and_then(|p| p.place(&parts, sum, shape)));
     later.unwrap_or_else(|| {
-        let sum = fresh(&parts, shape);
-        let plan = Plan { sums: vec![(0, len(&sum), count)] };
-        launch(&[parts], &sum, plan);
-        sum
+        let made = fresh(&parts, shape);
+        launch(&[parts], &made, Plan { sums: vec![sum] });
+        made
     })
 }
 
 impl Pending {
     /// A place for a sum, if there is still room for one.
-    fn place(&mut self, parts: &CubeTensor, count: usize, shape: &[usize]) -> Option<CubeTensor> {
-        let length: usize = shape.iter().product();
+    fn place(&mut self, parts: &CubeTensor, sum: Sum, shape: &[usize]) -> Option<CubeTensor> {
         if len(parts) > MOST {
             return None;
         }
-        let behind = self.room.checked_sub(self.used + length)?;
+        let behind = self.room.checked_sub(self.used + sum.length)?;
         let room = self.room;
         let buffer = self.buffer.get_or_insert_with(|| fresh(parts, &[room]));
-        let mut sum = view(buffer.clone(), shape);
-        sum.handle = sum.handle.offset_start(4 * self.used as u64).offset_end(4 * behind as u64);
+        let mut made = view(buffer.clone(), shape);
+        made.handle = made.handle.offset_start(4 * self.used as u64).offset_end(4 * behind as u64);
         self.parts.push(parts.clone());
-        self.sums.push((self.used, length, count));
-        self.used = (self.used + length).next_multiple_of(ALIGNMENT);
-        Some(sum)
+        self.sums.push(Sum { start: self.used, ..sum });
+        self.used = (self.used + sum.length).next_multiple_of(ALIGNMENT);
+        Some(made)
     }
 
     fn launch(self) {
@@ -102,8 +112,8 @@ impl Pending {
 }
 
 fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
-    let longest = plan.sums.iter().map(|s| s.1).max().unwrap_or(1);
-    // SAFETY: every place lies in the buffer of sums, every part has the length of its sum.
+    let longest = plan.sums.iter().map(|s| s.length).max().unwrap_or(1);
+    // SAFETY: every place lies in the buffer of sums, every row has as many parts of its length as its sum says.
     unsafe {
         sums_kernel::launch_unchecked(
             &sums.client,
@@ -123,14 +133,17 @@ fn sums_kernel(parts: &Sequence<Box<[f32]>>, sums: &mut [f32], #[comptime] plan:
     #[unroll]
     for k in 0..comptime!(plan.sums.len()) {
         if CUBE_POS_Y as usize == k {
-            let start = comptime!(plan.sums[k].0);
-            let length = comptime!(plan.sums[k].1);
-            let count = comptime!(plan.sums[k].2);
+            let sum = comptime!(plan.sums[k]);
+            let start = comptime!(sum.start);
+            let length = comptime!(sum.length);
+            let row = comptime!(sum.row);
+            let count = comptime!(sum.count);
             let mut i = ABSOLUTE_POS_X as usize;
             while i < length {
+                let first = i / row * count * row + i % row;
                 let mut total = 0.0f32;
                 for part in 0..count {
-                    total += parts[k][part * length + i];
+                    total += parts[k][first + part * row];
                 }
                 sums[start + i] = total;
                 i += step;

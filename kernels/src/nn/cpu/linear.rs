@@ -6,7 +6,7 @@ use super::{Scratch, parallel};
 use crate::nn::{Conv, Precision};
 
 fn plan(batch: usize, from: usize, to: usize) -> Conv {
-    Conv { batch, height: 1, width: 1, from, to, kernel: 1, stride: 1, pad: 0, precision: Precision::F32 }
+    Conv { batch, height: 1, width: 1, from, to, kernel: 1, stride: 1, pad: 0, precision: Precision::F32, replicas: 1 }
 }
 
 /// Rows of `out` times packed panels, shared out among the threads.

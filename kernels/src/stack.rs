@@ -1,0 +1,161 @@
+//! Several workers' models seen as one of so many replicas, and the gradients of that one as theirs.
+//!
+//! A stacked buffer has the stacked layout ([`Layout::stacked`]): of each parameter the values of all replicas, one after another.
+//! All launches are made by the stream that owns the models, so no seal is needed.
+
+use crate::device::{Buffer, Device, Gpu};
+use crate::layout::{ALIGNMENT, Layout};
+use crate::nn::Scratch;
+use cubecl::prelude::*;
+
+/// A replica's gradient, one buffer per segment of the layout, and its loss.
+pub type Gradient = (Vec<Buffer>, Buffer);
+
+/// Models of this layout as one stacked buffer.
+pub fn stack(device: &Device, layout: &Layout, models: &[&Buffer]) -> Buffer {
+    let replicas = models.len();
+    let Device::Gpu(gpu) = device else {
+        let mut stacked = Scratch::take(replicas * layout.total());
+        for segment in layout.segments() {
+            let all = &mut stacked[replicas * segment.start..][..replicas * segment.len];
+            for (values, model) in all.chunks_exact_mut(segment.len).zip(models) {
+                values.copy_from_slice(&model.host()[segment.start..][..segment.len]);
+            }
+        }
+        return stacked.into();
+    };
+    let vector = layout.vector_size();
+    let stacked = device.uninitialised(replicas * layout.total());
+    for (r, model) in models.iter().enumerate() {
+        // SAFETY: the lengths are the buffers' own, counted in vectors; each place lies inside both.
+        unsafe {
+            stack_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(layout.total().div_ceil(256 * vector).clamp(1, 2048) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                vector,
+                BufferArg::from_raw_parts(model.handle(), layout.total() / vector),
+                BufferArg::from_raw_parts(stacked.handle(), stacked.len() / vector),
+                r as u32,
+                replicas as u32,
+                places(layout, vector),
+            )
+        }
+    }
+    stacked
+}
+
+/// The gradients of a stacked pass (one buffer per segment, of all replicas) and its losses, taken apart.
+pub fn unstack(
+    device: &Device,
+    layout: &Layout,
+    replicas: usize,
+    gradients: &[Buffer],
+    losses: &Buffer,
+) -> Vec<Gradient> {
+    let Device::Gpu(gpu) = device else {
+        let own = |r: usize| {
+            let of = |(segment, all): (&crate::Segment, &Buffer)| all.view(r * segment.len, segment.len);
+            (layout.segments().iter().zip(gradients).map(of).collect(), losses.view(r, 1))
+        };
+        return (0..replicas).map(own).collect();
+    };
+    let vector = layout.vector_size();
+    // Every piece begins where every adapter can bind it: the segments by their layout, and behind them the loss.
+    let stride = layout.total() + ALIGNMENT;
+    let rows = device.uninitialised(replicas * stride);
+    take_apart(gpu, layout, replicas, gradients, losses, &rows);
+    let own = |r: usize| {
+        let of = |segment: &crate::Segment| rows.view(r * stride + segment.start, segment.len);
+        (layout.segments().iter().map(of).collect(), rows.view(r * stride + layout.total(), 1))
+    };
+    debug_assert!(stride.is_multiple_of(vector));
+    (0..replicas).map(own).collect()
+}
+
+fn take_apart(gpu: &Gpu, layout: &Layout, replicas: usize, gradients: &[Buffer], losses: &Buffer, rows: &Buffer) {
+    let vector = layout.vector_size();
+    let all = places(layout, vector);
+    let room = gpu.bindings().saturating_sub(6).max(1);
+    for (part, (places, gradients)) in all.chunks(room).zip(gradients.chunks(room)).enumerate() {
+        let longest = places.iter().map(|p| replicas * p.1).max().unwrap_or(1);
+        // SAFETY: the lengths are the buffers' own, counted in vectors; each place lies inside its row.
+        unsafe {
+            unstack_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(longest.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                vector,
+                gradients.iter().map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
+                BufferArg::from_raw_parts(losses.handle(), replicas),
+                BufferArg::from_raw_parts(rows.handle(), rows.len() / vector),
+                (rows.len() / replicas / vector) as u32,
+                replicas as u32,
+                part == 0,
+                places.to_vec(),
+            )
+        }
+    }
+}
+
+/// (start, length) of each segment, in vectors.
+fn places(layout: &Layout, vector: usize) -> Vec<(usize, usize)> {
+    layout.segments().iter().map(|s| (s.start / vector, s.len / vector)).collect()
+}
+
+// An unrolled loop runs over numbers.
+#[allow(clippy::needless_range_loop)]
+#[cube(launch_unchecked)]
+fn stack_kernel<N: Size>(
+    model: &[Vector<f32, N>],
+    stacked: &mut [Vector<f32, N>],
+    replica: u32,
+    replicas: u32,
+    #[comptime] places: Vec<(usize, usize)>,
+) {
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    #[unroll]
+    for k in 0..comptime!(places.len()) {
+        let place = comptime!(places[k]);
+        let start = comptime!(place.0);
+        let len = comptime!(place.1);
+        let to = replicas as usize * start + replica as usize * len;
+        let mut i = ABSOLUTE_POS;
+        while i < len {
+            stacked[to + i] = model[start + i];
+            i += stride;
+        }
+    }
+}
+
+#[allow(clippy::needless_range_loop, clippy::too_many_arguments, clippy::collapsible_if)]
+#[cube(launch_unchecked)]
+fn unstack_kernel<N: Size>(
+    gradients: &Sequence<Box<[Vector<f32, N>]>>,
+    losses: &[f32],
+    rows: &mut [Vector<f32, N>],
+    row: u32,
+    replicas: u32,
+    #[comptime] notes_losses: bool,
+    #[comptime] places: Vec<(usize, usize)>,
+) {
+    if comptime!(notes_losses) {
+        if ABSOLUTE_POS < replicas as usize {
+            // A whole vector, of which the first number counts; the loss lies 64 floats before the next row.
+            let vectors = comptime!(ALIGNMENT) / N::value();
+            rows[(ABSOLUTE_POS + 1) * row as usize - vectors] = Vector::new(losses[ABSOLUTE_POS]);
+        }
+    }
+    let stride = CUBE_DIM as usize * CUBE_COUNT;
+    #[unroll]
+    for k in 0..comptime!(places.len()) {
+        let place = comptime!(places[k]);
+        let start = comptime!(place.0);
+        let len = comptime!(place.1);
+        let mut i = ABSOLUTE_POS;
+        while i < len * replicas as usize {
+            rows[i / len * row as usize + start + i % len] = gradients[k][i];
+            i += stride;
+        }
+    }
+}
