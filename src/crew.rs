@@ -269,6 +269,16 @@ impl Crew {
         self.slots.len()
     }
 
+    /// Whether somebody has answered whose turn has not come.
+    pub fn has_answer(&self) -> bool {
+        !self.inbox.is_empty() || (!self.is_on_the_spot() && self.slots.iter().any(|slot| slot.early.is_some()))
+    }
+
+    /// Whether a worker has something to do after its job.
+    pub fn has_queue(&self, worker: usize) -> bool {
+        !self.slots[worker].queue.is_empty()
+    }
+
     /// Jobs given up so far.
     pub fn restarted(&self) -> u64 {
         self.restarted

@@ -124,13 +124,13 @@ impl Server<'_> {
             Err(crate::error::Error::Interrupted(_)) => true,
             Err(error) => {
                 // What arrived before the failure is kept.
-                let _ = self.note(&state, &mut outcome, &mut pending);
+                let _ = self.note(&mut state, &mut outcome, &mut pending);
                 let _ = self.folder.finish();
                 return Err(error);
             }
             Ok(()) => false,
         };
-        self.note(&state, &mut outcome, &mut pending)?;
+        self.note(&mut state, &mut outcome, &mut pending)?;
         self.evaluate(&mut state, &mut outcome)?;
         self.folder.finish()?;
         outcome.weights = device.download(&state.snapshot.weights)?;
@@ -199,9 +199,12 @@ impl Server<'_> {
         let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
         let decision = self.rule.on_arrival(&arrival);
         let device = state.device.clone();
+        // Whoever has nothing to do writes nothing.
+        let idle = decision.start == Start::Nobody && decision.restart.is_empty();
+        let may_wait = idle && self.crew.has_answer() && !self.crew.has_queue(worker);
         let seal = self.submit(|| {
             device.issue(|| {
-                state.apply(&gradient, &job.assignment, &decision, pending.len());
+                state.take(gradient, &job.assignment, &decision, pending.len(), may_wait);
                 state.device.seal()
             })
         })?;
@@ -293,11 +296,14 @@ impl Server<'_> {
     }
 
     /// Reads the ring of losses and writes the arrivals that it belongs to.
-    fn note(&mut self, state: &State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
+    fn note(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
         if pending.is_empty() {
             return Ok(());
         }
-        let losses = self.submit(|| state.device.download(&state.losses))?;
+        let losses = self.submit(|| {
+            state.settle();
+            state.device.download(&state.losses)
+        })?;
         for (event, loss) in pending.iter_mut().zip(losses) {
             event.loss = loss.is_finite().then_some(loss);
             self.losses.push(loss as f64);

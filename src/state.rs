@@ -131,6 +131,12 @@ pub struct State {
     drive: Drive,
     arrivals: u64,
     pub(crate) losses: Buffer,
+    /// Gradients that are to be folded with the next one, the factor of all, and the last one's place in the ring of losses.
+    waiting: Vec<Gradient>,
+    waiting_scale: f64,
+    waiting_slot: usize,
+    /// How many may wait.
+    most_waiting: usize,
 }
 
 impl State {
@@ -159,6 +165,10 @@ impl State {
             drive: Drive::new(&needs, &descent, zeros),
             recycler: Recycler::new(device.clone(), total),
             losses: device.zeros(ring),
+            waiting: Vec::new(),
+            waiting_scale: 0.0,
+            waiting_slot: 0,
+            most_waiting: update::earlier(device, &layout),
             version: 0,
             arrivals: 0,
             device: device.clone(),
@@ -211,9 +221,37 @@ impl State {
         self.recycler.give(std::mem::replace(&mut self.own[worker], snapshot).weights);
     }
 
-    /// One launch: fold, and perhaps step. The loss goes to `slot` of the ring.
-    pub fn apply(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
-        self.arrivals += 1;
+    /// Takes in a gradient: one launch folds it, and perhaps steps. The loss goes to `slot` of the ring. If it `may_wait` (the next
+    /// arrival is there already, and nobody writes these buffers before), one that is only added to a sum is left to that one's launch:
+    /// the sum is then read and written once for both, and the same numbers are added in the same order.
+    pub fn take(&mut self, gradient: Gradient, job: &Assignment, decision: &Decision, slot: usize, may_wait: bool) {
+        let scale = match decision.fold {
+            Fold::Sum { scale } if gradient.factor.is_none() => Some(scale),
+            _ => None,
+        };
+        if !self.waiting.is_empty() && scale != Some(self.waiting_scale) {
+            self.settle();
+        }
+        match scale.filter(|_| may_wait && decision.step.is_none() && self.waiting.len() < self.most_waiting) {
+            Some(scale) => {
+                (self.waiting_scale, self.waiting_slot) = (scale, slot);
+                self.waiting.push(gradient);
+            }
+            None => self.apply(&gradient, job, decision, slot),
+        }
+    }
+
+    /// Folds what waits.
+    pub fn settle(&mut self) {
+        let Some(last) = self.waiting.pop() else { return };
+        // Nothing of a job is read by a fold into a sum.
+        let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
+        self.apply(&last, &job, &Decision::fold(Fold::Sum { scale: self.waiting_scale }), self.waiting_slot);
+    }
+
+    /// One launch: fold, with what waits, and perhaps step.
+    fn apply(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
+        self.arrivals += 1 + self.waiting.len() as u64;
         match (decision.fold, decision.step) {
             (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) => {
                 self.exchange(gradient, job, decision.fold, step, slot)
@@ -271,11 +309,16 @@ impl State {
     /// Folds a gradient into the server's own state.
     fn fold(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
         let asked = "the rule folds into state that it did not ask for";
+        let waited = std::mem::take(&mut self.waiting);
+        let earlier =
+            waited.iter().map(|g| update::Earlier { buffers: &g.buffers, seal: &g.seal, loss: &g.loss }).collect();
         let fold = match decision.fold {
             // Of a gradient that its worker has applied itself the loss is noted, behind its seal.
             Fold::Drop | Fold::Live => update::Fold::Nothing,
             Fold::Direct => update::Fold::Direct { scale: 1.0 },
-            Fold::Sum { scale } => update::Fold::Sum { sum: self.sums.first_mut().expect(asked), scale: scale as f32 },
+            Fold::Sum { scale } => {
+                update::Fold::Sum { sum: self.sums.first_mut().expect(asked), scale: scale as f32, earlier }
+            }
             Fold::Row { table, mix, scale, forget } => {
                 if table == 0 && !self.counted.is_empty() {
                     self.counted[gradient.worker] = true;
@@ -348,6 +391,7 @@ impl State {
         let buffers: Arc<[Buffer]> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
         let loss = zeros(1);
         let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
+        let mut sums: Vec<(Gradient, Decision)> = Vec::new();
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
         for arrivals in 0..REHEARSED {
             if arrivals > 4 * workers + 16 && self.version > 2 {
@@ -372,6 +416,9 @@ impl State {
                 loss: loss.clone(),
                 seal: self.device.seal(),
             };
+            if let Fold::Sum { .. } = decision.fold {
+                sums.push((gradient.clone(), decision.clone()));
+            }
             self.apply(&gradient, &job, &decision, 0);
             let now = self.version;
             queue.retain(|(i, _)| !decision.restart.contains(i));
@@ -381,6 +428,15 @@ impl State {
                 Start::Sender => queue.push_back((worker, now)),
                 Start::Everybody => queue.extend((0..workers).map(|i| (i, now))),
                 Start::These(who) => queue.extend(who.into_iter().map(|i| (i, now))),
+            }
+        }
+        // With every number of gradients that wait, a fold and a step.
+        let fold = sums.iter().find(|(_, decision)| decision.step.is_none());
+        let step = sums.iter().find(|(_, decision)| decision.step.is_some());
+        for (gradient, decision) in fold.into_iter().chain(step).filter(|(gradient, _)| gradient.factor.is_none()) {
+            for waiting in 1..=self.most_waiting {
+                self.waiting = vec![gradient.clone(); waiting];
+                self.apply(gradient, &job, decision, waiting);
             }
         }
         update::forget_launches();

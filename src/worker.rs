@@ -45,6 +45,7 @@ pub enum Order {
 }
 
 /// A computed gradient on its way to the server: handles, no bytes.
+#[derive(Clone)]
 pub struct Gradient {
     /// Who computed it.
     pub worker: usize,

@@ -8,7 +8,8 @@ use stagger_datasets::keyed;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::{
-    Adam, Buffer, Device, Dtype, Fold, Incoming, Layout, Live, Method, Row, Seal, Step, Update, clip, row,
+    Adam, Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Live, Method, Row, Seal, Segment, Step, Update, clip,
+    row, update,
 };
 
 /// Random floats within ±1.
@@ -79,7 +80,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
         let fold = match case.fold {
             "nothing" => Fold::Nothing,
             "direct" => Fold::Direct { scale: 0.5 },
-            "sum" | "based" => Fold::Sum { sum: &mut sum, scale: 0.5 },
+            "sum" | "based" => Fold::Sum { sum: &mut sum, scale: 0.5, earlier: vec![] },
             "compensated" => Fold::Compensated { sent: &sent, lambda: 0.3, square: None },
             "adaptive" => Fold::Compensated { sent: &sent, lambda: 0.3, square: Some((&mut square, 0.9)) },
             "local" => Fold::Local { sum: &mut sum, proximal: None },
@@ -261,6 +262,72 @@ fn update_by_hand(device: &Device) {
     assert_eq!((read(&sum), row, read(&fresh)), (vec![1.0, -1.0], vec![3.0, -1.0], vec![0.5, 2.5]));
 }
 
+/// Gradients that one launch folds one after the other leave what a launch for each leaves: the same bits where a run does so.
+fn several_in_one_launch(device: &Device) {
+    for layout in [odd_layout(), even_layout(), two_layout()] {
+        let most = update::EARLIER;
+        let exact = update::earlier(device, &layout) > 0;
+        assert_eq!(exact, matches!(device, Device::Cpu));
+        let total = layout.total();
+        let gradient = |key: u64| -> Vec<Buffer> {
+            let of = |(s, seg): (usize, &Segment)| device.upload(floats(seg.len, 10 * key + s as u64));
+            layout.segments().iter().enumerate().map(of).collect()
+        };
+        let gradients: Vec<_> = (1..=most as u64 + 1).map(gradient).collect();
+        let loss: Vec<_> = (0..=most).map(|k| device.upload(vec![k as f32 + 0.5])).collect();
+        let none = Seal::default();
+        let run = |waiting: usize, steps: bool| {
+            let w = device.upload(floats(total, 1));
+            let (mut sum, mut losses) = (device.upload(floats(total, 2)), device.zeros(8));
+            let mut fresh = device.upload(vec![f32::NAN; total]);
+            for last in waiting..=most {
+                let before = if last == waiting { 0..waiting } else { 0..0 };
+                let earlier = before.map(|k| Earlier { buffers: &gradients[k], seal: &none, loss: &loss[k] });
+                let step = Step {
+                    fresh: &mut fresh,
+                    lr: 0.1,
+                    factor: 1.0,
+                    keep: 0.5,
+                    weight_decay: 0.0,
+                    base: None,
+                    method: Method::Plain,
+                };
+                Update {
+                    gradient: Incoming {
+                        layout: &layout,
+                        buffers: &gradients[last],
+                        factor: None,
+                        seal: &Seal::default(),
+                        loss: &loss[last],
+                        losses: &mut losses,
+                        slot: last,
+                    },
+                    weights: &w,
+                    fold: Fold::Sum { sum: &mut sum, scale: 0.3, earlier: earlier.collect() },
+                    step: (steps && last == most).then_some(step),
+                }
+                .run(device);
+            }
+            let mut found: Vec<f32> = device.download(&losses).unwrap();
+            let (sum, fresh) = (device.download(&sum).unwrap(), device.download(&fresh).unwrap());
+            for s in layout.segments() {
+                found.extend(&sum[s.start..s.start + s.len]);
+                found.extend(if steps { &fresh[s.start..s.start + s.len] } else { &[] });
+            }
+            found
+        };
+        for steps in [false, true] {
+            let one_by_one = run(0, steps);
+            for waiting in 1..=most {
+                let found = run(waiting, steps);
+                let off = found.iter().zip(&one_by_one).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(off <= if exact { 0.0 } else { 1e-6 }, "{waiting} waited, {steps}: {off}");
+                assert!(found.iter().all(|x| x.is_finite()));
+            }
+        }
+    }
+}
+
 fn gather_equals() {
     let shape = ImageShape { channels: 3, side: 8, classes: 10 };
     let count = 53;
@@ -294,6 +361,15 @@ fn main() {
         }),
         Trial::test(format!("update: a table step by hand on wgpu{without}"), || {
             update_by_hand(&common::wgpu().unwrap());
+            Ok(())
+        })
+        .with_ignored_flag(skip),
+        Trial::test("update: several gradients in one launch on cpu", || {
+            several_in_one_launch(&Device::Cpu);
+            Ok(())
+        }),
+        Trial::test(format!("update: several gradients in one launch on wgpu{without}"), || {
+            several_in_one_launch(&common::wgpu().unwrap());
             Ok(())
         })
         .with_ignored_flag(skip),

@@ -125,6 +125,14 @@ fn main() {
                 "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 40 --clock virtual --delay fixed:1,2,3 --step stacked",
             )
         }),
+        trial("sync, 4 workers, stacked: one launch folds the four gradients of a step", || {
+            let flags =
+                "--dataset synthetic --model cnn --rule sync --workers 4 --updates 20 --clock virtual --step stacked";
+            let output = run(true, flags);
+            let text = String::from_utf8_lossy(&output.stdout).to_string();
+            assert!(output.status.success() && text.contains("0 unordered"), "{text}");
+            assert!(text.contains("20 update launches for 80 arrivals"), "{text}");
+        }),
         trial("cnn in bf16 and f16, 2 workers: compiled, ordered, one launch per arrival", || {
             for precision in ["bf16", "f16"] {
                 sound(&format!(

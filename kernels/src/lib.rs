@@ -38,4 +38,4 @@ pub use device::{Buffer, Device, DeviceError, Seal, Stream, copy};
 pub use layout::{Layout, Segment};
 pub use live::Live;
 pub use row::{Dtype, Row};
-pub use update::{Adam, Fold, Incoming, Method, Step, Update};
+pub use update::{Adam, Earlier, Fold, Incoming, Method, Step, Update};

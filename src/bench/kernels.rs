@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::params::tensor;
 use burn::tensor::Tensor;
 use serde_json::json;
-use stagger_kernels::{Buffer, Device, Dtype, Fold, Incoming, Layout, Method, Row, Seal, Step, Update, copy};
+use stagger_kernels::update::EARLIER;
+use stagger_kernels::{Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Method, Row, Seal, Step, Update, copy};
 
 /// Parameters of ResNet-18, rounded to whole vectors.
 const LENGTH: usize = 11_173_952;
@@ -15,12 +16,20 @@ const LENGTH: usize = 11_173_952;
 const TOGETHER: usize = 8;
 
 /// One update of a kind; the bytes per parameter that it cannot avoid to move.
-const KINDS: [(&str, usize); 5] =
-    [("sgd", 12), ("momentum", 20), ("sum and step", 20), ("dude, f32 row", 28), ("dude, bf16 row", 24)];
+const KINDS: [(&str, usize); 6] = [
+    ("sgd", 12),
+    ("momentum", 20),
+    ("sum and step", 20),
+    ("four sums and step", 32),
+    ("dude, f32 row", 28),
+    ("dude, bf16 row", 24),
+];
 
 struct State {
     layout: Layout,
     gradient: [Buffer; 1],
+    /// Those that waited.
+    waited: [[Buffer; 1]; EARLIER],
     weights: Buffer,
     fresh: Buffer,
     sum: Buffer,
@@ -38,6 +47,7 @@ impl State {
         let values = |scale: f32| device.upload((0..LENGTH).map(|i| scale * (i % 97) as f32).collect());
         State {
             gradient: [values(1e-4)],
+            waited: [2e-4, 3e-4, 4e-4].map(|scale| [values(scale)]),
             weights: values(1e-2),
             fresh: device.zeros(LENGTH),
             sum: device.zeros(LENGTH),
@@ -52,9 +62,13 @@ impl State {
 
     fn update(&mut self, device: &Device, kind: &str) {
         let row = |row, sum| Fold::Row { sum, row, mix: 1.0, scale: 0.1, forget: false, retired: Vec::new() };
+        let none = Seal::default();
+        let wait = |buffers| Earlier { buffers, seal: &none, loss: &self.loss };
+        let earlier = self.waited.iter().map(|g| wait(&g[..])).collect();
         let fold = match kind {
             "sgd" | "momentum" => Fold::Direct { scale: 1.0 },
-            "sum and step" => Fold::Sum { sum: &mut self.sum, scale: 0.1 },
+            "sum and step" => Fold::Sum { sum: &mut self.sum, scale: 0.1, earlier: Vec::new() },
+            "four sums and step" => Fold::Sum { sum: &mut self.sum, scale: 0.1, earlier },
             "dude, f32 row" => row(&mut self.row, &mut self.sum),
             _ => row(&mut self.narrow, &mut self.sum),
         };
@@ -70,7 +84,7 @@ impl State {
                 seal: &Seal::default(),
                 loss: &self.loss,
                 losses: &mut self.losses,
-                slot: 0,
+                slot: EARLIER,
             },
             weights: &self.weights,
             fold,
@@ -96,6 +110,10 @@ fn in_tensors(device: &Device, state: &State, kind: &str) -> Option<()> {
         "sgd" => g,
         "momentum" => t(&state.velocity).mul_scalar(0.9) + g,
         "sum and step" => t(&state.sum) + g.mul_scalar(0.1),
+        "four sums and step" => {
+            let waited = state.waited.iter().map(|g| t(&g[0]).mul_scalar(0.1));
+            waited.fold(t(&state.sum), |sum, g| sum + g) + g.mul_scalar(0.1)
+        }
         "dude, f32 row" => t(&state.sum) + (g.clone() - t(&state.velocity)).mul_scalar(0.1),
         _ => return None,
     };

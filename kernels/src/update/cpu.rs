@@ -1,6 +1,6 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
-use super::{Fold, Incoming, Method, SQUARE_FLOOR, Step, Update};
+use super::{EARLIER, Fold, Incoming, Method, SQUARE_FLOOR, Step, Update};
 use crate::nn::for_each_instruction_set;
 use crate::row::Entries;
 
@@ -45,7 +45,7 @@ impl<'a> Fold<'a> {
         match self {
             Fold::Nothing => Fold::Nothing,
             Fold::Direct { scale } => Fold::Direct { scale },
-            Fold::Sum { sum, scale } => Fold::Sum { sum: sum.host_mut(), scale },
+            Fold::Sum { sum, scale, earlier } => Fold::Sum { sum: sum.host_mut(), scale, earlier },
             Fold::Row { sum, row, mix, scale, forget, retired } => {
                 Fold::Row { sum: sum.host_mut(), row: row.entries(), mix, scale, forget, retired }
             }
@@ -89,10 +89,27 @@ fn blocks<const P: usize, const N: usize, const FMA: bool>(update: Update) {
     let Update { mut gradient, weights, fold, step } = update;
     let (mut fold, mut step, weights) = (fold.on_host(), step.map(Step::on_host), weights.host());
     let factor = gradient.note();
+    if let Fold::Sum { earlier, .. } = &fold {
+        let first = gradient.slot - earlier.len();
+        let losses = &mut gradient.losses.host_mut()[first..];
+        earlier.iter().zip(losses).for_each(|(e, noted)| *noted = e.loss.host()[0]);
+    }
     let (mut direction, mut room) = ([0f32; BLOCK], [0f32; BLOCK]);
-    for (at, g) in gradient.blocks(BLOCK) {
-        let g = clipped(g, factor, &mut room);
-        block(&mut fold, &mut step, weights, &mut direction[..g.len()], at, g);
+    for (k, (segment, buffer)) in gradient.layout.segments().iter().zip(gradient.buffers).enumerate() {
+        // What waited, of this segment; nothing of what did not.
+        let mut waited: [&[f32]; EARLIER] = [&[]; EARLIER];
+        let mut count = 0;
+        if let Fold::Sum { earlier, .. } = &fold {
+            waited.iter_mut().zip(earlier).for_each(|(w, e)| *w = e.buffers[k].host());
+            count = earlier.len();
+        }
+        for (b, g) in buffer.host().chunks(BLOCK).enumerate() {
+            let (first, g) = (b * BLOCK, clipped(g, factor, &mut room));
+            let mut own: [&[f32]; EARLIER] = [&[]; EARLIER];
+            own.iter_mut().zip(&waited[..count]).for_each(|(own, w)| *own = &w[first..first + g.len()]);
+            let at = segment.start + first;
+            block(&mut fold, &mut step, weights, &mut direction[..g.len()], at, g, &own[..count]);
+        }
     }
 }
 
@@ -105,13 +122,17 @@ fn block(
     d: &mut [f32],
     at: usize,
     g: &[f32],
+    earlier: &[&[f32]],
 ) {
     let there = at..at + g.len();
     match fold {
         Fold::Nothing => {}
         &mut Fold::Direct { scale } => d.iter_mut().zip(g).for_each(|(d, g)| *d = scale * g),
-        Fold::Sum { sum, scale } => {
+        Fold::Sum { sum, scale, .. } => {
             let scale = *scale;
+            for e in earlier {
+                sum[there.clone()].iter_mut().zip(*e).for_each(|(s, g)| *s += scale * g);
+            }
             for ((d, g), s) in d.iter_mut().zip(g).zip(&mut sum[there.clone()]) {
                 *s += scale * g;
                 *d = *s;

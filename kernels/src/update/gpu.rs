@@ -1,6 +1,6 @@
 //! The update as one launch: what is bound, what the kernel is specialised for, and the kernel.
 
-use super::{Adam, Fold, Method, SQUARE_FLOOR, Update, count_launch, count_worker_launch};
+use super::{Adam, Earlier, Fold, Method, SQUARE_FLOOR, Update, count_launch, count_worker_launch};
 use crate::device::{Buffer, Gpu, Slot};
 use crate::row::{self, Row};
 use cubecl::prelude::*;
@@ -14,12 +14,14 @@ impl Update<'_> {
         let mut numbers = Numbers::default();
         let mut plan = Plan { clipped: incoming.factor.is_some(), vector, ..Plan::default() };
         let mut retired: Vec<&Row> = Vec::new();
+        let mut earlier: &[Earlier] = &[];
         let reads_weights = step.is_some() || matches!(fold, Fold::Compensated { .. } | Fold::Local { .. });
         match &fold {
             Fold::Nothing => {}
             Fold::Direct { scale } => (plan.kind, numbers.scale) = (Kind::Direct, *scale),
-            Fold::Sum { sum, scale } => {
+            Fold::Sum { sum, scale, earlier: waited } => {
                 (plan.kind, numbers.scale) = (Kind::Sum, *scale);
+                (earlier, plan.earlier) = (waited, waited.len());
                 slots.sum = slots.all(sum);
             }
             Fold::Row { sum, row, mix, scale, forget, retired: gone } => {
@@ -91,8 +93,7 @@ impl Update<'_> {
         if reads_weights {
             slots.weights = slots.all(weights);
         }
-        // The buffers that are bound besides gradients and retired rows, and some room for the runtime's own.
-        let room = gpu.bindings().saturating_sub(16).max(2);
+        let room = room(gpu);
         if retired.len() > room / 2 {
             let Fold::Row { sum, scale, .. } = &fold else { unreachable!("only rows retire") };
             row::add(gpu, vector, sum, &retired, -*scale, false);
@@ -106,11 +107,15 @@ impl Update<'_> {
         plan.retired = retired.len();
         let plan_kind = plan.kind;
         let skip_gradient = plan_kind == Kind::Nothing;
-        let room = room - retired.len().min(room - 1);
+        // Of each gradient that waited its loss and its seal, and beside each buffer of the gradient one of its own.
+        let room =
+            ((room - retired.len().min(room - 1)).saturating_sub(2 * earlier.len()) / (1 + earlier.len())).max(1);
         let segments = incoming.layout.segments();
         for (part, (segments, gradients)) in segments.chunks(room).zip(incoming.buffers.chunks(room)).enumerate() {
             let mut plan = plan.clone();
             plan.notes_loss = part == 0;
+            let first = part * room;
+            let waited = earlier.iter().flat_map(|e| &e.buffers[first..first + segments.len()]);
             if !skip_gradient {
                 plan.places = segments.iter().map(|s| (s.start / vector, s.len / vector)).collect();
             }
@@ -129,6 +134,9 @@ impl Update<'_> {
                         .filter(|_| !skip_gradient)
                         .map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector))
                         .collect(),
+                    waited.map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
+                    earlier.iter().map(|e| BufferArg::from_raw_parts(e.loss.handle(), 1)).collect(),
+                    earlier.iter().map(|e| BufferArg::from_raw_parts(gpu.sealed(e.seal), 4)).collect(),
                     retired.iter().filter(|_| !plan.packed).map(|row| arg(&row.bind(gpu, vector, false))).collect(),
                     retired.iter().filter(|_| plan.packed).map(|row| arg(&row.bind(gpu, vector, true))).collect(),
                     arg(&slots.weights),
@@ -172,6 +180,11 @@ impl Update<'_> {
             }
         }
     }
+}
+
+/// Gradients and rows that a launch can bind: besides them it binds others, and the runtime its own.
+pub(super) fn room(gpu: &Gpu) -> usize {
+    gpu.bindings().saturating_sub(16).max(2)
 }
 
 /// What is bound where; a slot that a plan does not touch holds a stand-in.
@@ -284,6 +297,8 @@ struct Plan {
     notes_loss: bool,
     /// (start in the flat buffer, length) of each gradient, in vectors.
     places: Vec<(usize, usize)>,
+    /// Gradients that waited.
+    earlier: usize,
 }
 
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
@@ -291,6 +306,9 @@ struct Plan {
 #[cube(launch_unchecked)]
 fn update_kernel<N: Size>(
     gradients: &Sequence<Box<[Vector<f32, N>]>>,
+    waited: &Sequence<Box<[Vector<f32, N>]>>,
+    waited_losses: &Sequence<Box<[f32]>>,
+    _waited_seals: &Sequence<Box<[f32]>>,
     retired: &Sequence<Box<[Vector<f32, N>]>>,
     retired_packed: &Sequence<Box<[u32]>>,
     weights: &[Vector<f32, N>],
@@ -326,6 +344,11 @@ fn update_kernel<N: Size>(
     if comptime!(plan.notes_loss) {
         if ABSOLUTE_POS == 0 {
             losses[slot as usize] = loss[0];
+            #[unroll]
+            for e in 0..comptime!(plan.earlier) {
+                let before = comptime!(plan.earlier - e);
+                losses[slot as usize - before] = waited_losses[e][0];
+            }
         }
     }
     let stride = CUBE_DIM as usize * CUBE_COUNT;
@@ -346,7 +369,14 @@ fn update_kernel<N: Size>(
                 direction = g * Vector::new(scale);
             }
             if comptime!(plan.kind == Kind::Sum) {
-                direction = sum[at] + g * Vector::new(scale);
+                // One operation each, so that as many roundings are made as by a launch for each.
+                direction = sum[at];
+                #[unroll]
+                for e in 0..comptime!(plan.earlier) {
+                    let w = comptime!(e * plan.places.len() + k);
+                    direction = fma(waited[w][i], Vector::new(scale), direction);
+                }
+                direction = fma(g, Vector::new(scale), direction);
             }
             if comptime!(plan.kind == Kind::Row) {
                 let mut old = Vector::<f32, N>::new(0.0f32);

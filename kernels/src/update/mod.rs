@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! direct       a = c g
-//! sum          s' = s + c g                                  a = s'
+//! sum          s' = s + c g                                  a = s'      (of several gradients one after the other, in one launch)
 //! row          r' = r + m (g - r) ; s' = s + c (r' - r)      a = s'      (forget: r counts as 0; s also loses retired rows)
 //! compensated  a = g + λ g² (w - x)                                      (adaptive: q' = m q + (1-m) g², λ/sqrt(q' + 1e-7))
 //! local        s' = s + d                                    a = g + μ (w - x)   (a worker's own local step)
@@ -51,6 +51,30 @@ pub struct Incoming<'a> {
     pub slot: usize,
 }
 
+/// Gradients that one launch folds before the one that it is for, at most.
+pub const EARLIER: usize = 3;
+
+/// A gradient that waited to be folded with the next: it has that one's layout and scale, it is not clipped, and its loss belongs right
+/// before the next one's in the ring.
+pub struct Earlier<'a> {
+    /// One buffer per segment.
+    pub buffers: &'a [Buffer],
+    /// The gradient's seal.
+    pub seal: &'a Seal,
+    /// The job's loss.
+    pub loss: &'a Buffer,
+}
+
+/// How many gradients of this layout a launch on `device` can fold before the one that it is for, and leave the bits that a launch for
+/// each would leave. On WGPU none: its drivers' compilers may add up products in another order.
+pub fn earlier(device: &Device, layout: &Layout) -> usize {
+    match device {
+        Device::Cpu => EARLIER,
+        Device::Gpu(_) if device.name() != "cuda" => 0,
+        Device::Gpu(gpu) => (gpu::room(gpu) / (layout.segments().len() + 2)).clamp(1, EARLIER + 1) - 1,
+    }
+}
+
 /// How a gradient enters the server's state; see the arithmetic above. The plain loop holds it with slices in the place of buffers.
 pub enum Fold<'a, B: ?Sized = Buffer, R = &'a mut Row> {
     /// It does not: the arrival was dropped.
@@ -66,6 +90,8 @@ pub enum Fold<'a, B: ?Sized = Buffer, R = &'a mut Row> {
         sum: &'a mut B,
         /// c.
         scale: f32,
+        /// Gradients that came before and waited, in their order, at most [`EARLIER`]: they are folded first.
+        earlier: Vec<Earlier<'a>>,
     },
     /// Into a table row, and the change of the row into the sum.
     Row {
@@ -213,10 +239,14 @@ const SQUARE_FLOOR: f32 = 1e-7;
 impl Incoming<'_> {
     /// Panics unless there is one buffer per segment, as long as the segment: what a launch takes for granted.
     pub(crate) fn check(&self) {
-        assert_eq!(self.buffers.len(), self.layout.segments().len(), "one gradient buffer per segment");
-        for (segment, buffer) in self.layout.segments().iter().zip(self.buffers) {
-            assert_eq!(buffer.len(), segment.len, "gradient of {}", segment.name);
-        }
+        check(self.layout, self.buffers);
+    }
+}
+
+fn check(layout: &Layout, buffers: &[Buffer]) {
+    assert_eq!(buffers.len(), layout.segments().len(), "one gradient buffer per segment");
+    for (segment, buffer) in layout.segments().iter().zip(buffers) {
+        assert_eq!(buffer.len(), segment.len, "gradient of {}", segment.name);
     }
 }
 
@@ -224,6 +254,10 @@ impl Update<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {
         self.gradient.check();
+        if let Fold::Sum { earlier, .. } = &self.fold {
+            assert!(earlier.len() <= EARLIER.min(self.gradient.slot), "few enough, each with its place in the ring");
+            earlier.iter().for_each(|e| check(self.gradient.layout, e.buffers));
+        }
         match device {
             Device::Cpu => self.on_cpu(),
             Device::Gpu(gpu) => self.on_gpu(gpu),
