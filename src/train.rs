@@ -14,6 +14,7 @@ use crate::server::Server;
 use crate::state::Descent;
 use crate::stopwatch::Stopwatch;
 use crate::transport::{Replay, Transport, Virtual, Wall};
+use crate::tuning::Tuning;
 use crate::worker::{Gate, Worker};
 use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
@@ -120,6 +121,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     combines(&settings, &needs)?;
     let backend = backend::open(settings.backend)?;
     say(&format!("backend    {}", backend.why));
+    let tuning = Tuning::open(settings.tune.as_deref(), &backend)?;
     let threads = matches!(backend.device, Device::Cpu)
         .then(|| settings.threads_per_worker.unwrap_or((backend::cores() / workers).max(1)));
 
@@ -263,6 +265,9 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     let (began, computed) = (Instant::now(), backend::cpu_seconds());
     let outcome = server.run(&layout, descent, initial)?;
     let seconds = began.elapsed().as_secs_f64().max(1e-9);
+    if let Some((new, all)) = tuning.map(Tuning::finish).transpose()? {
+        say(&format!("tuning     {new} of {all} matrix products were measured anew"));
+    }
     let cores_busy = backend::cpu_seconds().zip(computed).map(|(now, before)| (now - before) / seconds);
 
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;

@@ -352,6 +352,21 @@ fn stacked_run(backend: &str) {
     }
 }
 
+/// Kernels that were measured for a file are used again from it: the same bytes, and up to rounding those of the usual kernels.
+fn tuned() {
+    let file = common::scratch("tuned").join("kernels.json");
+    let flags = "--backend wgpu --dataset synthetic --model mlp --workers 2 --batch 2 --updates 6 --eval-every 0 --test-samples 100 --seed 3 --clock virtual";
+    let with = format!("{flags} --tune {}", file.display());
+    let first = common::weights(&common::train(&with));
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.matches("x128 * 128").count() + written.matches("x3072 * 3072").count() >= 2, "{written}");
+    assert_eq!(common::weights(&common::train(&with)), first);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written, "nothing was measured a second time");
+    let usual = common::weights(&common::train(flags));
+    let off = first.iter().zip(&usual).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(off < 1e-4, "{off}");
+}
+
 /// The same bytes, whichever way the step is launched and whoever launches it.
 fn recorded() {
     for (rule, model) in [("dude", "cnn"), ("shuffled", "mlp"), ("diloco:h=2", "mlp")] {
@@ -430,6 +445,13 @@ fn main() {
     trials.push(
         Trial::test(format!("a stacked run gives the weights of one by one on wgpu{without}"), || {
             stacked_run("wgpu");
+            Ok(())
+        })
+        .with_ignored_flag(skip),
+    );
+    trials.push(
+        Trial::test(format!("a tuned run repeats itself from its file{without}"), || {
+            tuned();
             Ok(())
         })
         .with_ignored_flag(skip),

@@ -12,6 +12,7 @@ mod time_to_accuracy;
 
 use crate::backend::{self, Backend, Choice};
 use crate::error::{Error, Result};
+use crate::tuning::Tuning;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -55,6 +56,9 @@ pub struct BenchOptions {
     /// auto, eager or captured: how a worker's step is launched on a GPU
     #[arg(long, default_value = "auto")]
     pub step: String,
+    /// On a GPU (scaling, time-to-accuracy, model): the file of measured kernels, as for `train`
+    #[arg(long, value_name = "FILE")]
+    pub tune: Option<PathBuf>,
     /// Rules to compare (time-to-accuracy)
     #[arg(long, value_delimiter = ';', default_value = "asgd;dude;sync", value_name = "RULE;RULE;..")]
     pub rules: Vec<String>,
@@ -113,7 +117,12 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         Subject::TimeToAccuracy => time_to_accuracy::run(options, &backend)?,
         Subject::Kernels => kernels::run(options, &backend)?,
         Subject::Engine => engine::run(options)?,
-        Subject::Model => model::run(options, &backend)?,
+        Subject::Model => {
+            let tuning = Tuning::open(options.tune.as_deref(), &backend)?;
+            let report = model::run(options, &backend)?;
+            tuning.map(Tuning::finish).transpose()?;
+            report
+        }
     };
     let facts = facts(&backend);
     print(&report, &facts);

@@ -21,6 +21,7 @@ mod gpu;
 mod head;
 mod product;
 pub mod sums;
+pub mod tuning;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;

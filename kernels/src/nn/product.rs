@@ -1,8 +1,9 @@
 //! Matrix products by the library's kernels, each kernel chosen once.
 //!
 //! To choose a kernel takes the library longer than to launch it, and a step has the same products every time. So each thread keeps what
-//! was chosen for its products: the library's own choice, and nothing else is decided here.
+//! was chosen for its products: what the [`tuning`](super::tuning) knows to be fastest, or else what the library chooses unasked.
 
+use super::tuning;
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
@@ -12,6 +13,9 @@ use cubek::matmul::definition::{
 };
 use cubek::matmul::multi_level::args::{ConcreteInputsFactory, ConcreteOutputFactory, InputArg, OutputArg, TensorArgs};
 use cubek::matmul::multi_level::definition::{BatchMatmulBlueprint, cube_mapping_launch};
+use cubek::matmul::multi_level::routines::batch::double_buffering::CyclicDoubleBufferingAlgorithm;
+use cubek::matmul::multi_level::routines::batch::double_unit::DoubleUnitAlgorithm;
+use cubek::matmul::multi_level::routines::batch::ordered_double_buffering::OrderedDoubleBufferingAlgorithm;
 use cubek::matmul::multi_level::routines::batch::simple::SimpleAlgorithm;
 use cubek::matmul::multi_level::routines::batch::simple_unit::SimpleUnitAlgorithm;
 use cubek::matmul::multi_level::{BatchMatmulRoutine, LaunchInfo};
@@ -20,13 +24,66 @@ use cubek::std::InputBinding;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+/// The library's kernels that serve any product: on tensor cores with one stage, with two, with two in turn; and without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Routine {
+    Simple,
+    Double,
+    Ordered,
+    SimpleUnit,
+    DoubleUnit,
+}
+
+impl Routine {
+    pub(super) const ALL: [Routine; 5] =
+        [Routine::Simple, Routine::Double, Routine::Ordered, Routine::SimpleUnit, Routine::DoubleUnit];
+
+    /// Its name in a file.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Routine::Simple => "simple",
+            Routine::Double => "double",
+            Routine::Ordered => "ordered",
+            Routine::SimpleUnit => "simple-unit",
+            Routine::DoubleUnit => "double-unit",
+        }
+    }
+}
+
+/// Runs `$work` with `$A` standing for the library's type of a routine.
+macro_rules! with_routine {
+    ($routine:expr, $A:ident => $work:expr) => {
+        match $routine {
+            Routine::Simple => {
+                type $A = SimpleAlgorithm;
+                $work
+            }
+            Routine::Double => {
+                type $A = CyclicDoubleBufferingAlgorithm;
+                $work
+            }
+            Routine::Ordered => {
+                type $A = OrderedDoubleBufferingAlgorithm;
+                $work
+            }
+            Routine::SimpleUnit => {
+                type $A = SimpleUnitAlgorithm;
+                $work
+            }
+            Routine::DoubleUnit => {
+                type $A = DoubleUnitAlgorithm;
+                $work
+            }
+        }
+    };
+}
+
 /// A kernel for one pair of shapes.
-struct Choice {
+pub(super) struct Choice {
     device: CubeDevice,
     problem: MatmulProblem,
     info: LaunchInfo<BatchMatmulBlueprint>,
-    /// With tensor cores, or without.
-    accelerated: bool,
+    pub(super) routine: Routine,
 }
 
 thread_local! {
@@ -42,30 +99,37 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
         CHOICES.with_borrow_mut(|all| all.push(choice.clone()));
         choice
     });
-    if choice.accelerated {
-        choice.launch::<SimpleAlgorithm>(lhs, rhs, out);
-    } else {
-        choice.launch::<SimpleUnitAlgorithm>(lhs, rhs, out);
-    }
+    choice.run(lhs, rhs, out);
 }
 
 impl Choice {
     fn of(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Self {
-        let choose = || -> Result<Choice, MatmulSetupError> {
-            match Choice::with::<SimpleAlgorithm>(lhs, rhs, out, true) {
-                Err(MatmulSetupError::Unavailable(_)) => Choice::with::<SimpleUnitAlgorithm>(lhs, rhs, out, false),
-                other => other,
-            }
-        };
-        choose().unwrap_or_else(|e| panic!("no kernel for the product of {lhs:?} and {rhs:?}: {e:?}"))
+        tuning::choose(lhs, rhs, out)
+            .or_else(|| Choice::usual(lhs, rhs, out))
+            .unwrap_or_else(|| panic!("no kernel for the product of {lhs:?} and {rhs:?}"))
     }
 
-    fn with<A: BatchMatmulRoutine<(), Blueprint = BatchMatmulBlueprint>>(
+    /// What the library takes where nothing was measured.
+    pub(super) fn usual(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Self> {
+        [Routine::Simple, Routine::SimpleUnit].into_iter().find_map(|routine| Choice::with(routine, lhs, rhs, out))
+    }
+
+    /// This routine, if the device can run it on these shapes.
+    pub(super) fn with(routine: Routine, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Self> {
+        let (problem, info) = with_routine!(routine, A => Choice::planned::<A>(lhs, rhs, out)).ok()?;
+        Some(Choice { device: out.device.clone(), problem, info, routine })
+    }
+
+    /// Launches it.
+    pub(super) fn run(&self, lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
+        with_routine!(self.routine, A => self.launch::<A>(lhs, rhs, out))
+    }
+
+    fn planned<A: BatchMatmulRoutine<(), Blueprint = BatchMatmulBlueprint>>(
         lhs: &CubeTensor,
         rhs: &CubeTensor,
         out: &CubeTensor,
-        accelerated: bool,
-    ) -> Result<Self, MatmulSetupError> {
+    ) -> Result<(MatmulProblem, LaunchInfo<BatchMatmulBlueprint>), MatmulSetupError> {
         let elements = |tensor: &CubeTensor| dtype_to_storage_type(tensor.dtype);
         let size = |tensor: &CubeTensor| tensor.clone().binding().required_address_type(tensor.dtype.size());
         let problem = MatmulProblem::from_shapes_and_strides(
@@ -89,7 +153,7 @@ impl Choice {
         let settings = A::device_settings(&out.client, vectors);
         let blueprint = A::expand_blueprint(&problem, &settings, &BlueprintStrategy::default())?;
         let info = A::prepare(&problem, &settings, blueprint)?;
-        Ok(Choice { device: out.device.clone(), problem, info, accelerated })
+        Ok((problem, info))
     }
 
     fn fits(&self, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> bool {
