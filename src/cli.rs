@@ -44,7 +44,7 @@ enum Command {
     },
     /// Measure this machine: speed against workers, kernels against bandwidth, the engine, the model's step
     #[command(after_help = BENCH_EXAMPLES)]
-    Bench(BenchOptions),
+    Bench(Box<BenchOptions>),
     /// Fetch, verify or describe data
     Data {
         #[command(subcommand)]

@@ -30,7 +30,7 @@ pub struct Need {
 
 impl Need {
     /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU), whose results wait for
-    /// their time where they are `timed`. Rules that step less often than gradients arrive take less.
+    /// their time where they are `timed`.
     pub fn of(
         problem: &Problem,
         workers: usize,
@@ -57,8 +57,9 @@ impl Need {
         // Of each worker: its own model, squares; sum, point and moments of local steps.
         let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
         let each = n * (needs.own as u64 + needs.squares as u64 + local);
-        // What a job was sent: one version each, but the same for all where they begin together.
-        let sent = if needs.synchronous { 1 } else { n };
+        // What a job was sent: one version each, but the same for all where they begin together, and for about as many as an update
+        // takes gradients.
+        let sent = if needs.synchronous { 1 } else { n.min(n / needs.gradients.max(1) as u64 + 2) };
         // Gradients: of those who compute, and of all whose result waits: for its time, or for a server that is slower than they are.
         let wait = timed || problem.step_bytes < model;
         let gradients = if wait { n } else { n.min(computing + 1) };

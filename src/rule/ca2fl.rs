@@ -33,7 +33,7 @@ struct Ca2fl {
 impl Rule for Ca2fl {
     fn needs(&self) -> Needs {
         let derived = Some(1.0 / self.n as f64);
-        Needs { base: true, derived, synchronous: self.b == self.n, ..Needs::table() }
+        Needs { base: true, derived, synchronous: self.b == self.n, gradients: self.b, ..Needs::table() }
     }
 
     fn on_arrival(&mut self, arrival: &Arrival) -> Decision {

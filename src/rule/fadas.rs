@@ -38,7 +38,7 @@ struct Fadas {
 
 impl Rule for Fadas {
     fn needs(&self) -> Needs {
-        Needs { local: self.local, optimizer: Optimizer::AmsGrad(0.9, 0.99, 1e-8), ..Needs::sum() }
+        Needs { local: self.local, optimizer: Optimizer::AmsGrad(0.9, 0.99, 1e-8), ..Needs::sum_of(self.b) }
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {

@@ -38,7 +38,7 @@ struct FedBuff {
 
 impl Rule for FedBuff {
     fn needs(&self) -> Needs {
-        Needs { local: self.local, ..Needs::sum() }
+        Needs { local: self.local, ..Needs::sum_of(self.b) }
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {

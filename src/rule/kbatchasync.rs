@@ -28,7 +28,7 @@ struct KBatchAsync {
 
 impl Rule for KBatchAsync {
     fn needs(&self) -> Needs {
-        Needs::sum()
+        Needs::sum_of(self.k)
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {

@@ -273,6 +273,8 @@ pub struct Needs {
     pub synchronous: bool,
     /// Batch losses, a little late.
     pub loss: bool,
+    /// Gradients that every update takes, if it takes more than one (for the memory estimate).
+    pub gradients: usize,
     /// What turns directions into steps.
     pub optimizer: Optimizer,
     /// What workers do before they answer.
@@ -290,6 +292,11 @@ impl Needs {
     /// A running sum and nothing else.
     pub fn sum() -> Self {
         Needs { sum: true, ..Needs::default() }
+    }
+
+    /// A running sum of so many gradients an update.
+    pub fn sum_of(gradients: usize) -> Self {
+        Needs { gradients, ..Needs::sum() }
     }
 
     /// A table of latest gradients and their sum.

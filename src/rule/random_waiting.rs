@@ -32,7 +32,7 @@ struct RandomWaiting {
 
 impl Rule for RandomWaiting {
     fn needs(&self) -> Needs {
-        Needs::sum()
+        Needs::sum_of(self.b)
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {

@@ -35,7 +35,7 @@ impl Waiting {
 
 impl Rule for Waiting {
     fn needs(&self) -> Needs {
-        Needs { synchronous: self.b == self.n, ..Needs::sum() }
+        Needs { synchronous: self.b == self.n, ..Needs::sum_of(self.b) }
     }
 
     fn on_arrival(&mut self, arrival: &Arrival) -> Decision {
