@@ -132,7 +132,7 @@ pub struct Options {
     /// On a GPU: measure which kernel is fastest for each matrix product, and keep that in FILE; with the same file a run repeats itself
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tune: Option<PathBuf>,
+    pub tune_kernels: Option<PathBuf>,
     /// Precision of the table rows of dude and its family: f32 or bf16 [default: f32]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -221,7 +221,7 @@ pub struct Settings {
     /// How a step is launched; `None` for the backend's best.
     pub step: Option<StepKind>,
     /// Measured kernels.
-    pub tune: Option<PathBuf>,
+    pub tune_kernels: Option<PathBuf>,
 }
 
 impl Options {
@@ -379,7 +379,7 @@ impl Options {
             augment: self.augment.clone(),
             threads_per_worker: self.threads_per_worker,
             step: StepKind::parse(self.step.as_deref().unwrap_or("auto"))?,
-            tune: self.tune.clone(),
+            tune_kernels: self.tune_kernels.clone(),
         })
     }
 }

@@ -35,7 +35,7 @@
 //! | [`bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
 //! | [`backend`] | asks which device really works | devices |
 //! | [`memory`] | what a run will take, before it begins | problem, rule |
-//! | [`tuning`] | the file of `--tune`: measured kernels of matrix products | kernels |
+//! | [`tuning`] | the file of `--tune-kernels`: measured kernels of matrix products | kernels |
 //! | [`server`] | the loop over arrivals; the only owner of state and rule (I4, I6, I7) | crew, rule, transport, state |
 //! | [`state`] | models, sums, tables and momentum on the device, and the one launch of an arrival (I2, I3, I8) | rule, kernels |
 //! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7), on threads or on the spot | worker |

@@ -121,7 +121,7 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     combines(&settings, &needs)?;
     let backend = backend::open(settings.backend)?;
     say(&format!("backend    {}", backend.why));
-    let tuning = Tuning::open(settings.tune.as_deref(), &backend)?;
+    let tuning = Tuning::open(settings.tune_kernels.as_deref(), &backend)?;
     let threads = matches!(backend.device, Device::Cpu)
         .then(|| settings.threads_per_worker.unwrap_or((backend::cores() / workers).max(1)));
 

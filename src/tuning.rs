@@ -1,4 +1,4 @@
-//! `--tune FILE`: which kernel is fastest for each matrix product on this device, measured once and kept in a file.
+//! `--tune-kernels FILE`: which kernel is fastest for each matrix product on this device, measured once and kept in a file.
 //!
 //! With the same file the same kernels run, so a run repeats itself; without one the choice is the library's.
 
@@ -33,26 +33,26 @@ impl Tuning {
         tuning::begin(None);
         let Some(file) = file else { return Ok(None) };
         if matches!(backend.device, Device::Cpu) {
-            return Err(Error::usage("--tune measures kernels of a GPU: on the CPU leave it out"));
+            return Err(Error::usage("--tune-kernels measures kernels of a GPU: on the CPU leave it out"));
         }
         let (device, driver) = (backend.name.clone(), backend.driver.clone());
         let name = file.display();
         let tuned = match std::fs::read_to_string(file) {
             Ok(text) => serde_json::from_str(&text).map_err(|e| {
-                Error::usage(format!("--tune {name} is not a file of measured kernels ({e}); give another name"))
+                Error::usage(format!("--tune-kernels {name} is not a file of measured kernels ({e}); give another name"))
             })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Tuned { device, driver, products: Table::new() },
-            Err(e) => return Err(Error::usage(format!("--tune {name} cannot be read: {e}"))),
+            Err(e) => return Err(Error::usage(format!("--tune-kernels {name} cannot be read: {e}"))),
         };
         if tuned.device != backend.name {
             return Err(Error::usage(format!(
-                "--tune {name} was measured on {}, and this is {}: give another file",
+                "--tune-kernels {name} was measured on {}, and this is {}: give another file",
                 tuned.device, backend.name
             )));
         }
         if let Some(kernel) = tuning::unknown_kernel(&tuned.products) {
             return Err(Error::usage(format!(
-                "--tune {name} names a kernel `{kernel}` that there is not: delete the file"
+                "--tune-kernels {name} names a kernel `{kernel}` that there is not: delete the file"
             )));
         }
         tuning::begin(Some(tuned.products.clone()));

@@ -356,7 +356,7 @@ fn stacked_run(backend: &str) {
 fn tuned() {
     let file = common::scratch("tuned").join("kernels.json");
     let flags = "--backend wgpu --dataset synthetic --model mlp --workers 2 --batch 2 --updates 6 --eval-every 0 --test-samples 100 --seed 3 --clock virtual";
-    let with = format!("{flags} --tune {}", file.display());
+    let with = format!("{flags} --tune-kernels {}", file.display());
     let first = common::weights(&common::train(&with));
     let written = std::fs::read_to_string(&file).unwrap();
     assert!(written.matches("x128 * 128").count() + written.matches("x3072 * 3072").count() >= 2, "{written}");

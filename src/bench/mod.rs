@@ -58,7 +58,7 @@ pub struct BenchOptions {
     pub step: String,
     /// On a GPU (scaling, time-to-accuracy, model): the file of measured kernels, as for `train`
     #[arg(long, value_name = "FILE")]
-    pub tune: Option<PathBuf>,
+    pub tune_kernels: Option<PathBuf>,
     /// Rules to compare (time-to-accuracy)
     #[arg(long, value_delimiter = ';', default_value = "asgd;dude;sync", value_name = "RULE;RULE;..")]
     pub rules: Vec<String>,
@@ -118,7 +118,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         Subject::Kernels => kernels::run(options, &backend)?,
         Subject::Engine => engine::run(options)?,
         Subject::Model => {
-            let tuning = Tuning::open(options.tune.as_deref(), &backend)?;
+            let tuning = Tuning::open(options.tune_kernels.as_deref(), &backend)?;
             let report = model::run(options, &backend)?;
             tuning.map(Tuning::finish).transpose()?;
             report

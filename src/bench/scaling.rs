@@ -22,7 +22,7 @@ pub fn options(bench: &BenchOptions, backend: &Backend, workers: usize) -> Optio
         workers: Some(workers),
         threads_per_worker: bench.threads_per_worker.filter(|_| matches!(backend.device, Device::Cpu)),
         step: (!matches!(backend.device, Device::Cpu)).then(|| bench.step.clone()),
-        tune: bench.tune.clone(),
+        tune_kernels: bench.tune_kernels.clone(),
         seed: Some(1),
         ..Options::default()
     }
