@@ -103,10 +103,12 @@ impl Server<'_> {
         let (needs, device, workers) = (self.rule.needs(), self.device.clone(), self.crew.workers());
         let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
+        let some_wait = !self.crew.is_on_the_spot();
         if let Some((rule, clipped)) = self.rehearsal.take() {
             let rehearse = || {
                 let few = workers.min(2);
-                State::new(&device, layout, needs, descent, few, initial.clone(), ring).rehearse(rule, workers, clipped)
+                let mut state = State::new(&device, layout, needs, descent, few, initial.clone(), ring);
+                state.rehearse(rule, workers, clipped, some_wait)
             };
             stopwatch.paused(rehearse)?;
         }

@@ -221,8 +221,8 @@ impl State {
         self.recycler.give(std::mem::replace(&mut self.own[worker], snapshot).weights);
     }
 
-    /// Takes in a gradient: one launch folds it, and perhaps steps. The loss goes to `slot` of the ring. If it `may_wait` (the next
-    /// arrival is there already, and nobody writes these buffers before), one that is only added to a sum is left to that one's launch:
+    /// Takes in a gradient: one launch folds it, and perhaps steps. The loss goes to `slot` of the ring. If it `may_wait` (somebody
+    /// else has answered already, and nobody writes these buffers before), one that is only added to a sum is left to that one's launch:
     /// the sum is then read and written once for both, and the same numbers are added in the same order.
     pub fn take(&mut self, gradient: Gradient, job: &Assignment, decision: &Decision, slot: usize, may_wait: bool) {
         let scale = match decision.fold {
@@ -232,7 +232,9 @@ impl State {
         if !self.waiting.is_empty() && scale != Some(self.waiting_scale) {
             self.settle();
         }
-        match scale.filter(|_| may_wait && decision.step.is_none() && self.waiting.len() < self.most_waiting) {
+        match scale
+            .filter(|_| may_wait && !decision.swap && decision.step.is_none() && self.waiting.len() < self.most_waiting)
+        {
             Some(scale) => {
                 (self.waiting_scale, self.waiting_slot) = (scale, slot);
                 self.waiting.push(gradient);
@@ -384,14 +386,15 @@ impl State {
     }
 
     /// Compiles the rule's updates before the clock counts: plays the rule on this (throwaway) state with gradients of zeros, all
-    /// answering in turn, until it has stepped.
-    pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize, clipped: bool) -> Result<()> {
+    /// answering in turn, until it has stepped; then, where gradients wait, with every number of them.
+    pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize, clipped: bool, some_wait: bool) -> Result<()> {
         let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
         let zeros = |len| self.device.zeros(len);
         let buffers: Arc<[Buffer]> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
         let loss = zeros(1);
         let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
-        let mut sums: Vec<(Gradient, Decision)> = Vec::new();
+        // The first that folds into a sum alone, and the first that steps too.
+        let mut sums: [Option<(Gradient, Decision)>; 2] = [None, None];
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
         for arrivals in 0..REHEARSED {
             if arrivals > 4 * workers + 16 && self.version > 2 {
@@ -416,8 +419,8 @@ impl State {
                 loss: loss.clone(),
                 seal: self.device.seal(),
             };
-            if let Fold::Sum { .. } = decision.fold {
-                sums.push((gradient.clone(), decision.clone()));
+            if matches!(decision.fold, Fold::Sum { .. }) && some_wait && !clipped {
+                sums[decision.step.is_some() as usize].get_or_insert_with(|| (gradient.clone(), decision.clone()));
             }
             self.apply(&gradient, &job, &decision, 0);
             let now = self.version;
@@ -430,10 +433,7 @@ impl State {
                 Start::These(who) => queue.extend(who.into_iter().map(|i| (i, now))),
             }
         }
-        // With every number of gradients that wait, a fold and a step.
-        let fold = sums.iter().find(|(_, decision)| decision.step.is_none());
-        let step = sums.iter().find(|(_, decision)| decision.step.is_some());
-        for (gradient, decision) in fold.into_iter().chain(step).filter(|(gradient, _)| gradient.factor.is_none()) {
+        for (gradient, decision) in sums.iter().flatten() {
             for waiting in 1..=self.most_waiting {
                 self.waiting = vec![gradient.clone(); waiting];
                 self.apply(gradient, &job, decision, waiting);

@@ -265,15 +265,15 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     let (began, computed) = (Instant::now(), backend::cpu_seconds());
     let outcome = server.run(&layout, descent, initial)?;
     let seconds = began.elapsed().as_secs_f64().max(1e-9);
-    if let Some((new, all)) = tuning.map(Tuning::finish).transpose()? {
-        say(&format!("tuning     {new} of {all} matrix products were measured anew"));
-    }
     let cores_busy = backend::cpu_seconds().zip(computed).map(|(now, before)| (now - before) / seconds);
 
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
     let summary = Summary { memory_estimate: memory.total, memory: backend.memory_taken(), cores_busy, ..summary };
     folder.summary(&summary)?;
+    if let Some((new, all)) = tuning.map(Tuning::finish).transpose()? {
+        say(&format!("tuning     {new} of {all} matrix products were measured anew"));
+    }
     Ok((summary, folder.path().to_path_buf()))
 }
 
@@ -435,7 +435,7 @@ fn fill(
     resolved.init.get_or_insert("default".into());
     resolved.regularizer.get_or_insert("none".into());
     resolved.eval_every.get_or_insert(evaluate);
-    resolved.threads_per_worker = threads;
+    resolved.threads_per_worker = threads.filter(|_| problem.stacked.is_none());
     resolved.step.get_or_insert("auto".into());
     resolved.table_dtype = Some(if settings.table_dtype == Dtype::F32 { "f32" } else { "bf16" }.into());
     resolved.precision.get_or_insert("f32".into());
@@ -483,11 +483,15 @@ fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
             )));
         }
     }
-    for (key, what) in [("backend", "backend"), ("step", "kind of step")] {
-        if then.get(key) != now.get(key) {
+    let stacked =
+        |value: Option<&toml::Value>| value.and_then(|v| v.as_str()).filter(|v| v.starts_with("stacked")).is_some();
+    for (key, what) in [("backend", "backend"), ("step", "kind of step"), ("tune_kernels", "file of kernels")] {
+        let (recorded, here) = (then.get(key), now.get(key));
+        // Eager and recorded steps give the same bytes.
+        if recorded != here && (key != "step" || stacked(recorded) || stacked(here)) {
             println!(
                 "NOTE       the log was recorded with {key} {}: with another {what} the weights agree only up to rounding",
-                show(then.get(key))
+                show(recorded)
             );
         }
     }
@@ -523,6 +527,11 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
         if settings.clock == Clock::Wall {
             return Err(Error::usage(
                 "--step stacked computes whole groups of workers at once, so they have no time of their own: use --clock virtual",
+            ));
+        }
+        if settings.threads_per_worker.is_some() {
+            return Err(Error::usage(
+                "--threads-per-worker is for workers that compute by themselves; --step stacked takes all cores: leave it out",
             ));
         }
         if needs.local.walks() {

@@ -24,6 +24,7 @@ struct Tuned {
 /// A file of kernels in use.
 pub struct Tuning {
     file: PathBuf,
+    driver: String,
     tuned: Tuned,
 }
 
@@ -39,7 +40,9 @@ impl Tuning {
         let name = file.display();
         let tuned = match std::fs::read_to_string(file) {
             Ok(text) => serde_json::from_str(&text).map_err(|e| {
-                Error::usage(format!("--tune-kernels {name} is not a file of measured kernels ({e}); give another name"))
+                Error::usage(format!(
+                    "--tune-kernels {name} is not a file of measured kernels ({e}); give another name"
+                ))
             })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Tuned { device, driver, products: Table::new() },
             Err(e) => return Err(Error::usage(format!("--tune-kernels {name} cannot be read: {e}"))),
@@ -55,22 +58,34 @@ impl Tuning {
                 "--tune-kernels {name} names a kernel `{kernel}` that there is not: delete the file"
             )));
         }
-        tuning::begin(Some(tuned.products.clone()));
-        Ok(Some(Tuning { file: file.into(), tuned }))
+        if tuned.driver != backend.driver {
+            println!("NOTE       {name} was measured with the driver {}, and this is {}", tuned.driver, backend.driver);
+        }
+        let tuning = Tuning { file: file.into(), driver: backend.driver.clone(), tuned };
+        // Found out before the work.
+        std::fs::write(tuning.beside(), "").and_then(|()| std::fs::remove_file(tuning.beside())).map_err(|e| {
+            Error::usage(format!("--tune-kernels {name} cannot be written: {e}; give a name in a folder that can be"))
+        })?;
+        tuning::begin(Some(tuning.tuned.products.clone()));
+        Ok(Some(tuning))
+    }
+
+    /// Where the file is written before it takes its name: whole or not at all.
+    fn beside(&self) -> PathBuf {
+        self.file.with_extension("part")
     }
 
     /// Writes what was measured anew; gives how many products that are, and of how many.
     pub fn finish(mut self) -> Result<(usize, usize)> {
-        let products = tuning::known().unwrap_or_default();
-        let new = products.len() - self.tuned.products.len();
+        let Some(products) = tuning::known() else { return Ok((0, self.tuned.products.len())) };
+        let new =
+            products.iter().filter(|(product, kernel)| self.tuned.products.get(*product) != Some(*kernel)).count();
         if new > 0 {
-            self.tuned.products = products;
             let unwritten = |e: std::io::Error| Error::failed(format!("cannot write {}: {e}", self.file.display()));
+            (self.tuned.products, self.tuned.driver) = (products, self.driver.clone());
             let text = serde_json::to_string_pretty(&self.tuned).expect("plain data");
-            // Whole or not at all.
-            let beside = self.file.with_extension("part");
-            std::fs::write(&beside, text).map_err(unwritten)?;
-            std::fs::rename(&beside, &self.file).map_err(unwritten)?;
+            std::fs::write(self.beside(), text).map_err(unwritten)?;
+            std::fs::rename(self.beside(), &self.file).map_err(unwritten)?;
         }
         Ok((new, self.tuned.products.len()))
     }

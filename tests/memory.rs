@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Estimate by what was taken, of a run with these flags.
 fn ratio(flags: &str) -> f64 {
-    let folder = common::train(&format!("--dataset synthetic --eval-every 0 --threads-per-worker 1 {flags}"));
+    let folder = common::train(&format!("--dataset synthetic --eval-every 0 {flags}"));
     let text = std::fs::read_to_string(folder.join("summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&text).unwrap();
     summary["memory_estimate"].as_f64().unwrap() / summary["memory"].as_f64().unwrap()
@@ -16,17 +16,17 @@ fn ratio(flags: &str) -> f64 {
 #[cfg(target_os = "linux")]
 fn the_estimate_holds_within_15_percent() {
     for flags in [
-        "--backend cpu --model logreg --rule asgd --workers 2 --updates 40",
-        "--backend cpu --model cnn --rule asgd --workers 1 --updates 20",
-        "--backend cpu --model cnn --rule asgd --workers 4 --updates 40",
-        "--backend cpu --model cnn --rule asgd --workers 16 --updates 64",
-        "--backend cpu --model cnn --rule asgd --workers 16 --updates 64 --clock virtual",
-        "--backend cpu --model cnn --rule asgd --workers 256 --updates 320",
-        "--backend cpu --model mlp --rule asgd --workers 64 --updates 1000",
-        "--backend cpu --model cnn --rule asgd --workers 2 --batch 128 --updates 8",
-        "--backend cpu --model resnet18 --rule asgd --workers 2 --batch 8 --updates 8",
-        "--backend cpu --model cnn --rule fedbuff --workers 64 --updates 20",
-        "--backend cpu --model cnn --rule sync --workers 16 --updates 8 --clock virtual --step stacked",
+        "--backend cpu --threads-per-worker 1 --model logreg --rule asgd --workers 2 --updates 40",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 1 --updates 20",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 4 --updates 40",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 16 --updates 64",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 16 --updates 64 --clock virtual",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 256 --updates 320",
+        "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 64 --updates 1000",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 2 --batch 128 --updates 8",
+        "--backend cpu --threads-per-worker 1 --model resnet18 --rule asgd --workers 2 --batch 8 --updates 8",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule fedbuff --workers 64 --updates 20",
+        "--backend cpu --model cnn --rule asgd --workers 16 --updates 64 --clock virtual --delay fixed:1,2,3,7 --step stacked",
     ] {
         let found = ratio(flags);
         println!("{flags}: estimate {found:.2} of what was taken");

@@ -202,6 +202,7 @@ fn what_a_rule_has_no_place_for_is_refused_with_the_reason() {
         ("--rule asgd --backend cpu --tune-kernels kernels.json", ["--tune-kernels", "on the CPU leave it out"]),
         ("--rule asgd --step stacked", ["--step stacked", "use --clock virtual"]),
         ("--rule diloco --step stacked --clock virtual", ["--step stacked", "steps of their own"]),
+        ("--rule asgd --step stacked --clock virtual --threads-per-worker 1", ["--threads-per-worker", "leave it out"]),
         ("--rule asgd --step stacked:0 --clock virtual", ["stacked:0", "stacked:N"]),
         ("--rule asgd --step stacked --clock virtual --batch full", ["--step stacked", "--batch"]),
     ] {

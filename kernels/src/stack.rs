@@ -45,7 +45,8 @@ pub fn stack(device: &Device, layout: &Layout, models: &[&Buffer]) -> Buffer {
     stacked
 }
 
-/// The gradients of a stacked pass (one buffer per segment, of all replicas) and its losses, taken apart.
+/// The gradients of a stacked pass (one buffer per segment, of all replicas) and its losses, taken apart: copied, so that a gradient
+/// that waits long does not hold those of the others.
 pub fn unstack(
     device: &Device,
     layout: &Layout,
@@ -54,32 +55,36 @@ pub fn unstack(
     losses: &Buffer,
 ) -> Vec<Gradient> {
     let Device::Gpu(gpu) = device else {
-        let own = |r: usize| {
-            let of = |(segment, all): (&crate::Segment, &Buffer)| all.view(r * segment.len, segment.len);
-            (layout.segments().iter().zip(gradients).map(of).collect(), losses.view(r, 1))
+        let own = |all: &Buffer, r: usize| {
+            let share = all.len() / replicas;
+            device.upload(all.host()[r * share..][..share].to_vec())
         };
-        return (0..replicas).map(own).collect();
+        return (0..replicas).map(|r| (gradients.iter().map(|all| own(all, r)).collect(), own(losses, r))).collect();
     };
-    let vector = layout.vector_size();
-    // Every piece begins where every adapter can bind it: the segments by their layout, and behind them the loss.
-    let stride = layout.total() + ALIGNMENT;
-    let rows = device.uninitialised(replicas * stride);
-    take_apart(gpu, layout, replicas, gradients, losses, &rows);
     let own = |r: usize| {
-        let of = |segment: &crate::Segment| rows.view(r * stride + segment.start, segment.len);
-        (layout.segments().iter().map(of).collect(), rows.view(r * stride + layout.total(), 1))
+        // Every piece begins where every adapter can bind it: the segments by their layout, and behind them the loss.
+        let row = device.uninitialised(layout.total() + ALIGNMENT);
+        take_apart(gpu, layout, (r, replicas), gradients, losses, &row);
+        let of = |segment: &crate::Segment| row.view(segment.start, segment.len);
+        (layout.segments().iter().map(of).collect(), row.view(layout.total(), 1))
     };
-    debug_assert!(stride.is_multiple_of(vector));
     (0..replicas).map(own).collect()
 }
 
-fn take_apart(gpu: &Gpu, layout: &Layout, replicas: usize, gradients: &[Buffer], losses: &Buffer, rows: &Buffer) {
+fn take_apart(
+    gpu: &Gpu,
+    layout: &Layout,
+    (replica, replicas): (usize, usize),
+    gradients: &[Buffer],
+    losses: &Buffer,
+    row: &Buffer,
+) {
     let vector = layout.vector_size();
     let all = places(layout, vector);
     let room = gpu.bindings().saturating_sub(6).max(1);
     for (part, (places, gradients)) in all.chunks(room).zip(gradients.chunks(room)).enumerate() {
-        let longest = places.iter().map(|p| replicas * p.1).max().unwrap_or(1);
-        // SAFETY: the lengths are the buffers' own, counted in vectors; each place lies inside its row.
+        let longest = places.iter().map(|p| p.1).max().unwrap_or(1);
+        // SAFETY: the lengths are the buffers' own, counted in vectors; each place lies inside the row.
         unsafe {
             unstack_kernel::launch_unchecked(
                 &gpu.client,
@@ -88,9 +93,8 @@ fn take_apart(gpu: &Gpu, layout: &Layout, replicas: usize, gradients: &[Buffer],
                 vector,
                 gradients.iter().map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
                 BufferArg::from_raw_parts(losses.handle(), replicas),
-                BufferArg::from_raw_parts(rows.handle(), rows.len() / vector),
-                (rows.len() / replicas / vector) as u32,
-                replicas as u32,
+                BufferArg::from_raw_parts(row.handle(), row.len() / vector),
+                replica as u32,
                 part == 0,
                 places.to_vec(),
             )
@@ -133,17 +137,16 @@ fn stack_kernel<N: Size>(
 fn unstack_kernel<N: Size>(
     gradients: &Sequence<Box<[Vector<f32, N>]>>,
     losses: &[f32],
-    rows: &mut [Vector<f32, N>],
-    row: u32,
-    replicas: u32,
-    #[comptime] notes_losses: bool,
+    row: &mut [Vector<f32, N>],
+    replica: u32,
+    #[comptime] notes_loss: bool,
     #[comptime] places: Vec<(usize, usize)>,
 ) {
-    if comptime!(notes_losses) {
-        if ABSOLUTE_POS < replicas as usize {
-            // A whole vector, of which the first number counts; the loss lies 64 floats before the next row.
-            let vectors = comptime!(ALIGNMENT) / N::value();
-            rows[(ABSOLUTE_POS + 1) * row as usize - vectors] = Vector::new(losses[ABSOLUTE_POS]);
+    if comptime!(notes_loss) {
+        if ABSOLUTE_POS == 0 {
+            // A whole vector, of which the first number counts: the loss lies 64 floats before the end.
+            let behind = comptime!(ALIGNMENT) / N::value();
+            row[row.len() - behind] = Vector::new(losses[replica as usize]);
         }
     }
     let stride = CUBE_DIM as usize * CUBE_COUNT;
@@ -152,9 +155,10 @@ fn unstack_kernel<N: Size>(
         let place = comptime!(places[k]);
         let start = comptime!(place.0);
         let len = comptime!(place.1);
+        let first = replica as usize * len;
         let mut i = ABSOLUTE_POS;
-        while i < len * replicas as usize {
-            rows[i / len * row as usize + start + i % len] = gradients[k][i];
+        while i < len {
+            row[start + i] = gradients[k][first + i];
             i += stride;
         }
     }

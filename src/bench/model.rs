@@ -30,7 +30,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
 /// The problem of a single worker that holds the whole of `set`.
 pub fn one_worker(bench: &BenchOptions, device: &Device, set: ImageData, step: StepKind) -> Result<Problem> {
     if let StepKind::Stacked(_) = step {
-        return Err(Error::usage("--step stacked is for the virtual clock; a benchmark takes eager or captured"));
+        return Err(Error::usage("--step stacked is for the virtual clock; this benchmark takes eager or captured"));
     }
     let options = ImageOptions {
         model: &bench.model,

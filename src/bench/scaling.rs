@@ -7,6 +7,7 @@ use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::problem::{Snapshot, StepKind};
 use crate::train::measure;
+use crate::tuning::Tuning;
 use serde_json::json;
 use stagger_datasets::synthetic;
 use stagger_kernels::{Device, Seal};
@@ -78,7 +79,9 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     ];
     let mut report = Report::new(title, &columns);
     report.figure = Some((0, 3, None));
+    let tuning = Tuning::open(bench.tune_kernels.as_deref(), backend)?;
     let alone = step_alone(bench, backend)?;
+    tuning.map(Tuning::finish).transpose()?;
     let mut first = None;
     let mut too_short = false;
     for n in workers(bench, 16) {

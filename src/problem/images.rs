@@ -13,7 +13,7 @@ use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::graph::Recorded;
-use stagger_kernels::nn::{Precision, cross_entropy, sums};
+use stagger_kernels::nn::{Pass, Precision, cross_entropies, sums};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
@@ -216,23 +216,38 @@ struct Classify {
 /// What a step gives: a gradient per segment of the layout, and the batch loss.
 type Step = (Arc<[Buffer]>, Buffer);
 
+/// Attaches the net to `weights`, and computes forward and backward: a gradient per segment of the layout, and a loss per replica.
+pub(super) fn pass(
+    net: Net,
+    device: &Device,
+    layout: &Layout,
+    weights: &Buffer,
+    (shape, x, y): (ImageShape, &Buffer, &Buffer),
+    how: Pass,
+) -> Result<(Net, Vec<Buffer>, Buffer)> {
+    let batch = y.len() / shape.classes;
+    let x = tensor::<4>(device, x, [batch, shape.side, shape.side, shape.channels]);
+    let y = tensor::<2>(device, y, [batch, shape.classes]);
+    let net = attach(net, device, layout, weights);
+    let logits = net.forward(Tensor::from_inner(x), how);
+    let losses = cross_entropies(logits, Tensor::from_inner(y), net.scale(), how.replicas);
+    let mut found = sums::together(layout, || losses.backward());
+    let buffers = gradients(&net, device, layout, &mut found)?;
+    Ok((net, buffers, buffer(device, losses.inner())?))
+}
+
 impl Classify {
     /// Forward and backward at `weights` on images and targets.
     fn step(&mut self, weights: &Buffer, x: &Buffer, y: &Buffer) -> Result<Step> {
-        let shape = self.images.shape();
-        let x = tensor::<4>(&self.device, x, [self.batch, shape.side, shape.side, shape.channels]);
-        let y = tensor::<2>(&self.device, y, [self.batch, shape.classes]);
-        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, weights);
-        let loss =
-            cross_entropy(net.forward(Tensor::from_inner(x), self.precision), Tensor::from_inner(y), net.scale());
-        let mut found = sums::together(&self.layout, || loss.backward());
-        let buffers = gradients(&net, &self.device, &self.layout, &mut found)?;
+        let net = self.net.take().expect("the replica is there");
+        let (net, buffers, loss) =
+            pass(net, &self.device, &self.layout, weights, (self.images.shape(), x, y), self.precision.into())?;
         // A GPU's net stays where it is: they are the replica's own (CUDA), or the newest but a few (WGPU).
         self.net = Some(match self.device {
             Device::Cpu => detach(net, &self.device, &self.layout, &self.zero),
             Device::Gpu(_) => net,
         });
-        Ok((buffers.into(), buffer(&self.device, loss.inner())?))
+        Ok((buffers.into(), loss))
     }
 
     /// Records the step on this thread's stream: it reads the replica's own buffer and the batch's, and writes the same buffers every

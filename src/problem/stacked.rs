@@ -3,13 +3,13 @@
 //! A launch then serves all of them, which is what a small network on a large device needs when one thread is to feed it. The models
 //! are copied into one buffer first and the gradients out of one afterwards, so a gradient costs two passes over the weights more.
 
+use super::images::pass;
 use super::{Asked, Stacked};
 use crate::error::Result;
 use crate::model::Net;
-use crate::params::{attach, buffer, detach, gradients, tensor};
-use burn::tensor::Tensor;
+use crate::params::detach;
 use stagger_kernels::gather::{Augment, Draw, Images, Part};
-use stagger_kernels::nn::{Pass, Precision, cross_entropies, sums};
+use stagger_kernels::nn::{Pass, Precision};
 use stagger_kernels::stack::{stack, unstack};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
@@ -37,19 +37,13 @@ impl Stacked for Stack {
         let models: Vec<&Buffer> = jobs.iter().map(|job| job.weights).collect();
         let draw = |job: &Asked| Draw::Batch { part: &self.parts[job.worker], job: job.job, augment: self.augment };
         let (x, y) = self.images.draw_together(device, jobs.iter().map(draw).collect(), self.batch);
-        let (shape, batch) = (self.images.shape(), replicas * self.batch);
-        let x = tensor::<4>(device, &x, [batch, shape.side, shape.side, shape.channels]);
-        let y = tensor::<2>(device, &y, [batch, shape.classes]);
-
-        let layout = self.layout.stacked(replicas);
-        let weights = stack(device, &self.layout, &models);
-        let net = attach(self.net.take().expect("the replicas are there"), device, &layout, &weights);
-        let logits = net.forward(Tensor::from_inner(x), Pass { precision: self.precision, replicas });
-        let losses = cross_entropies(logits, Tensor::from_inner(y), net.scale(), replicas);
-        let mut found = sums::together(&layout, || losses.backward());
-        let all = gradients(&net, device, &layout, &mut found)?;
+        let (layout, weights) = (self.layout.stacked(replicas), stack(device, &self.layout, &models));
+        let net = self.net.take().expect("the replicas are there");
+        let batch = (self.images.shape(), &x, &y);
+        let how = Pass { precision: self.precision, replicas };
+        let (net, all, losses) = pass(net, device, &layout, &weights, batch, how)?;
         self.net = Some(detach(net, device, &self.layout, &self.zero));
-        let own = unstack(device, &self.layout, replicas, &all, &buffer(device, losses.inner())?);
+        let own = unstack(device, &self.layout, replicas, &all, &losses);
         Ok(own.into_iter().map(|(buffers, loss)| (buffers.into(), loss)).collect())
     }
 }

@@ -87,16 +87,21 @@ pub(super) struct Choice {
 }
 
 thread_local! {
-    /// Few: a step has some eleven to sixty different products.
-    static CHOICES: RefCell<Vec<Rc<Choice>>> = const { RefCell::new(Vec::new()) };
+    /// Chosen since tuning last began. Few: a step has some eleven to sixty different products.
+    static CHOICES: RefCell<(u64, Vec<Rc<Choice>>)> = const { RefCell::new((0, Vec::new())) };
 }
 
 /// The product of two matrices, or of two batches of them, written to `out`, which is contiguous. A factor may be transposed.
 pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
-    let known = CHOICES.with_borrow(|all| all.iter().find(|choice| choice.fits(&lhs, &rhs, &out)).cloned());
+    let known = CHOICES.with_borrow_mut(|(begun, all)| {
+        if *begun != tuning::begun() {
+            (*begun, *all) = (tuning::begun(), Vec::new());
+        }
+        all.iter().find(|choice| choice.fits(&lhs, &rhs, &out)).cloned()
+    });
     let choice = known.unwrap_or_else(|| {
         let choice = Rc::new(Choice::of(&lhs, &rhs, &out));
-        CHOICES.with_borrow_mut(|all| all.push(choice.clone()));
+        CHOICES.with_borrow_mut(|(_, all)| all.push(choice.clone()));
         choice
     });
     choice.run(lhs, rhs, out);

@@ -7,6 +7,7 @@ use super::product::{Choice, Routine};
 use burn_cubecl::tensor::CubeTensor;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -22,14 +23,22 @@ pub type Table = BTreeMap<String, String>;
 
 static TABLE: Mutex<Option<Table>> = Mutex::new(None);
 
+/// How often [`begin`] was called: what a thread chose before counts no more.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn begun() -> u64 {
+    BEGUN.load(Ordering::Acquire)
+}
+
 fn table() -> MutexGuard<'static, Option<Table>> {
     TABLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// From now on kernels are those of the table, and products that it does not know are measured when they first occur; `None` leaves
-/// the choice to the library. Threads that have computed already keep what they chose.
+/// the choice to the library. Recorded steps keep their kernels.
 pub fn begin(known: Option<Table>) {
     *table() = known;
+    BEGUN.fetch_add(1, Ordering::Release);
 }
 
 /// The table as it is now.
@@ -44,7 +53,7 @@ pub fn unknown_kernel(table: &Table) -> Option<&str> {
 
 /// The kernel for a product by the table, measured if need be; `None` without a table.
 pub(super) fn choose(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Choice> {
-    // Held while it measures: nobody else is to use the device then, and nobody measures twice.
+    // Held while it measures, so that nobody measures twice. Most products occur in warm-ups, where nobody else uses the device.
     let mut table = table();
     let table = table.as_mut()?;
     let product = name(lhs, rhs);
