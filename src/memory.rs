@@ -64,9 +64,9 @@ impl Need {
         let wait = timed || problem.step_bytes < model;
         let gradients = if wait { n } else { n.min(computing + 1) };
         let models = match threads {
-            Some(_) => server + each + sent + gradients + stacked as u64,
-            // The gradients of a pass, and apart.
-            None if stacked > 0 => server + each + sent + gradients + 2 * stacked as u64,
+            // The models of a pass, and its gradients before they are taken apart.
+            _ if stacked > 0 => server + each + sent + gradients + 2 * stacked as u64,
+            Some(_) => server + each + sent + gradients,
             // Gradient, snapshot, and its copy on the worker's stream.
             None => server + each + 3 * n,
         };
