@@ -17,6 +17,10 @@ fn axpy<const FMA: bool>(acc: &mut [f32; LANES], a: f32, b: &[f32; LANES]) {
     }
 }
 
+/// Values of k whose places are looked up together: of each row and panel a piece of fixed length, inside which nothing is checked,
+/// however well the compiler follows lengths around it.
+const TOGETHER: usize = 4;
+
 /// acc[p][n] += Σ_k rows[p][k] panels[n][k]: every row has the same length, every panel 16 floats per k.
 #[inline(always)]
 pub fn rows_by_panels<const P: usize, const N: usize, const FMA: bool>(
@@ -24,14 +28,24 @@ pub fn rows_by_panels<const P: usize, const N: usize, const FMA: bool>(
     panels: [&[f32]; N],
     acc: &mut Tile<P, N>,
 ) {
-    let len = rows[0].len();
-    let rows = rows.map(|row| &row[..len]);
-    let panels = panels.map(|panel| &panel.as_chunks::<LANES>().0[..len]);
+    let panels = panels.map(|panel| panel.as_chunks::<LANES>().0);
+    let (pieces, rest) = (rows.map(|row| row.as_chunks::<TOGETHER>()), panels.map(|p| p.as_chunks::<TOGETHER>()));
     let mut sums = *acc;
-    for k in 0..len {
+    for piece in 0..pieces[0].0.len() {
+        let rows: [&[f32; TOGETHER]; P] = std::array::from_fn(|p| &pieces[p].0[piece]);
+        let panels: [&[[f32; LANES]; TOGETHER]; N] = std::array::from_fn(|n| &rest[n].0[piece]);
+        for k in 0..TOGETHER {
+            for p in 0..P {
+                for n in 0..N {
+                    axpy::<FMA>(&mut sums[p][n], rows[p][k], &panels[n][k]);
+                }
+            }
+        }
+    }
+    for k in 0..pieces[0].1.len() {
         for p in 0..P {
             for n in 0..N {
-                axpy::<FMA>(&mut sums[p][n], rows[p][k], &panels[n][k]);
+                axpy::<FMA>(&mut sums[p][n], pieces[p].1[k], &rest[n].1[k]);
             }
         }
     }
