@@ -1,6 +1,7 @@
 //! The command line: words in, calls out. Nothing below here knows clap but the flags of [`Options`].
 
 use crate::bench::BenchOptions;
+use crate::compare::CompareOptions;
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::rule::{self, Cost};
@@ -45,6 +46,19 @@ enum Command {
     /// Measure this machine: speed against workers, kernels against bandwidth, the engine, the model's step
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<BenchOptions>),
+    /// Run several rules with several seeds on one scenario: a table with standard errors, and figures
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare {
+        #[command(flatten)]
+        options: Box<Options>,
+        #[command(flatten)]
+        compare: Box<CompareOptions>,
+    },
+    /// What a configuration may hold
+    Config {
+        #[command(subcommand)]
+        command: Config,
+    },
     /// Fetch, verify or describe data
     Data {
         #[command(subcommand)]
@@ -71,6 +85,35 @@ const BENCH_EXAMPLES: &str = "Examples:
   stagger bench kernels --backend cuda
   stagger bench engine --backend cpu
   stagger bench time-to-accuracy --workers 1,4,8 --delay fixed:1,1,1,4 --target 60";
+
+const COMPARE_EXAMPLES: &str = "Examples:
+  stagger compare --rules \"dude;asgd;shuffled\" --seeds 1,2,3 --partition dirichlet:0.1 --delay truncnormal:1,1 --updates 2000 --target 40
+  stagger compare --rules \"asgd;dude\" --vary \"workers=4;16\" --vary \"partition=dirichlet:0.1;iid\" --tune 0.02,0.05,0.1 --out runs/grid
+  stagger compare --config scenario.toml
+
+A scenario holds the keys of a run, and a section:
+  dataset = \"cifar10\"
+  workers = 10
+  updates = 2000
+  [compare]
+  rules = [\"dude\", \"asgd\", \"fedbuff:b=5\"]
+  seeds = [1, 2, 3]
+  target = 40
+  vary = { partition = [\"dirichlet:0.1\", \"iid\"] }";
+
+#[derive(Subcommand)]
+enum Config {
+    /// Print the JSON schema of a configuration, for editors
+    Schema,
+    /// Check a configuration, and print it with everything that flags and --set add
+    Check {
+        /// The TOML file
+        file: PathBuf,
+        /// Set one key of it, such as --set lr=0.1 or --set rule.c=2
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+    },
+}
 
 #[derive(Subcommand)]
 enum Data {
@@ -125,6 +168,20 @@ pub fn run() -> Result<()> {
             crate::train::train(&options, out, profile)
         }
         Command::Bench(options) => crate::bench::bench(&options),
+        Command::Compare { options, compare } => crate::compare::compare(&options, &compare),
+        Command::Config { command: Config::Schema } => {
+            println!("{}", serde_json::to_string_pretty(&crate::config::schema()).expect("plain data"));
+            Ok(())
+        }
+        Command::Config { command: Config::Check { file, sets } } => {
+            let (table, section) = Options::scenario(&Options::default(), Some(&file), &sets)?;
+            Options::of(table.clone())?.resolve()?;
+            print!("{}", toml::to_string(&table).expect("plain data"));
+            if !section.is_empty() {
+                print!("\n[compare]\n{}", toml::to_string(&section).expect("plain data"));
+            }
+            Ok(())
+        }
         Command::Data { command } => data(command),
         Command::Rules { name, json } => {
             let text = rules(name, json)?;

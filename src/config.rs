@@ -105,6 +105,10 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_samples: Option<usize>,
+    /// Hold the last N training images out, and evaluate on them instead of the test set: to choose settings
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<usize>,
     /// Keys every random draw [default: 0]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,6 +147,166 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
+}
+
+/// A key of a run's configuration.
+pub struct Key {
+    /// Its name: the flag's, with `_` for `-`.
+    pub name: String,
+    /// What it means: the flag's help.
+    pub help: String,
+    /// What may stand there, as JSON calls it.
+    pub kinds: Vec<&'static str>,
+}
+
+/// All keys of a run, in the order of the flags.
+pub fn keys() -> Vec<Key> {
+    let command = <Options as clap::Args>::augment_args(clap::Command::new("train"));
+    let key = |flag: &clap::Arg| {
+        let name = flag.get_long()?.replace('-', "_");
+        let help = flag.get_long_help().or(flag.get_help()).map(|text| text.to_string()).unwrap_or_default();
+        // Asked of the type itself, so that it cannot say anything else.
+        let samples = [("integer", "1"), ("number", "1.5"), ("string", "\"1\"")];
+        let fits = |sample: &&(&str, &str)| toml::from_str::<Options>(&format!("{name} = {}", sample.1)).is_ok();
+        let kinds = samples.iter().filter(fits).map(|(kind, _)| *kind).collect();
+        Some(Key { name, help, kinds })
+    };
+    command.get_arguments().filter_map(key).collect()
+}
+
+/// The JSON schema of a run's configuration, and of a scenario's section [compare].
+pub fn schema() -> serde_json::Value {
+    use serde_json::json;
+    let property = |key: Key| (key.name, json!({"description": key.help, "type": key.kinds}));
+    let mut properties: serde_json::Map<_, _> = keys().into_iter().map(property).collect();
+    let list = |of: &str, what: &str| json!({"type": "array", "items": {"type": of}, "description": what});
+    properties.insert(
+        "compare".into(),
+        json!({
+            "type": "object",
+            "description": "for `stagger compare`",
+            "additionalProperties": false,
+            "properties": {
+                "rules": list("string", "the rules"),
+                "seeds": list("integer", "the seeds, each for every rule"),
+                "vary": {"type": "object", "additionalProperties": {"type": "array"}, "description": "a key of a run and its values"},
+                "target": {"type": "number", "description": "test accuracy in percent"},
+                "tune": list("number", "learning rates of which each rule takes its best"),
+                "jobs": {"type": "integer", "description": "runs at a time"},
+            },
+        }),
+    );
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A run of stagger",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+    })
+}
+
+/// A value as TOML reads it, or else the text itself.
+pub fn value(text: &str) -> toml::Value {
+    let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    parsed.unwrap_or_else(|| toml::Value::String(text.trim().into()))
+}
+
+/// That `key` is not `what`, with the nearest of those that are.
+pub fn unknown_key<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> Error {
+    Error::usage(unknown(key, what, known))
+}
+
+fn unknown<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(last, name), name)).min();
+    let hint = near.filter(|(distance, _)| *distance <= 1 + last.len() / 3);
+    let hint =
+        hint.map_or("; `stagger config schema` lists them".into(), |(_, name)| format!("; did you mean `{name}`?"));
+    format!("`{key}` is not {what}{hint}")
+}
+
+/// `rule` with its parameter `key` set.
+fn with_parameter(rule: &str, key: &str, text: &str) -> String {
+    let (name, parameters) = rule.split_once(':').unwrap_or((rule, ""));
+    let others = parameters.split(',').filter(|p| !p.is_empty() && p.split('=').next() != Some(key));
+    let all: Vec<String> = others.map(String::from).chain([format!("{key}={}", text.trim())]).collect();
+    format!("{name}:{}", all.join(","))
+}
+
+/// Whether a key is one of a run's, with a value that may stand there; else a sentence.
+fn check(key: &str, value: &toml::Value) -> std::result::Result<(), String> {
+    let single = toml::Table::from_iter([(key.to_string(), value.clone())]);
+    if single.try_into::<Options>().is_ok() {
+        return Ok(());
+    }
+    let keys = keys();
+    let Some(known) = keys.iter().find(|k| k.name == key) else {
+        return Err(unknown(key, "a key of a run", keys.iter().map(|k| k.name.as_str())));
+    };
+    let kinds = match known.kinds.as_slice() {
+        ["integer"] => "a whole number",
+        ["integer", "number"] => "a number, without a unit",
+        ["integer", "string"] => "a whole number or a text in quotes",
+        _ => "a text in quotes",
+    };
+    Err(format!("`{key}` takes {kinds}, not {value} ({})", known.help.replace('\n', " ")))
+}
+
+/// Reads a configuration, and checks it key by key, so that what is wrong is told with its line.
+fn read(path: &Path) -> Result<toml::Table> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::usage(format!("cannot read the configuration {name}: {e}; a run's folder has one, config.toml"))
+    })?;
+    let line_of = |start: usize| 1 + text[..start.min(text.len())].matches('\n').count();
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = line_of(e.span().map_or(0, |span| span.start));
+        let there = text.lines().nth(line - 1).unwrap_or("").trim();
+        let why = e.message().replace('\n', ", ");
+        Error::usage(format!("{name} line {line}, `{there}`: {why} (a text stands in quotes, each key once)"))
+    })?;
+    let spans = toml::de::DeTable::parse(&text).map_err(|e| Error::usage(format!("{name}: {}", e.message())))?;
+    let line = |key: &str| {
+        let found = spans.get_ref().iter().find(|(spanned, _)| spanned.get_ref() == key);
+        found.map_or(1, |(spanned, _)| line_of(spanned.span().start))
+    };
+    let wrong = |key: &str, why: String| Error::usage(format!("{name} line {}: {why}", line(key)));
+    let run: toml::Table =
+        table.iter().filter(|(key, _)| *key != "compare").map(|(k, v)| (k.clone(), v.clone())).collect();
+    for (key, value) in &run {
+        check(key, value).map_err(|why| wrong(key, why))?;
+    }
+    let resolved = |table: &toml::Table| table.clone().try_into::<Options>().map(|options| options.resolve());
+    if let Ok(Err(error)) = resolved(&run) {
+        // The key without which it could be used, if there is one.
+        let without = |key: &str| {
+            let mut rest = run.clone();
+            rest.remove(key);
+            matches!(resolved(&rest), Ok(Ok(_)))
+        };
+        return Err(match run.keys().find(|key| without(key)) {
+            Some(key) => wrong(key, error.to_string()),
+            None => Error::usage(format!("{name}: {error}")),
+        });
+    }
+    for (key, prefixes) in [("dataset", ["libsvm:", "quadratic:"]), ("clock", ["replay:", "replay:"])] {
+        let text = run.get(key).and_then(|value| value.as_str()).unwrap_or("");
+        let file = prefixes.iter().find_map(|prefix| text.strip_prefix(prefix));
+        if let Some(file) = file.filter(|file| !Path::new(file).exists()) {
+            return Err(wrong(
+                key,
+                format!("`{key}` names {file}, which does not exist; paths start at the present folder"),
+            ));
+        }
+    }
+    let data = run.get("data").and_then(|value| value.as_str());
+    if let Some(folder) = data.filter(|folder| !Path::new(folder).is_dir()) {
+        return Err(wrong(
+            "data",
+            format!("`data` names the folder {folder}, which does not exist; paths start at the present folder"),
+        ));
+    }
+    Ok(table)
 }
 
 /// A TOML value for a text key may be written as a number: `batch = 32`.
@@ -213,6 +377,7 @@ pub struct Settings {
     pub epochs: Option<f64>,
     pub eval_every: Option<u64>,
     pub test_samples: Option<usize>,
+    pub validation: Option<usize>,
     pub seed: u64,
     pub init: Option<f32>,
     pub regularizer: Regularizer,
@@ -227,23 +392,35 @@ pub struct Settings {
 impl Options {
     /// Reads a TOML file, applies `--set key=value`, and lets what was given on the command line win over both.
     pub fn layered(flags: &Options, file: Option<&Path>, sets: &[String]) -> Result<Options> {
-        let mut table = toml::Table::new();
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| Error::usage(format!("cannot read the configuration {}: {e}", path.display())))?;
-            // Checked as a file first, so that a message points at its line.
-            let wrong = |e: toml::de::Error| {
-                let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-                Error::usage(format!("{} line {line}: {}", path.display(), e.message()))
-            };
-            toml::from_str::<Options>(&text).map_err(wrong)?;
-            table = text.parse().map_err(wrong)?;
+        let (table, section) = Options::scenario(flags, file, sets)?;
+        if !section.is_empty() {
+            return Err(Error::usage("the section [compare] is for `stagger compare`; a run has none: leave it out"));
         }
+        Options::of(table)
+    }
+
+    /// The same for several runs: the keys that they share, and the section [compare].
+    pub fn scenario(flags: &Options, file: Option<&Path>, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
+        let mut table = file.map_or(Ok(toml::Table::new()), read)?;
+        let mut section = match table.remove("compare") {
+            Some(toml::Value::Table(section)) => section,
+            None => toml::Table::new(),
+            Some(_) => return Err(Error::usage("`compare` is a section: [compare], then its keys")),
+        };
         for set in sets {
-            let (key, value) =
+            let (key, text) =
                 set.split_once('=').ok_or_else(|| Error::usage(format!("--set `{set}` is not key=value")))?;
-            let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
-            table.insert(key.trim().into(), parsed.unwrap_or_else(|| toml::Value::String(value.into())));
+            let key = key.trim();
+            match key.split_once('.') {
+                None => table.insert(key.into(), value(text)),
+                Some(("compare", key)) => section.insert(key.into(), value(text)),
+                Some(("rule", part)) => {
+                    let rule = table.get("rule").and_then(|rule| rule.as_str()).unwrap_or("dude");
+                    let rule = with_parameter(rule, part, text);
+                    table.insert("rule".into(), rule.into())
+                }
+                Some(_) => return Err(unknown_key(key, "a key of a run", keys().iter().map(|k| k.name.as_str()))),
+            };
         }
         let given = toml::Table::try_from(flags).map_err(|e| {
             Error::usage(format!(
@@ -252,6 +429,14 @@ impl Options {
             ))
         })?;
         table.extend(given);
+        Ok((table, section))
+    }
+
+    /// The options that a table holds.
+    pub fn of(table: toml::Table) -> Result<Options> {
+        for (key, value) in &table {
+            check(key, value).map_err(Error::usage)?;
+        }
         table.try_into().map_err(|e: toml::de::Error| Error::usage(format!("configuration: {}", e.message())))
     }
 
@@ -293,6 +478,9 @@ impl Options {
         }
         if self.test_samples == Some(0) {
             return Err(Error::usage("--test-samples 0: at least one image is needed; leave it out to use all"));
+        }
+        if self.validation == Some(0) {
+            return Err(Error::usage("--validation 0: at least one image is needed; leave it out to use the test set"));
         }
         if self.updates == Some(0) {
             return Err(Error::usage("--updates 0: at least one update is needed"));
@@ -373,6 +561,7 @@ impl Options {
             epochs: positive("epochs", self.epochs)?,
             eval_every: self.eval_every,
             test_samples: self.test_samples,
+            validation: self.validation,
             seed: self.seed.unwrap_or(0),
             init,
             regularizer: text(&self.regularizer, "none").parse()?,
@@ -390,6 +579,22 @@ mod tests {
 
     fn set(sets: &[&str]) -> Result<Options> {
         Options::layered(&Options::default(), None, &sets.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_key_says_what_it_takes() {
+        let keys = keys();
+        let kinds = |name: &str| keys.iter().find(|k| k.name == name).unwrap().kinds.clone();
+        assert_eq!(kinds("workers"), ["integer"]);
+        assert_eq!(kinds("lr"), ["integer", "number"]);
+        assert_eq!(kinds("batch"), ["integer", "string"]);
+        assert_eq!(kinds("rule"), ["string"]);
+        assert!(keys.iter().all(|k| !k.help.is_empty() && !k.kinds.is_empty()));
+        assert_eq!(set(&["rule=dude:c=2,init=zero", "rule.c=3"]).unwrap().rule.unwrap(), "dude:init=zero,c=3");
+        let error = set(&["wrokers=3"]).unwrap_err().to_string();
+        assert!(error.contains("did you mean `workers`?"), "{error}");
+        let error = set(&["time=\"10 s\""]).unwrap_err().to_string();
+        assert!(error.contains("without a unit") && error.contains("10 s"), "{error}");
     }
 
     #[test]

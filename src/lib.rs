@@ -33,6 +33,7 @@
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
 //! | [`bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
+//! | [`compare`], [`figure`] | `stagger compare`: many runs, their table and figures | config, record |
 //! | [`backend`] | asks which device really works | devices |
 //! | [`memory`] | what a run will take, before it begins | problem, rule |
 //! | [`tuning`] | the file of `--tune-kernels`: measured kernels of matrix products | kernels |
@@ -66,9 +67,11 @@ pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod clock;
+pub mod compare;
 pub mod config;
 pub mod crew;
 pub mod error;
+pub mod figure;
 pub mod memory;
 pub mod model;
 pub mod params;

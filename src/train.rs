@@ -344,6 +344,9 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
             device.name()
         )));
     }
+    if !matches!(data, Data::Images { .. }) && settings.validation.is_some() {
+        return Err(Error::usage("--validation is for images: this data set is evaluated on its training objective"));
+    }
     if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
         return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
     }
@@ -373,6 +376,13 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
             )
         }
         Data::Images { name, mut set } => {
+            if let Some(held_out) = settings.validation {
+                set.hold_out(held_out).map_err(|have| {
+                    Error::usage(format!(
+                        "--validation {held_out}: there are only {have} training images, and some must remain"
+                    ))
+                })?;
+            }
             set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
             let partition = settings.partition.clone().unwrap_or(Partition::Iid);
             let model = settings.model.clone().unwrap_or_else(|| "cnn".into());
@@ -442,7 +452,7 @@ fn fill(
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
-const ARITHMETIC: [&str; 19] = [
+const ARITHMETIC: [&str; 20] = [
     "rule",
     "workers",
     "dataset",
@@ -461,6 +471,7 @@ const ARITHMETIC: [&str; 19] = [
     "augment",
     "table_dtype",
     "precision",
+    "validation",
     // Some rules take job times from it; and last, so that what was meant is named first.
     "delay",
 ];
@@ -547,7 +558,8 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
     Ok(())
 }
 
-fn catch_signals() {
+/// From now on the first signal ends what runs in good order.
+pub fn catch_signals() {
     // The first signal lets the run end at its next arrival; the second ends the process at once.
     let handler = || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {

@@ -119,7 +119,22 @@ fn an_output_folder_that_cannot_be_written() {
 fn configurations_with_mistakes() {
     let file = scratch("config").join("c.toml");
     std::fs::write(&file, "rule = \"asgd\"\nwrokers = 3\n").unwrap();
-    refused(&["--config", file.to_str().unwrap()], &["c.toml", "wrokers"]);
+    let file = file.to_str().unwrap();
+    refused(&["--config", file], &["c.toml line 2", "`wrokers`", "did you mean `workers`?"]);
+    for (text, parts) in [
+        ("rule = \"asgd\"\n\ntime = \"10 s\"\n", ["line 3", "`time` takes a number, without a unit", "10 s"]),
+        ("workers = 2\nlr = fast\n", ["line 2", "fast", ""]),
+        ("workers = 2\ndelay = \"fixed:1s\"\n", ["line 2", "fixed:1s", ""]),
+        ("# a set\ndataset = \"libsvm:nowhere.txt\"\n", ["line 2", "nowhere.txt", "does not exist"]),
+        ("data = \"nowhere\"\n", ["line 1", "nowhere", "does not exist"]),
+        ("lr = 0.1\nlr = 0.2\n", ["line 2", "duplicate", ""]),
+        ("workers = 2\n[compare]\nrules = [\"asgd\"]\n", ["[compare]", "stagger compare", ""]),
+    ] {
+        std::fs::write(file, text).unwrap();
+        refused(&["--config", file], &parts);
+    }
+    refused(&["--set", "lrr=1"], &["`lrr`", "did you mean `lr`?"]);
+    refused(&["--dataset", "synthetic", "--validation", "60000"], &["--validation 60000", "must remain"]);
     refused(&["--config", "nowhere.toml"], &["nowhere.toml"]);
     refused(&["--set", "lr"], &["`lr`"]);
 }

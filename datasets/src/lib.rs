@@ -66,6 +66,20 @@ pub struct ImageData {
     pub std: [f32; 3],
 }
 
+impl ImageData {
+    /// The last `count` training images take the place of the test set; an error with the number that there are if none would remain.
+    pub fn hold_out(&mut self, count: usize) -> std::result::Result<(), usize> {
+        let have = self.train.labels.len();
+        if count >= have {
+            return Err(have);
+        }
+        let (rest, size) = (have - count, self.train.pixels.len() / have);
+        self.test =
+            ImageSet { pixels: self.train.pixels.split_off(rest * size), labels: self.train.labels.split_off(rest) };
+        Ok(())
+    }
+}
+
 /// A counter-based stream of random numbers: a function of what keys it, never of what was drawn before.
 pub fn keyed(words: [u64; 4]) -> ChaCha8Rng {
     let mut key = [0u8; 32];

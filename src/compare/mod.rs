@@ -1,0 +1,334 @@
+//! `stagger compare`: rules × seeds × whatever else varies, over one scenario.
+//!
+//! Each run is a process of its own (`stagger train`) with a folder of its own, named after its rule, what varies, its seed and a hash of
+//! its whole configuration: a folder with a whole summary is that run, finished, and is not run again. Weights and partitions are
+//! functions of the seed alone, so all rules of a seed begin at the same point on the same parts.
+
+mod reading;
+mod runs;
+mod table;
+
+pub use reading::{Point, Reading, Span};
+pub use table::{Axis, Group, Mean, Table, figure};
+
+use crate::config::Options;
+use crate::error::{Error, Result};
+use runs::{Run, run_all};
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Images of the training set that are held out for `--tune`.
+const VALIDATION: usize = 5000;
+
+/// The flags of `compare` beside those of a run.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct CompareOptions {
+    /// The scenario: a TOML file with the keys of a run, and a section [compare] with those below; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key of the scenario, such as --set lr=0.1 or --set compare.target=60
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Rules, separated by semicolons, such as "dude;asgd;fedbuff:b=5"
+    #[arg(long, value_delimiter = ';', value_name = "RULE;RULE;..")]
+    pub rules: Vec<String>,
+    /// Seeds; each gives all rules the same first weights and the same parts
+    #[arg(long, value_delimiter = ',', value_name = "N,N,..")]
+    pub seeds: Vec<u64>,
+    /// A key of a run and its values, every one with every rule, such as --vary "workers=4;8" (repeat it for more keys)
+    #[arg(long, value_name = "KEY=VALUE;VALUE;..")]
+    pub vary: Vec<String>,
+    /// Test accuracy in percent whose time and gradients are told
+    #[arg(long, value_name = "PERCENT")]
+    pub target: Option<f64>,
+    /// Learning rates of which each rule takes its best: by the accuracy, after the same budget, on 5,000 training images that are
+    /// held out for it, with the first seed
+    #[arg(long, value_delimiter = ',', value_name = "LR,LR,..")]
+    pub tune: Vec<f64>,
+    /// Runs at a time [default: one, which uses the whole machine; for quadratic and libsvm data one per core]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Folder of the comparison; the same again goes on where it was stopped [default: runs/compare-<hash of the scenario>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// The section [compare] of a scenario.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Plan {
+    rules: Vec<String>,
+    seeds: Vec<u64>,
+    vary: BTreeMap<String, Vec<toml::Value>>,
+    target: Option<f64>,
+    tune: Vec<f64>,
+    jobs: Option<usize>,
+}
+
+/// Keys of [compare], for messages.
+const KEYS: [&str; 6] = ["rules", "seeds", "vary", "target", "tune", "jobs"];
+
+impl Plan {
+    fn of(section: toml::Table, options: &CompareOptions) -> Result<Plan> {
+        if let Some(key) = section.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(crate::config::unknown_key(&format!("compare.{key}"), "a key of [compare]", KEYS));
+        }
+        let mut plan: Plan =
+            section.try_into().map_err(|e: toml::de::Error| Error::usage(format!("[compare]: {}", e.message())))?;
+        for vary in &options.vary {
+            let (key, values) = vary
+                .split_once('=')
+                .ok_or_else(|| Error::usage(format!("--vary `{vary}` is not KEY=VALUE;VALUE;..")))?;
+            plan.vary.insert(key.trim().into(), values.split(';').map(crate::config::value).collect());
+        }
+        if !options.rules.is_empty() {
+            plan.rules = options.rules.clone();
+        }
+        if !options.seeds.is_empty() {
+            plan.seeds = options.seeds.clone();
+        }
+        if !options.tune.is_empty() {
+            plan.tune = options.tune.clone();
+        }
+        plan.target = options.target.or(plan.target);
+        plan.jobs = options.jobs.or(plan.jobs);
+        if plan.rules.is_empty() {
+            return Err(Error::usage("compare: name the rules, such as --rules \"dude;asgd\""));
+        }
+        if plan.seeds.is_empty() {
+            plan.seeds = vec![1, 2, 3];
+        }
+        if plan.jobs == Some(0) {
+            return Err(Error::usage("--jobs 0: at least one run at a time is needed"));
+        }
+        for key in ["rule", "seed", "out"] {
+            if plan.vary.contains_key(key) {
+                return Err(Error::usage(format!("--vary {key}: give --rules and --seeds for that")));
+            }
+        }
+        if let Some((key, _)) = plan.vary.iter().find(|(_, values)| values.is_empty()) {
+            return Err(Error::usage(format!("--vary {key}: at least one value is needed")));
+        }
+        if let Some(lr) = plan.tune.iter().find(|lr| !lr.is_finite() || **lr <= 0.0) {
+            return Err(Error::usage(format!("--tune {lr}: learning rates are numbers above 0")));
+        }
+        if let Some(target) = plan.target.filter(|target| !(0.0..=100.0).contains(target)) {
+            return Err(Error::usage(format!("--target {target} is not a percentage")));
+        }
+        Ok(plan)
+    }
+
+    /// Every combination of what varies.
+    fn grid(&self) -> Vec<Vec<(String, toml::Value)>> {
+        let mut grid = vec![Vec::new()];
+        for (key, values) in &self.vary {
+            let with = |cell: Vec<(String, toml::Value)>| {
+                values.iter().map(move |value| [cell.clone(), vec![(key.clone(), value.clone())]].concat())
+            };
+            grid = grid.into_iter().flat_map(with).collect();
+        }
+        grid
+    }
+}
+
+/// One row of the table.
+struct Cell {
+    rule: String,
+    varied: Vec<(String, toml::Value)>,
+    /// The tuned learning rate, if it is.
+    lr: Option<f64>,
+}
+
+impl Cell {
+    fn name(&self) -> String {
+        let varied = self.varied.iter().map(|(key, value)| format!(", {key} {}", plain(value)));
+        let lr = self.lr.map(|lr| format!(", lr {lr}"));
+        std::iter::once(self.rule.clone()).chain(varied).chain(lr).collect()
+    }
+
+    /// The settings of its run with this seed.
+    fn options(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
+        let mut table = scenario.clone();
+        table.extend(self.varied.iter().cloned());
+        table.insert("rule".into(), self.rule.clone().into());
+        table.insert("seed".into(), (seed as i64).into());
+        if let Some(lr) = self.lr {
+            table.insert("lr".into(), lr.into());
+        }
+        // Compared over simulated time unless it is asked otherwise.
+        table.entry("clock").or_insert("virtual".into());
+        Options::of(table)
+    }
+}
+
+/// A value as it stands on a command line.
+fn plain(value: &toml::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
+/// Runs `stagger compare`.
+pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
+    let (scenario, section) = Options::scenario(flags, options.config.as_deref(), &options.sets)?;
+    let plan = Plan::of(section, options)?;
+    for rule in &plan.rules {
+        rule.parse::<crate::rule::RuleSpec>()?;
+    }
+    let mut cells: Vec<Cell> = Vec::new();
+    for varied in plan.grid() {
+        cells.extend(plan.rules.iter().map(|rule| Cell { rule: rule.clone(), varied: varied.clone(), lr: None }));
+    }
+    // Every mistake of a setting is found before the first run.
+    for cell in &cells {
+        cell.options(&scenario, plan.seeds[0])?.resolve()?;
+    }
+    let folder = options.out.clone().unwrap_or_else(|| {
+        let text = toml::to_string(&scenario).unwrap_or_default() + &format!("{plan:?}");
+        Path::new("runs").join(format!("compare-{}", hash(&text)))
+    });
+    let unwritable = |e: std::io::Error| {
+        Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
+    };
+    std::fs::create_dir_all(folder.join("runs")).map_err(unwritable)?;
+    let theory = scenario.get("dataset").and_then(|d| d.as_str()).is_some_and(|d| d.contains(':'));
+    let jobs = plan.jobs.unwrap_or(if theory { crate::backend::cores() } else { 1 });
+    let n = cells.len() * plan.seeds.len();
+    println!("compare    {} rows of {} seeds: {n} runs, {jobs} at a time", cells.len(), plan.seeds.len());
+
+    if !plan.tune.is_empty() {
+        tune(&mut cells, &plan, &scenario, &folder, jobs)?;
+    }
+    let mut all = Vec::new();
+    for cell in &cells {
+        for seed in &plan.seeds {
+            all.push(Run::of(&folder, &cell.name(), &cell.options(&scenario, *seed)?)?);
+        }
+    }
+    run_all(&all, jobs)?;
+    let mut folders = all.iter().map(|run| &run.folder);
+    let mut groups = Vec::new();
+    for cell in &cells {
+        let labels = cell.varied.iter().map(|(key, value)| (key.clone(), plain(value))).collect();
+        let runs = folders.by_ref().take(plan.seeds.len()).map(|folder| Reading::of(folder)).collect::<Result<_>>()?;
+        groups.push(Group { name: cell.name(), labels, runs });
+    }
+    finish(&groups, &plan, &folder)
+}
+
+/// Gives every cell the learning rate that is best on images held out from the training set, after the same budget.
+fn tune(cells: &mut [Cell], plan: &Plan, scenario: &toml::Table, folder: &Path, jobs: usize) -> Result<()> {
+    println!(
+        "tuning     {} learning rates for each row, on {VALIDATION} held-out training images, seed {}",
+        plan.tune.len(),
+        plan.seeds[0]
+    );
+    let mut tried = Vec::new();
+    for cell in cells.iter() {
+        for lr in &plan.tune {
+            let cell = Cell { rule: cell.rule.clone(), varied: cell.varied.clone(), lr: Some(*lr) };
+            let mut options = cell.options(scenario, plan.seeds[0])?;
+            options.validation.get_or_insert(VALIDATION);
+            tried.push(Run::of(folder, &format!("tune {}", cell.name()), &options)?);
+        }
+    }
+    run_all(&tried, jobs)?;
+    for (cell, tried) in cells.iter_mut().zip(tried.chunks(plan.tune.len())) {
+        let mut best: Option<(f64, f64)> = None;
+        for (lr, run) in plan.tune.iter().zip(tried) {
+            let reading = Reading::of(&run.folder)?;
+            let Some(accuracy) = reading.number("final_test_accuracy") else {
+                return Err(Error::usage("--tune compares test accuracies: this data set has none; leave it out"));
+            };
+            if best.is_none_or(|(most, _)| accuracy > most) {
+                best = Some((accuracy, *lr));
+            }
+        }
+        if let Some((accuracy, lr)) = best {
+            println!("tuned      {}: lr {lr} ({:.2} % of the held-out images)", cell.name(), 100.0 * accuracy);
+            cell.lr = Some(lr);
+        }
+    }
+    Ok(())
+}
+
+/// Prints the table, and writes it and the figures.
+fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
+    let table = Table::of(groups, plan.target.map(|percent| percent / 100.0));
+    let write = |name: &str, text: String| {
+        let file = folder.join(name);
+        std::fs::write(&file, text).map_err(|e| Error::failed(format!("cannot write {}: {e}", file.display())))
+    };
+    let facts = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": env!("STAGGER_COMMIT"),
+        "device": groups.first().and_then(|g| g.runs.first()).map(|run| run.summary["device"].clone()),
+        "host": crate::backend::processor(),
+        "seeds": plan.seeds,
+        "target": plan.target,
+        "tuned_over": plan.tune,
+        "rows": table.json(),
+    });
+    println!("\n{}", table.text());
+    println!("mean ± standard error over seeds {:?}; idle: no arrival of the worker's being computed", plan.seeds);
+    // What an update takes is a rule's own.
+    let spent = groups.iter().flat_map(|g| &g.runs).filter_map(|run| run.number("gradients"));
+    let (least, most) = spent.fold((f64::INFINITY, 0.0), |(l, m), g| (g.min(l), g.max(m)));
+    if ended_by_updates(groups) && most > 1.5 * least {
+        println!(
+            "NOTE: the rows took {least} to {most} gradients for the same number of updates; --time or --epochs gives all the same budget"
+        );
+    }
+    if let Some(target) = plan.target {
+        println!("target: {target} % test accuracy, at the first evaluation that has it (n/m: seeds that got there)");
+    }
+    write("table.md", table.markdown())?;
+    write("table.csv", table.csv())?;
+    write("compare.json", serde_json::to_string_pretty(&facts).expect("plain data") + "\n")?;
+    for (name, figure) in figures(groups) {
+        if !figure.is_empty() {
+            write(&format!("{name}.svg"), figure.svg((860, 520))?)?;
+        }
+    }
+    println!("folder     {}", folder.display());
+    Ok(())
+}
+
+/// Whether the number of updates ended the runs, and nothing else could.
+fn ended_by_updates(groups: &[Group]) -> bool {
+    let by_updates = |run: &Reading| !run.config.contains_key("time") && !run.config.contains_key("epochs");
+    groups.iter().flat_map(|group| &group.runs).all(by_updates)
+}
+
+/// The figures of a comparison, with their names.
+pub fn figures(groups: &[Group]) -> Vec<(&'static str, crate::figure::Figure)> {
+    let accuracy = |p: &Point| p.test_accuracy.map(|a| 100.0 * a);
+    let loss = |p: &Point| p.train_loss;
+    let norm = |p: &Point| p.grad_norm;
+    vec![
+        ("accuracy-time", figure(groups, "Test accuracy over time", Axis::Time, "test accuracy [%]", false, accuracy)),
+        (
+            "accuracy-gradients",
+            figure(groups, "Test accuracy over gradients", Axis::Gradients, "test accuracy [%]", false, accuracy),
+        ),
+        (
+            "accuracy-sent",
+            figure(groups, "Test accuracy over communication", Axis::Sent, "test accuracy [%]", false, accuracy),
+        ),
+        ("loss-time", figure(groups, "Training loss over time", Axis::Time, "training loss", false, loss)),
+        (
+            "loss-gradients",
+            figure(groups, "Training loss over gradients", Axis::Gradients, "training loss", false, loss),
+        ),
+        (
+            "norm-time",
+            figure(groups, "Norm of the full gradient over time", Axis::Time, "norm of the gradient", true, norm),
+        ),
+    ]
+}
+
+/// Eight hexadecimal digits of a text's SHA-256.
+fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().take(4).map(|b| format!("{b:02x}")).collect()
+}

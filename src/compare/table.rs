@@ -1,0 +1,241 @@
+//! The table of a comparison: means with standard errors over the seeds.
+
+use super::reading::Reading;
+use crate::figure::{Curve, Figure, short};
+use serde_json::{Value, json};
+
+/// Mean and standard error of the mean, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mean {
+    /// The mean.
+    pub mean: f64,
+    /// Sample standard deviation by the root of the number; 0 for one.
+    pub error: f64,
+    /// Of how many.
+    pub count: usize,
+}
+
+impl Mean {
+    /// Of those that there are; `None` of none.
+    pub fn of(values: impl IntoIterator<Item = Option<f64>>) -> Option<Mean> {
+        let values: Vec<f64> = values.into_iter().flatten().collect();
+        let count = values.len();
+        let mean = values.iter().sum::<f64>() / count as f64;
+        let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
+        let error = if count > 1 { (squares / (count - 1) as f64 / count as f64).sqrt() } else { 0.0 };
+        (count > 0).then_some(Mean { mean, error, count })
+    }
+}
+
+/// A column: its name with its unit, and what it shows of a run. `target` is a test accuracy.
+struct Column {
+    name: &'static str,
+    value: fn(&Reading, Option<f64>) -> Option<f64>,
+}
+
+const COLUMNS: [Column; 12] = [
+    Column { name: "test accuracy [%]", value: |run, _| run.number("final_test_accuracy").map(|a| 100.0 * a) },
+    Column { name: "train loss", value: |run, _| run.number("final_train_loss") },
+    Column { name: "gradient norm", value: |run, _| run.number("final_grad_norm") },
+    Column { name: "time to target [s]", value: |run, target| Some(run.reached(target?)?.time) },
+    Column { name: "gradients to target", value: |run, target| Some(run.reached(target?)?.gradients as f64) },
+    Column { name: "time [s]", value: |run, _| Some(run.time()) },
+    Column { name: "gradients", value: |run, _| run.number("gradients") },
+    Column { name: "sent [MB]", value: |run, _| Some(run.bytes() / 1e6) },
+    Column { name: "wasted gradients", value: |run, _| Some(run.wasted()) },
+    Column { name: "idle [%]", value: |run, _| Some(100.0 * run.idle()) },
+    Column { name: "mean staleness", value: |run, _| run.number("mean_staleness") },
+    Column { name: "real time [s]", value: |run, _| run.number("wall_seconds") },
+];
+
+/// The runs of one row: what tells it from the others, and a reading for each seed.
+pub struct Group {
+    /// Such as `dude, workers 4`.
+    pub name: String,
+    /// What the row varies, for programs.
+    pub labels: Vec<(String, String)>,
+    /// One per seed.
+    pub runs: Vec<Reading>,
+}
+
+/// Rows by columns.
+pub struct Table {
+    /// Names of the columns.
+    pub columns: Vec<&'static str>,
+    /// Name and means of each row.
+    pub rows: Vec<(String, Vec<Option<Mean>>)>,
+}
+
+impl Table {
+    /// Of these groups; columns that nothing fills are left out.
+    pub fn of(groups: &[Group], target: Option<f64>) -> Table {
+        let mean = |column: &Column, group: &Group| Mean::of(group.runs.iter().map(|run| (column.value)(run, target)));
+        let filled = |column: &&Column| groups.iter().any(|group| mean(column, group).is_some());
+        let columns: Vec<&Column> = COLUMNS.iter().filter(filled).collect();
+        let row = |group: &Group| (group.name.clone(), columns.iter().map(|c| mean(c, group)).collect());
+        Table { columns: columns.iter().map(|c| c.name).collect(), rows: groups.iter().map(row).collect() }
+    }
+
+    fn cells(&self) -> Vec<Vec<String>> {
+        let head = std::iter::once("rule").chain(self.columns.iter().copied()).map(String::from).collect();
+        let most = self.rows.iter().flat_map(|(_, row)| row).flatten().map(|m| m.count).max().unwrap_or(0);
+        let cell = |mean: &Option<Mean>| match mean {
+            None => "-".to_string(),
+            Some(m) => {
+                // Not every seed got there.
+                let few = if m.count < most { format!(" ({}/{most})", m.count) } else { String::new() };
+                let error = if m.count > 1 { format!(" ± {}", digits(m.error, 2)) } else { String::new() };
+                format!("{}{error}{few}", digits(m.mean, 4))
+            }
+        };
+        let row = |(name, row): &(String, Vec<Option<Mean>>)| {
+            std::iter::once(name.clone()).chain(row.iter().map(cell)).collect()
+        };
+        std::iter::once(head).chain(self.rows.iter().map(row)).collect()
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let cells = self.cells();
+        let width = |k: usize| cells.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..cells[0].len()).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cell = |(k, cell): (usize, &String)| {
+                let room = " ".repeat(widths[k] - cell.chars().count());
+                if k == 0 { format!("{cell}{room}") } else { format!("{room}{cell}") }
+            };
+            row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
+        };
+        cells.iter().map(line).collect()
+    }
+
+    /// For a text with pipes.
+    pub fn markdown(&self) -> String {
+        let cells = self.cells();
+        let line = |row: &Vec<String>| format!("| {} |\n", row.join(" | "));
+        let rule = format!("|{}\n", " --- |".repeat(cells[0].len()));
+        line(&cells[0]) + &rule + &cells[1..].iter().map(line).collect::<String>()
+    }
+
+    /// Mean, standard error and number of every cell.
+    pub fn csv(&self) -> String {
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let of =
+            |name: &&str| ["", ", standard error", ", runs"].map(|part| quoted(&format!("{name}{part}"))).join(",");
+        let head = std::iter::once("rule".to_string()).chain(self.columns.iter().map(of)).collect::<Vec<_>>().join(",");
+        let cell = |mean: &Option<Mean>| mean.map_or(",,0".into(), |m| format!("{},{},{}", m.mean, m.error, m.count));
+        let row = |(name, row): &(String, Vec<Option<Mean>>)| {
+            std::iter::once(quoted(name)).chain(row.iter().map(cell)).collect::<Vec<_>>().join(",") + "\n"
+        };
+        head + "\n" + &self.rows.iter().map(row).collect::<String>()
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let cell = |(name, mean): (&&str, &Option<Mean>)| {
+            (name.to_string(), json!(mean.map(|m| json!({"mean": m.mean, "standard_error": m.error, "runs": m.count}))))
+        };
+        let row = |(name, row): &(String, Vec<Option<Mean>>)| {
+            let cells: serde_json::Map<String, Value> = self.columns.iter().zip(row).map(cell).collect();
+            json!({"rule": name, "columns": cells})
+        };
+        json!(self.rows.iter().map(row).collect::<Vec<_>>())
+    }
+}
+
+/// So many significant digits; whole numbers whole.
+fn digits(x: f64, count: i32) -> String {
+    if !x.is_finite() || (x != 0.0 && !(1e-3..1e6).contains(&x.abs())) {
+        return short(x);
+    }
+    if x.fract() == 0.0 {
+        return format!("{x:.0}");
+    }
+    let places = (count - 1 - x.abs().log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{x:.places$}")
+}
+
+/// Points of a mean curve.
+const GRID: usize = 120;
+
+/// What a curve is drawn against.
+#[derive(Clone, Copy)]
+pub enum Axis {
+    /// Simulated or real seconds.
+    Time,
+    /// Gradients that arrived.
+    Gradients,
+    /// Bytes between server and workers.
+    Sent,
+}
+
+impl Axis {
+    fn label(self) -> &'static str {
+        match self {
+            Axis::Time => "time [s]",
+            Axis::Gradients => "gradients",
+            Axis::Sent => "sent between server and workers [MB]",
+        }
+    }
+
+    fn of(self, run: &Reading, point: &super::reading::Point) -> f64 {
+        match self {
+            Axis::Time => point.time,
+            Axis::Gradients => point.gradients as f64,
+            // In proportion: what is sent per gradient is the same all along.
+            Axis::Sent => run.bytes() / 1e6 * point.gradients as f64 / run.number("gradients").unwrap_or(1.0).max(1.0),
+        }
+    }
+}
+
+/// A metric over an axis: per group the mean over its seeds, with the standard error as a band.
+pub fn figure(
+    groups: &[Group],
+    title: &str,
+    axis: Axis,
+    label: &str,
+    log_y: bool,
+    value: fn(&super::reading::Point) -> Option<f64>,
+) -> Figure {
+    let curve = |group: &Group| {
+        let known = |run: &Reading| -> Vec<(f64, f64)> {
+            run.curve.iter().filter_map(|p| Some((axis.of(run, p), value(p)?))).collect()
+        };
+        let runs: Vec<Vec<(f64, f64)>> = group.runs.iter().map(known).filter(|run| !run.is_empty()).collect();
+        // Where every seed has a value, which holds until the next.
+        let first = runs.iter().map(|run| run[0].0).fold(0.0, f64::max);
+        let last = runs.iter().map(|run| run[run.len() - 1].0).fold(f64::INFINITY, f64::min);
+        let at = |run: &[(f64, f64)], x: f64| run[run.partition_point(|p| p.0 <= x).max(1) - 1].1;
+        let points = if let [run] = runs.as_slice() {
+            run.iter().map(|p| (p.0, p.1, 0.0)).collect()
+        } else if runs.is_empty() || first > last {
+            Vec::new()
+        } else {
+            let grid = (0..=GRID).map(|k| first + (last - first) * k as f64 / GRID as f64);
+            let mean = |x: f64| Mean::of(runs.iter().map(|run| Some(at(run, x)))).map(|m| (x, m.mean, m.error));
+            grid.filter_map(mean).collect()
+        };
+        Curve { name: group.name.clone(), points }
+    };
+    let (title, x, y) = (title.into(), axis.label().into(), label.into());
+    Figure { title, x, y, curves: groups.iter().map(curve).collect(), log_y }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mean_of_three() {
+        let mean = Mean::of([Some(1.0), None, Some(2.0), Some(3.0)]).unwrap();
+        assert_eq!((mean.mean, mean.count), (2.0, 3));
+        assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(Mean::of([None, None]), None);
+    }
+
+    #[test]
+    fn significant_digits() {
+        let four = |x| digits(x, 4);
+        assert_eq!([56.7891, 0.012345, 1234.6, 400.0, 3.0e-7].map(four), ["56.79", "0.01235", "1235", "400", "3e-7"]);
+    }
+}
