@@ -4,6 +4,8 @@ use crate::bench::BenchOptions;
 use crate::compare::CompareOptions;
 use crate::config::Options;
 use crate::error::{Error, Result};
+use crate::recipe::Recipe;
+use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
 use clap::{Parser, Subcommand};
 use stagger_datasets::partition::{self, Partition};
@@ -54,6 +56,13 @@ enum Command {
         #[command(flatten)]
         compare: Box<CompareOptions>,
     },
+    /// Experiments of the papers that come with the program
+    Recipe {
+        #[command(subcommand)]
+        command: Recipe,
+    },
+    /// Runs as one page: curves, staleness, timelines, partitions, settings
+    Report(ReportOptions),
     /// What a configuration may hold
     Config {
         #[command(subcommand)]
@@ -169,6 +178,8 @@ pub fn run() -> Result<()> {
         }
         Command::Bench(options) => crate::bench::bench(&options),
         Command::Compare { options, compare } => crate::compare::compare(&options, &compare),
+        Command::Recipe { command } => crate::recipe::recipe(command),
+        Command::Report(options) => crate::report::report(&options),
         Command::Config { command: Config::Schema } => {
             println!("{}", serde_json::to_string_pretty(&crate::config::schema()).expect("plain data"));
             Ok(())

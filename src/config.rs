@@ -149,6 +149,26 @@ pub struct Options {
     pub precision: Option<String>,
 }
 
+/// Applies `--set key=value` to the keys of a run, `--set compare.key=value` to the section [compare], and `--set rule.key=value` to
+/// the rule's parameters.
+pub fn set(mut table: toml::Table, mut section: toml::Table, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
+    for set in sets {
+        let (key, text) = set.split_once('=').ok_or_else(|| Error::usage(format!("--set `{set}` is not key=value")))?;
+        let key = key.trim();
+        match key.split_once('.') {
+            None => table.insert(key.into(), value(text)),
+            Some(("compare", key)) => section.insert(key.into(), value(text)),
+            Some(("rule", part)) => {
+                let rule = table.get("rule").and_then(|rule| rule.as_str()).unwrap_or("dude");
+                let rule = with_parameter(rule, part, text);
+                table.insert("rule".into(), rule.into())
+            }
+            Some(_) => return Err(unknown_key(key, "a key of a run", keys().iter().map(|k| k.name.as_str()))),
+        };
+    }
+    Ok((table, section))
+}
+
 /// A key of a run's configuration.
 pub struct Key {
     /// Its name: the flag's, with `_` for `-`.
@@ -402,26 +422,17 @@ impl Options {
     /// The same for several runs: the keys that they share, and the section [compare].
     pub fn scenario(flags: &Options, file: Option<&Path>, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
         let mut table = file.map_or(Ok(toml::Table::new()), read)?;
-        let mut section = match table.remove("compare") {
+        let section = match table.remove("compare") {
             Some(toml::Value::Table(section)) => section,
             None => toml::Table::new(),
             Some(_) => return Err(Error::usage("`compare` is a section: [compare], then its keys")),
         };
-        for set in sets {
-            let (key, text) =
-                set.split_once('=').ok_or_else(|| Error::usage(format!("--set `{set}` is not key=value")))?;
-            let key = key.trim();
-            match key.split_once('.') {
-                None => table.insert(key.into(), value(text)),
-                Some(("compare", key)) => section.insert(key.into(), value(text)),
-                Some(("rule", part)) => {
-                    let rule = table.get("rule").and_then(|rule| rule.as_str()).unwrap_or("dude");
-                    let rule = with_parameter(rule, part, text);
-                    table.insert("rule".into(), rule.into())
-                }
-                Some(_) => return Err(unknown_key(key, "a key of a run", keys().iter().map(|k| k.name.as_str()))),
-            };
-        }
+        let (table, section) = set(table, section, sets)?;
+        Ok((Options::layered_over(table, flags)?, section))
+    }
+
+    /// A table with what was given on the command line over it.
+    pub fn layered_over(mut table: toml::Table, flags: &Options) -> Result<toml::Table> {
         let given = toml::Table::try_from(flags).map_err(|e| {
             Error::usage(format!(
                 "a flag cannot be written to a configuration: {e} (whole numbers go up to {}, paths are UTF-8)",
@@ -429,7 +440,7 @@ impl Options {
             ))
         })?;
         table.extend(given);
-        Ok((table, section))
+        Ok(table)
     }
 
     /// The options that a table holds.

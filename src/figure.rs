@@ -100,7 +100,7 @@ impl Figure {
             .draw()
             .map_err(|e| text(&e))?;
         for (k, curve) in self.curves.iter().enumerate() {
-            let (colour, (dash, gap)) = (COLOURS[k % COLOURS.len()], DASHES[k / COLOURS.len() % DASHES.len()]);
+            let (colour, (dash, gap)) = (COLOURS[k % COLOURS.len()], DASHES[k % DASHES.len()]);
             let points: Vec<_> = curve.points.iter().filter(|p| p.1.is_finite()).collect();
             if points.iter().any(|p| p.2 > 0.0) {
                 let above = points.iter().map(|p| (p.0, within(p.1 + p.2)));
@@ -109,13 +109,21 @@ impl Figure {
                 chart.draw_series([band]).map_err(|e| text(&e))?;
             }
             let line: Vec<_> = points.iter().map(|p| (p.0, within(p.1))).collect();
+            if let [alone] = line.as_slice() {
+                chart.draw_series([Circle::new(*alone, 4, colour.filled())]).map_err(|e| text(&e))?;
+            }
             let style = colour.stroke_width(2);
             let drawn = if gap == 0 {
                 chart.draw_series(LineSeries::new(line, style))
             } else {
                 chart.draw_series(DashedLineSeries::new(line, dash, gap, style))
             };
-            let legend = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2));
+            // Solid is a dash that does not end.
+            let dash = if gap == 0 { 30 } else { dash };
+            let legend = move |(x, y)| {
+                plotters::element::DashedPathElement::new([(x, y), (x + 26, y)], dash, gap, colour.stroke_width(2))
+                    .into_dyn()
+            };
             drawn.map_err(|e| text(&e))?.label(&curve.name).legend(legend);
         }
         chart
@@ -143,4 +151,188 @@ pub fn short(x: f64) -> String {
             text.trim_end_matches('0').trim_end_matches('.').into()
         }
     }
+}
+
+/// Room of a drawing's labels.
+const LABELS: (u32, u32) = (44, 72);
+
+fn failed(e: impl std::fmt::Display) -> Error {
+    Error::failed(format!("a figure cannot be drawn: {e}"))
+}
+
+/// Bars beside each other: for each group a value at 0, 1, 2, ...
+pub fn bars(
+    title: &str,
+    x: &str,
+    y: &str,
+    groups: &[(String, Vec<f64>)],
+    (width, height): (u32, u32),
+) -> Result<String> {
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let places = groups.iter().map(|g| g.1.len()).max().unwrap_or(0).max(1);
+        let most = groups.iter().flat_map(|g| &g.1).copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, ("sans-serif", 17))
+            .margin(12)
+            .x_label_area_size(LABELS.0)
+            .y_label_area_size(LABELS.1)
+            .build_cartesian_2d(-0.5..(places as f64 - 0.5) + 0.34 * places as f64, 0.0..most * 1.05)
+            .map_err(failed)?;
+        // Whole numbers alone stand under bars.
+        let whole = |x: &f64| {
+            if x.fract() == 0.0 && *x >= 0.0 && *x < places as f64 { format!("{x:.0}") } else { String::new() }
+        };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_desc(x)
+            .y_desc(y)
+            .x_label_formatter(&whole)
+            .y_label_formatter(&|y| short(*y))
+            .light_line_style(WHITE)
+            .label_style(("sans-serif", 13))
+            .draw()
+            .map_err(failed)?;
+        let each = 0.8 / groups.len().max(1) as f64;
+        for (k, (name, values)) in groups.iter().enumerate() {
+            let colour = COLOURS[k % COLOURS.len()];
+            let bar = |(i, value): (usize, &f64)| {
+                let left = i as f64 - 0.4 + each * k as f64;
+                Rectangle::new([(left, 0.0), (left + each * 0.95, *value)], colour.filled())
+            };
+            let drawn = chart.draw_series(values.iter().enumerate().filter(|v| *v.1 > 0.0).map(bar)).map_err(failed)?;
+            drawn.label(name).legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
+        }
+        legend(&mut chart)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(text)
+}
+
+/// Who computed when: one lane per worker. A span is its beginning, its end, and which of `kinds` it is.
+pub fn lanes(
+    title: &str,
+    lanes: &[Vec<(f64, f64, usize)>],
+    kinds: &[&str],
+    (width, height): (u32, u32),
+) -> Result<String> {
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let end = lanes.iter().flatten().map(|span| span.1).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, ("sans-serif", 17))
+            .margin(12)
+            .x_label_area_size(LABELS.0)
+            .y_label_area_size(LABELS.1)
+            .build_cartesian_2d(0.0..end * 1.25, -0.5..lanes.len() as f64 - 0.5)
+            .map_err(failed)?;
+        let whole = |y: &f64| if y.fract() == 0.0 && *y >= 0.0 { format!("{y:.0}") } else { String::new() };
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .x_desc("time [s]")
+            .y_desc("worker")
+            .x_label_formatter(&|x| short(*x))
+            .y_label_formatter(&whole)
+            .label_style(("sans-serif", 13))
+            .draw()
+            .map_err(failed)?;
+        for (kind, name) in kinds.iter().enumerate() {
+            let colour = COLOURS[[0, 5, 3][kind % 3]];
+            let all =
+                lanes.iter().enumerate().flat_map(|(lane, spans)| spans.iter().map(move |span| (lane as f64, span)));
+            // A hairline of white tells one job from the next.
+            let rectangles = all.filter(|(_, span)| span.2 == kind).flat_map(|(lane, span)| {
+                let corners = [(span.0, lane - 0.36), (span.1, lane + 0.36)];
+                [Rectangle::new(corners, colour.filled()), Rectangle::new(corners, WHITE.stroke_width(1))]
+            });
+            let drawn = chart.draw_series(rectangles).map_err(failed)?;
+            drawn.label(*name).legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
+        }
+        legend(&mut chart)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(text)
+}
+
+/// Counts as shades, rows by columns, with the numbers in them where there is room.
+pub fn heat_map(
+    title: &str,
+    (x, y): (&str, &str),
+    columns: &[String],
+    counts: &[Vec<f64>],
+    (width, height): (u32, u32),
+) -> Result<String> {
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let most = counts.iter().flatten().copied().fold(0.0, f64::max).max(1.0);
+        let (wide, high) = (columns.len() as f64, counts.len() as f64);
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, ("sans-serif", 17))
+            .margin(12)
+            .x_label_area_size(LABELS.0)
+            .y_label_area_size(LABELS.1)
+            .build_cartesian_2d(-0.5..wide - 0.5, -0.5..high - 0.5)
+            .map_err(failed)?;
+        let name = |x: &f64| {
+            let place = (x.fract() == 0.0 && *x >= 0.0).then_some(*x as usize);
+            place.and_then(|k| columns.get(k)).cloned().unwrap_or_default()
+        };
+        let whole = |y: &f64| if y.fract() == 0.0 && *y >= 0.0 { format!("{y:.0}") } else { String::new() };
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .x_labels(columns.len().max(2) * 2)
+            .x_desc(x)
+            .y_desc(y)
+            .x_label_formatter(&name)
+            .y_label_formatter(&whole)
+            .label_style(("sans-serif", 13))
+            .draw()
+            .map_err(failed)?;
+        let cells =
+            || counts.iter().enumerate().flat_map(|(r, row)| row.iter().enumerate().map(move |(c, n)| (r, c, *n)));
+        chart
+            .draw_series(cells().map(|(r, c, n)| {
+                let (r, c) = (r as f64, c as f64);
+                let shade = COLOURS[0].mix(n / most);
+                Rectangle::new([(c - 0.48, r - 0.46), (c + 0.48, r + 0.46)], shade.filled())
+            }))
+            .map_err(failed)?;
+        if height as f64 / high > 26.0 {
+            chart
+                .draw_series(cells().filter(|cell| cell.2 > 0.0).map(|(r, c, n)| {
+                    let colour = if n / most > 0.55 { WHITE } else { BLACK };
+                    let style = ("sans-serif", 12).into_font().color(&colour);
+                    Text::new(short(n), (c as f64 - 0.3, r as f64 + 0.15), style)
+                }))
+                .map_err(failed)?;
+        }
+        root.present().map_err(failed)?;
+    }
+    Ok(text)
+}
+
+fn legend<'a>(
+    chart: &mut ChartContext<
+        'a,
+        SVGBackend<'a>,
+        Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
+    >,
+) -> Result<()> {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK)
+        .label_font(("sans-serif", 13))
+        .draw()
+        .map_err(failed)
 }

@@ -33,7 +33,7 @@
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
 //! | [`bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
-//! | [`compare`], [`figure`] | `stagger compare`: many runs, their table and figures | config, record |
+//! | [`compare`], [`recipe`], [`report`], [`figure`] | many runs: their table, figures and page; the papers' experiments | config, record |
 //! | [`backend`] | asks which device really works | devices |
 //! | [`memory`] | what a run will take, before it begins | problem, rule |
 //! | [`tuning`] | the file of `--tune-kernels`: measured kernels of matrix products | kernels |
@@ -77,7 +77,9 @@ pub mod model;
 pub mod params;
 pub mod problem;
 pub mod progress;
+pub mod recipe;
 pub mod record;
+pub mod report;
 pub mod rule;
 pub mod schedule;
 pub mod server;

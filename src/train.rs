@@ -178,6 +178,9 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     if audience == (Audience::Program { target: None }) {
         problem.evaluator = Box::new(Unevaluated);
     }
+    if let Some((classes, counts)) = &problem.held {
+        folder.partition(classes, counts)?;
+    }
     let Problem { layout, initial, objectives, stacked, evaluator, columns, batches, samples, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
     let stopwatch = Arc::new(Stopwatch::default());

@@ -78,15 +78,35 @@ fn floors_of_asgrad() {
     }
 }
 
+/// The recipe gives the paper's order, and its floors (read off its plots) within a factor of two.
+fn recipe_of_asgrad() {
+    let out = common::scratch("recipe");
+    let folder = data();
+    let args =
+        ["recipe", "run", "asgrad-fig1", "--quick", "--backend", "cpu", "--data", folder.to_str().unwrap(), "--out"];
+    let output = common::stagger(&[&args[..], &[out.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(out.join("compare.json")).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let floors = [(0.055, 0.08), (6e-3, 6e-3), (1.3e-3, 1.3e-3), (5e-3, 1.4e-2), (1.7e-3, 1.7e-3), (4.5e-4, 4.5e-4)];
+    for (k, (low, high)) in floors.into_iter().enumerate() {
+        let row = &found["rows"][k];
+        let floor = row["columns"]["its mean at the end"]["mean"].as_f64().unwrap();
+        println!("{}: {floor:.2e}", row["rule"]);
+        assert!(floor > low / 2.0 && floor < 2.0 * high, "{row}");
+    }
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let there = std::env::var_os("STAGGER_DATA").is_some();
     let without = if there { "" } else { " (SKIPPED: STAGGER_DATA is not set)" };
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         ("CIFAR-10 is read whole", reads_cifar10),
         ("CIFAR-10 is learned, twice to the same bytes", learns_cifar10),
         ("w7a and phishing equal a float64 simulation", agrees_on_libsvm),
         ("pure ASGD stalls, random goes lower, shuffled lowest", floors_of_asgrad),
+        ("recipe asgrad-fig1 gives the paper's floors within a factor of two", recipe_of_asgrad),
     ];
     let trials = tests
         .into_iter()

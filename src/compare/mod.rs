@@ -144,15 +144,26 @@ struct Cell {
 
 impl Cell {
     fn name(&self) -> String {
-        let varied = self.varied.iter().map(|(key, value)| format!(", {key} {}", plain(value)));
+        // Of a file its name.
+        let short = |value: String| value.rsplit('/').next().unwrap_or("").trim_end_matches(".txt").to_string();
+        let varied = self.settings().into_iter().map(|(key, value)| format!(", {key} {}", short(plain(&value))));
         let lr = self.lr.map(|lr| format!(", lr {lr}"));
         std::iter::once(self.rule.clone()).chain(varied).chain(lr).collect()
+    }
+
+    /// What it varies, key by key; a value that is a table sets several keys together.
+    fn settings(&self) -> Vec<(String, toml::Value)> {
+        let all = self.varied.iter().flat_map(|(key, value)| match value {
+            toml::Value::Table(panel) => panel.clone().into_iter().collect(),
+            value => vec![(key.clone(), value.clone())],
+        });
+        all.collect()
     }
 
     /// The settings of its run with this seed.
     fn options(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
         let mut table = scenario.clone();
-        table.extend(self.varied.iter().cloned());
+        table.extend(self.settings());
         table.insert("rule".into(), self.rule.clone().into());
         table.insert("seed".into(), (seed as i64).into());
         if let Some(lr) = self.lr {
@@ -172,6 +183,11 @@ fn plain(value: &toml::Value) -> String {
 /// Runs `stagger compare`.
 pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
     let (scenario, section) = Options::scenario(flags, options.config.as_deref(), &options.sets)?;
+    compare_scenario(scenario, section, options)
+}
+
+/// The same for a scenario and its section [compare].
+pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &CompareOptions) -> Result<()> {
     let plan = Plan::of(section, options)?;
     for rule in &plan.rules {
         rule.parse::<crate::rule::RuleSpec>()?;
@@ -192,7 +208,9 @@ pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
         Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
     };
     std::fs::create_dir_all(folder.join("runs")).map_err(unwritable)?;
-    let theory = scenario.get("dataset").and_then(|d| d.as_str()).is_some_and(|d| d.contains(':'));
+    let files = |value: &toml::Value| value.as_str().is_some_and(|set| set.contains(':'));
+    let set = |cell: &Cell| cell.settings().into_iter().find(|(key, _)| key == "dataset").map(|(_, set)| set);
+    let theory = cells.iter().all(|cell| set(cell).or(scenario.get("dataset").cloned()).as_ref().is_some_and(files));
     let jobs = plan.jobs.unwrap_or(if theory { crate::backend::cores() } else { 1 });
     let n = cells.len() * plan.seeds.len();
     println!("compare    {} rows of {} seeds: {n} runs, {jobs} at a time", cells.len(), plan.seeds.len());
@@ -210,7 +228,7 @@ pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
     let mut folders = all.iter().map(|run| &run.folder);
     let mut groups = Vec::new();
     for cell in &cells {
-        let labels = cell.varied.iter().map(|(key, value)| (key.clone(), plain(value))).collect();
+        let labels = cell.settings().into_iter().map(|(key, value)| (key, plain(&value))).collect();
         let runs = folders.by_ref().take(plan.seeds.len()).map(|folder| Reading::of(folder)).collect::<Result<_>>()?;
         groups.push(Group { name: cell.name(), labels, runs });
     }

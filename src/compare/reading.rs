@@ -49,6 +49,8 @@ pub struct Reading {
     pub spans: Vec<Vec<Span>>,
     /// How many arrivals had which staleness, from 0.
     pub staleness: Vec<u64>,
+    /// `partition.csv`, if there is one: the classes, and worker by worker how many samples of each.
+    pub partition: Option<(Vec<String>, Vec<Vec<f64>>)>,
 }
 
 impl Reading {
@@ -97,7 +99,13 @@ impl Reading {
         if let Some(first) = curve.first_mut().filter(|point| point.update == 0) {
             first.gradients = 0;
         }
-        Ok(Reading { summary, config, curve, spans, staleness })
+        let partition = fs::read_to_string(folder.join("partition.csv")).ok().map(|text| {
+            let mut lines = text.lines();
+            let classes = lines.next().unwrap_or("").split(',').skip(1).map(String::from).collect();
+            let counts = |line: &str| line.split(',').skip(1).filter_map(|n| n.parse().ok()).collect();
+            (classes, lines.map(counts).collect())
+        });
+        Ok(Reading { summary, config, curve, spans, staleness, partition })
     }
 
     /// A number of the summary.
@@ -127,6 +135,22 @@ impl Reading {
     /// Gradients that were computed, or begun, for nothing.
     pub fn wasted(&self) -> f64 {
         self.number("dropped").unwrap_or(0.0) + self.number("restarted").unwrap_or(0.0)
+    }
+
+    /// Mean of a metric over the run's time: each evaluation holds until the next, the first from the beginning on.
+    pub fn over_time(&self, value: fn(&Point) -> Option<f64>) -> Option<f64> {
+        let known: Vec<(f64, f64)> = self.curve.iter().filter_map(|p| Some((p.time, value(p)?))).collect();
+        let ends = known.iter().skip(1).map(|p| p.0).chain([self.time()]);
+        let begins = [0.0].into_iter().chain(known.iter().skip(1).map(|p| p.0));
+        let sum: f64 = known.iter().zip(begins.zip(ends)).map(|(p, (begin, end))| p.1 * (end - begin)).sum();
+        (known.len() > 1 && self.time() > 0.0).then(|| sum / self.time())
+    }
+
+    /// Mean of a metric over the last fifth of the updates.
+    pub fn at_the_end(&self, value: fn(&Point) -> Option<f64>) -> Option<f64> {
+        let last = self.curve.last()?.update;
+        let late: Vec<f64> = self.curve.iter().filter(|p| 5 * p.update >= 4 * last).filter_map(value).collect();
+        (!late.is_empty()).then(|| late.iter().sum::<f64>() / late.len() as f64)
     }
 
     /// The first evaluation at this test accuracy.

@@ -33,10 +33,12 @@ struct Column {
     value: fn(&Reading, Option<f64>) -> Option<f64>,
 }
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 14] = [
     Column { name: "test accuracy [%]", value: |run, _| run.number("final_test_accuracy").map(|a| 100.0 * a) },
+    Column { name: "accuracy over time [%]", value: |run, _| run.over_time(|p| p.test_accuracy).map(|a| 100.0 * a) },
     Column { name: "train loss", value: |run, _| run.number("final_train_loss") },
     Column { name: "gradient norm", value: |run, _| run.number("final_grad_norm") },
+    Column { name: "its mean at the end", value: |run, _| run.at_the_end(|p| p.grad_norm) },
     Column { name: "time to target [s]", value: |run, target| Some(run.reached(target?)?.time) },
     Column { name: "gradients to target", value: |run, target| Some(run.reached(target?)?.gradients as f64) },
     Column { name: "time [s]", value: |run, _| Some(run.time()) },
@@ -76,7 +78,8 @@ impl Table {
         Table { columns: columns.iter().map(|c| c.name).collect(), rows: groups.iter().map(row).collect() }
     }
 
-    fn cells(&self) -> Vec<Vec<String>> {
+    /// The cells as people read them, the head first.
+    pub fn cells(&self) -> Vec<Vec<String>> {
         let head = std::iter::once("rule").chain(self.columns.iter().copied()).map(String::from).collect();
         let most = self.rows.iter().flat_map(|(_, row)| row).flatten().map(|m| m.count).max().unwrap_or(0);
         let cell = |mean: &Option<Mean>| match mean {
@@ -208,8 +211,10 @@ pub fn figure(
         let at = |run: &[(f64, f64)], x: f64| run[run.partition_point(|p| p.0 <= x).max(1) - 1].1;
         let points = if let [run] = runs.as_slice() {
             run.iter().map(|p| (p.0, p.1, 0.0)).collect()
-        } else if runs.is_empty() || first > last {
-            Vec::new()
+        } else if runs.is_empty() || first >= last {
+            // Nothing in common but an end.
+            let end = |of: fn(&(f64, f64)) -> f64| Mean::of(runs.iter().map(|run| run.last().map(of)));
+            end(|p| p.0).zip(end(|p| p.1)).map(|(x, y)| (x.mean, y.mean, y.error)).into_iter().collect()
         } else {
             let grid = (0..=GRID).map(|k| first + (last - first) * k as f64 / GRID as f64);
             let mean = |x: f64| Mean::of(runs.iter().map(|run| Some(at(run, x)))).map(|m| (x, m.mean, m.error));

@@ -59,6 +59,13 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     )];
     description.extend(partition::table(&parts, &data.train.labels, &data.classes, 16));
 
+    let count = |rows: &Vec<u32>| {
+        let mut counts = vec![0; classes];
+        rows.iter().for_each(|row| counts[data.train.labels[*row as usize] as usize] += 1);
+        counts
+    };
+    let held = Some((data.classes.clone(), parts.iter().map(count).collect()));
+
     let burn = burn_device(device);
     let net = Net::build(model, data.channels, data.side, classes, &burn).ok_or_else(|| {
         Error::usage(format!("--model {model} does not classify images; use cnn, resnet18, mlp or logreg"))
@@ -137,6 +144,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         initial,
         objectives,
         stacked,
+        held,
         columns: Columns::Images,
         batches,
         samples,

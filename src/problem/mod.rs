@@ -76,6 +76,8 @@ pub struct Problem {
     pub batches: Vec<usize>,
     /// Training samples that somebody holds.
     pub samples: usize,
+    /// Names of the classes, and worker by worker how many samples of each it holds; none where there are no classes.
+    pub held: Option<(Vec<String>, Vec<Vec<usize>>)>,
     /// Bytes of batch and activations of one worker's step, about.
     pub step_bytes: u64,
     /// Bytes of an evaluation, about.

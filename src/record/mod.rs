@@ -167,6 +167,16 @@ impl RunFolder {
         &self.path
     }
 
+    /// Writes `partition.csv`: worker by worker how many samples of each class it holds.
+    pub fn partition(&mut self, classes: &[String], counts: &[Vec<usize>]) -> Result<()> {
+        let row = |(worker, counts): (usize, &Vec<usize>)| {
+            let cells = counts.iter().map(|n| format!(",{n}"));
+            std::iter::once(worker.to_string()).chain(cells).chain(["\n".to_string()]).collect::<String>()
+        };
+        let text = format!("worker,{}\n", classes.join(",")) + &counts.iter().enumerate().map(row).collect::<String>();
+        fs::write(self.path.join("partition.csv"), text).map_err(|e| self.lost("partition.csv", e))
+    }
+
     /// Appends arrivals, and leaves room for the next.
     pub fn events(&mut self, block: &mut Vec<Event>) -> Result<()> {
         self.events.append(block).map_err(|e| self.lost("events.jsonl", e))

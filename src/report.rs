@@ -1,0 +1,295 @@
+//! `stagger report`: runs as one page that opens from disk. No script, no network: figures are part of it.
+
+use crate::compare::{Axis, Group, Point, Reading, Table, figures};
+use crate::error::{Error, Result};
+use crate::figure::{bars, heat_map, lanes};
+use crate::record::Effect;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The flags of `report`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ReportOptions {
+    /// Folders of runs or of comparisons
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// The page
+    #[arg(long, value_name = "FILE.html", default_value = "report.html")]
+    pub out: PathBuf,
+    /// Write every figure as an SVG file into this folder too
+    #[arg(long, value_name = "DIR")]
+    pub figures: Option<PathBuf>,
+    /// Test accuracy in percent whose time and gradients are told
+    #[arg(long, value_name = "PERCENT")]
+    pub target: Option<f64>,
+}
+
+/// Jobs that a timeline shows at most: more would be hairlines.
+const JOBS: usize = 600;
+
+/// Keys by which runs of a group may differ, or that say nothing of what was run.
+const UNTOLD: [&str; 3] = ["seed", "data", "tune_kernels"];
+
+/// Runs `stagger report`.
+pub fn report(options: &ReportOptions) -> Result<()> {
+    let mut runs = Vec::new();
+    for folder in &options.folders {
+        let found = find(folder)?;
+        runs.extend(found.iter().map(|folder| Reading::of(folder)).collect::<Result<Vec<_>>>()?);
+    }
+    let groups = grouped(runs);
+    let page = Page { groups: &groups, target: options.target };
+    let figures = page.figures()?;
+    let unwritable = |file: &Path, e: std::io::Error| Error::usage(format!("cannot write {}: {e}", file.display()));
+    if let Some(folder) = &options.figures {
+        std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e))?;
+        for (name, _, svg) in &figures {
+            let file = folder.join(format!("{name}.svg"));
+            std::fs::write(&file, svg).map_err(|e| unwritable(&file, e))?;
+        }
+    }
+    let html = page.html(&figures);
+    std::fs::write(&options.out, &html).map_err(|e| unwritable(&options.out, e))?;
+    println!("report     {} runs, {} figures, {} kB", page.runs().count(), figures.len(), html.len() / 1000);
+    println!("page       {}", options.out.display());
+    Ok(())
+}
+
+/// The folders of runs at or under `folder`.
+fn find(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.join("summary.json").is_file() {
+        return Ok(vec![folder.into()]);
+    }
+    let mut found = Vec::new();
+    for place in [folder.join("runs"), folder.into()] {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        // Runs that chose a rate are no result.
+        let is_run = |path: &PathBuf| {
+            let name = path.file_name().map(|n| n.to_string_lossy().to_string()).unwrap_or_default();
+            !name.starts_with("tune_") && !name.contains(".part-") && path.join("summary.json").is_file()
+        };
+        found.extend(entries.map(|entry| entry.path()).filter(is_run));
+        if !found.is_empty() {
+            found.sort();
+            return Ok(found);
+        }
+    }
+    Err(Error::usage(format!(
+        "{} holds no finished run: name the folder of a run or of a comparison",
+        folder.display()
+    )))
+}
+
+/// Runs that differ in their seed alone stand together, named by their rule and by what differs between groups.
+fn grouped(runs: Vec<Reading>) -> Vec<Group> {
+    let settings = |run: &Reading| -> BTreeMap<String, String> {
+        let told = run.config.iter().filter(|(key, _)| !UNTOLD.contains(&key.as_str()));
+        told.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), String::from))).collect()
+    };
+    let mut found: Vec<(BTreeMap<String, String>, Vec<Reading>)> = Vec::new();
+    for run in runs {
+        let own = settings(&run);
+        match found.iter_mut().find(|(of, _)| *of == own) {
+            Some((_, runs)) => runs.push(run),
+            None => found.push((own, vec![run])),
+        }
+    }
+    let same = |key: &str| found.iter().all(|(of, _)| of.get(key) == found[0].0.get(key));
+    let keys: Vec<String> = found.iter().flat_map(|(of, _)| of.keys().cloned()).collect();
+    let mut differ: Vec<&String> = keys.iter().filter(|key| *key != "rule" && !same(key)).collect();
+    differ.sort();
+    differ.dedup();
+    let label = |of: &BTreeMap<String, String>| -> Vec<(String, String)> {
+        differ.iter().filter_map(|key| Some(((*key).clone(), of.get(*key)?.clone()))).collect()
+    };
+    let labels: Vec<_> = found.iter().map(|(of, _)| label(of)).collect();
+    let name = |rule: &str, labels: &[(String, String)]| {
+        let parts = labels.iter().map(|(key, value)| format!(", {key} {value}"));
+        std::iter::once(rule.to_string()).chain(parts).collect()
+    };
+    let rules: Vec<String> = found.iter().map(|(of, _)| of.get("rule").cloned().unwrap_or_default()).collect();
+    let runs = found.into_iter().map(|(_, runs)| runs);
+    let groups = rules.iter().zip(labels).zip(runs);
+    groups.map(|((rule, labels), runs)| Group { name: name(rule, &labels), labels, runs }).collect()
+}
+
+struct Page<'a> {
+    groups: &'a [Group],
+    target: Option<f64>,
+}
+
+/// A figure: its file's name, what it shows, and the drawing.
+type Drawn = (String, String, String);
+
+impl Page<'_> {
+    fn runs(&self) -> impl Iterator<Item = &Reading> {
+        self.groups.iter().flat_map(|group| &group.runs)
+    }
+
+    fn figures(&self) -> Result<Vec<Drawn>> {
+        let size = (860, 460);
+        let mut drawn: Vec<Drawn> = Vec::new();
+        let band = "The line is the mean over the seeds, the band its standard error.";
+        let mut curves = figures(self.groups);
+        let loss = |p: &Point| p.train_loss;
+        let sent = crate::compare::figure(
+            self.groups,
+            "Training loss over communication",
+            Axis::Sent,
+            "training loss",
+            false,
+            loss,
+        );
+        curves.push(("loss-sent", sent));
+        for (name, figure) in curves {
+            if !figure.is_empty() {
+                drawn.push((name.into(), band.into(), figure.svg(size)?));
+            }
+        }
+        let share = |group: &Group| {
+            let longest = group.runs.iter().map(|run| run.staleness.len()).max().unwrap_or(0);
+            let all: f64 = group.runs.iter().flat_map(|run| &run.staleness).map(|n| *n as f64).sum();
+            let at =
+                |k: usize| group.runs.iter().map(|run| run.staleness.get(k).copied().unwrap_or(0) as f64).sum::<f64>();
+            (group.name.clone(), (0..longest).map(|k| 100.0 * at(k) / all.max(1.0)).collect())
+        };
+        let groups: Vec<(String, Vec<f64>)> = self.groups.iter().map(share).collect();
+        let svg = bars("Staleness", "staleness [updates]", "share of the gradients [%]", &groups, size)?;
+        drawn.push((
+            "staleness".into(),
+            "Updates between the model that a gradient was computed at and its arrival.".into(),
+            svg,
+        ));
+        let share = |group: &Group| {
+            let workers = group.runs.iter().map(|run| run.spans.len()).max().unwrap_or(0);
+            let applied = |run: &Reading, i: usize| {
+                run.spans.get(i).map_or(0, |spans| spans.iter().filter(|s| s.effect != Effect::Drop).count()) as f64
+            };
+            let all: f64 = (0..workers).flat_map(|i| group.runs.iter().map(move |run| applied(run, i))).sum();
+            let at = |i: usize| group.runs.iter().map(|run| applied(run, i)).sum::<f64>();
+            (group.name.clone(), (0..workers).map(|i| 100.0 * at(i) / all.max(1.0)).collect())
+        };
+        let groups: Vec<(String, Vec<f64>)> = self.groups.iter().map(share).collect();
+        let svg = bars("Share of the workers", "worker", "share of the applied gradients [%]", &groups, size)?;
+        drawn.push(("workers".into(), "Whose gradients were applied, over all seeds.".into(), svg));
+        for (k, group) in self.groups.iter().enumerate() {
+            let Some(run) = group.runs.first() else { continue };
+            let workers = run.spans.len().max(1);
+            // As long as the jobs are few enough.
+            let mut ends: Vec<f64> = run.spans.iter().flatten().map(|span| span.ended).collect();
+            ends.sort_by(f64::total_cmp);
+            let end = ends.get(JOBS.min(ends.len()).saturating_sub(1)).copied().unwrap_or(0.0);
+            let kind = |effect| match effect {
+                Effect::Step => 0,
+                Effect::Fold => 1,
+                Effect::Drop => 2,
+            };
+            let lane = |spans: &Vec<crate::compare::Span>| {
+                let shown = spans.iter().filter(|span| span.ended <= end);
+                shown.map(|span| (span.began, span.ended, kind(span.effect))).collect::<Vec<_>>()
+            };
+            let all: Vec<_> = run.spans.iter().map(lane).collect();
+            let title = format!("Timeline: {}", group.name);
+            let height = (90 + 26 * workers as u32).clamp(200, 900);
+            let svg = lanes(&title, &all, &["made a step", "was folded", "was dropped"], (860, height))?;
+            let restarted = run.number("restarted").unwrap_or(0.0);
+            let what = format!(
+                "Each bar is a job of the first seed, coloured by what its gradient did. Between bars a worker waited, or computed what was given up ({restarted} jobs in the whole run)."
+            );
+            drawn.push((format!("timeline-{k}"), what, svg));
+        }
+        let mut shown: Vec<&(Vec<String>, Vec<Vec<f64>>)> = Vec::new();
+        for run in self.runs() {
+            let Some(partition) = &run.partition else { continue };
+            if shown.contains(&partition) || shown.len() == 3 {
+                continue;
+            }
+            shown.push(partition);
+            let title = format!(
+                "Partition {}, seed {}",
+                run.summary["partition"].as_str().unwrap_or(""),
+                run.number("seed").unwrap_or(0.0)
+            );
+            let height = (110 + 28 * partition.1.len() as u32).clamp(200, 900);
+            let svg = heat_map(&title, ("class", "worker"), &partition.0, &partition.1, (860, height))?;
+            drawn.push((
+                format!("partition-{}", shown.len()),
+                "Training images of each class that a worker holds.".into(),
+                svg,
+            ));
+        }
+        Ok(drawn)
+    }
+
+    fn html(&self, figures: &[Drawn]) -> String {
+        let first = self.runs().next();
+        let fact = |key: &str| first.and_then(|run| run.summary[key].as_str()).unwrap_or("?").to_string();
+        let table = Table::of(self.groups, self.target.map(|percent| percent / 100.0));
+        let rows: String = table
+            .cells()
+            .iter()
+            .enumerate()
+            .map(|(k, row)| {
+                let tag = if k == 0 { "th" } else { "td" };
+                let cells: String = row.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+                format!("<tr>{cells}</tr>\n")
+            })
+            .collect();
+        let drawings: String = figures
+            .iter()
+            .map(|(name, what, svg)| {
+                format!("<figure id=\"{name}\">{svg}<figcaption>{}</figcaption></figure>\n", escaped(what))
+            })
+            .collect();
+        let settings: String = self
+            .groups
+            .iter()
+            .filter_map(|group| Some((group, group.runs.first()?)))
+            .map(|(group, run)| {
+                let seeds: Vec<String> =
+                    group.runs.iter().filter_map(|r| Some(r.number("seed")?.to_string())).collect();
+                format!(
+                    "<details><summary>{} (seeds {})</summary><pre>{}</pre></details>\n",
+                    escaped(&group.name),
+                    seeds.join(", "),
+                    escaped(&toml::to_string(&run.config).unwrap_or_default())
+                )
+            })
+            .collect();
+        format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <link rel=\"icon\" href=\"data:,\"><title>stagger: {count} runs</title>\n<style>{STYLE}</style></head><body>\n\
+             <h1>stagger: {count} runs</h1>\n<p>{device} ({backend}), clock {clock}, {dataset}, {model}, stagger {version} at commit {commit}.</p>\n\
+             <div class=\"wide\"><table>{rows}</table></div>\n\
+             <p class=\"small\">Mean ± standard error over the seeds. Idle: no arrival of the worker's being computed.</p>\n\
+             {drawings}<h2>Settings</h2>\n{settings}</body></html>\n",
+            count = self.runs().count(),
+            device = escaped(&fact("device")),
+            backend = escaped(&fact("backend")),
+            clock = escaped(&fact("clock")),
+            dataset = escaped(&fact("dataset")),
+            model = escaped(&fact("model")),
+            version = escaped(&fact("version")),
+            commit = env!("STAGGER_COMMIT"),
+        )
+    }
+}
+
+/// Plain, and dark where the reader's system is.
+const STYLE: &str = "
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; white-space: nowrap; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #8886; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.5rem 0; }
+figure svg { max-width: 100%; height: auto; }
+figcaption, .small { font-size: 0.85rem; opacity: 0.8; }
+pre { overflow-x: auto; font-size: 0.85rem; }
+@media (prefers-color-scheme: dark) { figure svg { filter: invert(0.92) hue-rotate(180deg); } }
+";
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,40 @@
+//! A report is one page that needs nothing but itself, and its figures say what they show.
+
+mod common;
+
+use common::{scratch, stagger};
+
+#[test]
+fn a_page_of_runs_and_comparisons() {
+    let folder = scratch("report");
+    let (runs, page, figures) = (folder.join("compare"), folder.join("page.html"), folder.join("figures"));
+    let flags = "compare --backend cpu --dataset synthetic --model logreg --rules asgd;sync;kbatchsync:k=2 --seeds 1,2 --workers 3 --partition dirichlet:0.3 --delay fixed:1,2,4 --updates 24 --eval-every 4 --test-samples 200";
+    let output = stagger(&[&flags.split(' ').collect::<Vec<_>>()[..], &["--out", runs.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let [runs, page_name, figures_name] = [&runs, &page, &figures].map(|path| path.to_str().unwrap());
+    let output = stagger(&["report", runs, "--out", page_name, "--figures", figures_name]);
+    let text = String::from_utf8_lossy(&output.stdout).to_string();
+    assert!(output.status.success() && text.contains("6 runs"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let html = std::fs::read_to_string(&page).unwrap();
+    // Nothing is fetched and nothing is executed.
+    for absent in ["<script", "src=", "http://", "@import", "url("] {
+        let without = html.replace("http://www.w3.org/2000/svg", "");
+        assert!(!without.contains(absent), "{absent} in the page");
+    }
+    assert!(html.len() < 1_000_000, "{} bytes", html.len());
+    for figure in ["accuracy-time", "loss-sent", "staleness", "workers", "timeline-0", "timeline-2", "partition-1"] {
+        assert!(html.contains(&format!("<figure id=\"{figure}\">")), "no {figure}");
+        assert!(figures.join(format!("{figure}.svg")).is_file(), "no {figure}.svg");
+    }
+    for label in
+        ["time [s]", "test accuracy [%]", "staleness [updates]", "sent between server and workers [MB]", "class"]
+    {
+        assert!(html.contains(label), "no axis says `{label}`");
+    }
+    // Each opening tag of a drawing is closed.
+    assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    assert!(html.contains("rule = &quot;sync&quot;") && html.contains("kbatchsync:k=2"));
+    let output = stagger(&["report", folder.join("nowhere").to_str().unwrap()]);
+    let errors = String::from_utf8_lossy(&output.stderr).to_string();
+    assert!(output.status.code() == Some(2) && errors.contains("nowhere holds no finished run"), "{errors}");
+}
