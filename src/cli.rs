@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{cifar10, default_folder};
 use std::io::{ErrorKind, Write};
@@ -73,6 +73,15 @@ enum Command {
         #[command(subcommand)]
         command: Data,
     },
+    /// Print what makes a shell complete the commands and flags
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(after_help = "Example:\n  stagger man > stagger.1 && man ./stagger.1")]
+    Man,
     /// List the rules with their papers and parameters
     Rules {
         /// One rule, in full
@@ -94,6 +103,11 @@ const BENCH_EXAMPLES: &str = "Examples:
   stagger bench kernels --backend cuda
   stagger bench engine --backend cpu
   stagger bench time-to-accuracy --workers 1,4,8 --delay fixed:1,1,1,4 --target 60";
+
+const COMPLETION_EXAMPLES: &str = "Examples:
+  stagger completions bash > ~/.local/share/bash-completion/completions/stagger
+  stagger completions zsh > ~/.zfunc/_stagger
+  stagger completions fish > ~/.config/fish/completions/stagger.fish";
 
 const COMPARE_EXAMPLES: &str = "Examples:
   stagger compare --rules \"dude;asgd;shuffled\" --seeds 1,2,3 --partition dirichlet:0.1 --delay truncnormal:1,1 --updates 2000 --target 40
@@ -194,15 +208,36 @@ pub fn run() -> Result<()> {
             Ok(())
         }
         Command::Data { command } => data(command),
-        Command::Rules { name, json } => {
-            let text = rules(name, json)?;
-            match std::io::stdout().write_all(text.as_bytes()) {
-                // Whoever reads has read enough (`stagger rules | head`).
-                Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-                written => written.map_err(|e| Error::failed(format!("cannot print: {e}"))),
-            }
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "stagger", &mut text);
+            print(&text)
         }
+        Command::Man => print(&manual()?),
+        Command::Rules { name, json } => print(rules(name, json)?.as_bytes()),
     }
+}
+
+/// Prints; whoever reads may have read enough (`stagger rules | head`).
+fn print(text: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(text) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| Error::failed(format!("cannot print: {e}"))),
+    }
+}
+
+/// The manual: the page of the program, then those of its commands.
+fn manual() -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let failed = |e: std::io::Error| Error::failed(format!("the manual cannot be made: {e}"));
+    let mut cli = Cli::command();
+    cli.build();
+    clap_mangen::Man::new(cli.clone()).render(&mut text).map_err(failed)?;
+    for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
+        let title = format!("stagger-{}", command.get_name());
+        clap_mangen::Man::new(command.clone()).title(title).render(&mut text).map_err(failed)?;
+    }
+    Ok(text)
 }
 
 fn data(command: Data) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod log;
 mod outcome;
+mod tensorboard;
 
 pub use outcome::{Limits, Outcome};
 
@@ -15,6 +16,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use tensorboard::TensorBoard;
 
 /// One arrival, one line of `events.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +130,9 @@ pub struct RunFolder {
     path: PathBuf,
     events: EventLog,
     metrics: BufWriter<File>,
+    board: TensorBoard,
+    /// How many arrivals since the last evaluation had which staleness.
+    staleness: Vec<u64>,
 }
 
 /// What `metrics.csv` holds besides update and time.
@@ -159,7 +164,8 @@ impl RunFolder {
         writeln!(metrics, "{header}").map_err(|e| wrong(path, e))?;
         let file = path.join("config.toml");
         fs::write(&file, config).map_err(|e| wrong(&file, e))?;
-        Ok(RunFolder { path: path.into(), events, metrics })
+        let board = TensorBoard::create(path).map_err(|e| wrong(path, e))?;
+        Ok(RunFolder { path: path.into(), events, metrics, board, staleness: Vec::new() })
     }
 
     /// Where it is.
@@ -179,6 +185,13 @@ impl RunFolder {
 
     /// Appends arrivals, and leaves room for the next.
     pub fn events(&mut self, block: &mut Vec<Event>) -> Result<()> {
+        for event in block.iter() {
+            let staleness = event.staleness as usize;
+            if self.staleness.len() <= staleness {
+                self.staleness.resize(staleness + 1, 0);
+            }
+            self.staleness[staleness] += 1;
+        }
         self.events.append(block).map_err(|e| self.lost("events.jsonl", e))
     }
 
@@ -196,7 +209,16 @@ impl RunFolder {
             Columns::Theory => [found.train_loss, found.grad_norm].map(cell).join(","),
             Columns::Images => [train_loss, found.test_loss, found.test_accuracy].map(cell).join(","),
         };
-        writeln!(self.metrics, "{update},{time},{rest}").map_err(|e| self.lost("metrics.csv", e))
+        writeln!(self.metrics, "{update},{time},{rest}").map_err(|e| self.lost("metrics.csv", e))?;
+        let scalars = [
+            ("time", Some(time)),
+            ("loss/train", found.train_loss.or(train_loss)),
+            ("loss/test", found.test_loss),
+            ("accuracy/test", found.test_accuracy),
+            ("gradient norm", found.grad_norm),
+        ];
+        let staleness = std::mem::take(&mut self.staleness);
+        self.board.write(update, &scalars, &staleness).map_err(|e| self.lost("events.out.tfevents", e))
     }
 
     /// Writes what is buffered; the logs then are whole and closed.
