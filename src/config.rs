@@ -14,6 +14,8 @@ use stagger_kernels::nn::Precision;
 use std::path::{Path, PathBuf};
 
 /// The flags of `train`, which are also the keys of its configuration file (with `_` for `-`).
+// These comments are what `--help` prints.
+#[allow(rustdoc::broken_intra_doc_links)]
 #[derive(clap::Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
@@ -149,7 +151,7 @@ pub struct Options {
     pub precision: Option<String>,
 }
 
-/// Applies `--set key=value` to the keys of a run, `--set compare.key=value` to the section [compare], and `--set rule.key=value` to
+/// Applies `--set key=value` to the keys of a run, `--set compare.key=value` to the section `[compare]`, and `--set rule.key=value` to
 /// the rule's parameters.
 pub fn set(mut table: toml::Table, mut section: toml::Table, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
     for set in sets {
@@ -194,7 +196,7 @@ pub fn keys() -> Vec<Key> {
     command.get_arguments().filter_map(key).collect()
 }
 
-/// The JSON schema of a run's configuration, and of a scenario's section [compare].
+/// The JSON schema of a run's configuration, and of a scenario's section `[compare]`.
 pub fn schema() -> serde_json::Value {
     use serde_json::json;
     let property = |key: Key| (key.name, json!({"description": key.help, "type": key.kinds}));
@@ -419,7 +421,7 @@ impl Options {
         Options::of(table)
     }
 
-    /// The same for several runs: the keys that they share, and the section [compare].
+    /// The same for several runs: the keys that they share, and the section `[compare]`.
     pub fn scenario(flags: &Options, file: Option<&Path>, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
         let mut table = file.map_or(Ok(toml::Table::new()), read)?;
         let section = match table.remove("compare") {

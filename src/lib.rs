@@ -32,7 +32,7 @@
 //! | --- | --- | --- |
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
-//! | [`bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
+//! | [`mod@bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
 //! | [`compare`], [`recipe`], [`report`], [`figure`] | many runs: their table, figures and page; the papers' experiments | config, record |
 //! | [`backend`] | asks which device really works | devices |
 //! | [`memory`] | what a run will take, before it begins | problem, rule |
@@ -49,7 +49,7 @@
 //! | [`record`], [`progress`] | the run's folder; what people see | nothing |
 //!
 //! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Here Burn is known
-//! to [`model`], [`params`], [`problem`] and [`bench`] alone; the layers of the networks are extensions of Burn's backends in
+//! to [`model`], [`params`], [`problem`] and [`mod@bench`] alone; the layers of the networks are extensions of Burn's backends in
 //! [`stagger_kernels::nn`].
 //!
 //! # Invariants

@@ -1,6 +1,6 @@
 //! `stagger recipe`: experiments of the papers, as scenarios that come with the program.
 //!
-//! A recipe is a scenario of `stagger compare` whose comment says what its paper gives and what had to be chosen; its section [quick]
+//! A recipe is a scenario of `stagger compare` whose comment says what its paper gives and what had to be chosen; its section `[quick]`
 //! replaces keys for a small version.
 
 use crate::compare::{CompareOptions, compare_scenario};
@@ -16,6 +16,8 @@ const RECIPES: [(&str, &str); 3] = [
 ];
 
 /// What `stagger recipe` does.
+// These comments are what `--help` prints.
+#[allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 #[derive(clap::Subcommand)]
 pub enum Recipe {
     /// List the recipes
@@ -82,7 +84,7 @@ pub fn recipe(command: Recipe) -> Result<()> {
     }
 }
 
-/// The scenario and its section [compare].
+/// The scenario and its section `[compare]`.
 fn scenario(
     text: &str,
     quick: bool,

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`device`] | a [`Device`](device::Device) (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, seals |
+//! | [`device`] | a [`Device`] (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, seals |
 //! | [`cuda`] | whether CUDA can be used here |
 //! | [`graph`] | launches recorded once and replayed with one |
 //! | [`layout`] | where each parameter lies in the flat weight buffer |

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 const VALIDATION: usize = 5000;
 
 /// The flags of `compare` beside those of a run.
+// These comments are what `--help` prints.
+#[allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct CompareOptions {
     /// The scenario: a TOML file with the keys of a run, and a section [compare] with those below; flags win over it
@@ -56,7 +58,7 @@ pub struct CompareOptions {
     pub out: Option<PathBuf>,
 }
 
-/// The section [compare] of a scenario.
+/// The section `[compare]` of a scenario.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Plan {
@@ -68,7 +70,7 @@ struct Plan {
     jobs: Option<usize>,
 }
 
-/// Keys of [compare], for messages.
+/// Keys of `[compare]`, for messages.
 const KEYS: [&str; 6] = ["rules", "seeds", "vary", "target", "tune", "jobs"];
 
 impl Plan {
@@ -186,7 +188,7 @@ pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
     compare_scenario(scenario, section, options)
 }
 
-/// The same for a scenario and its section [compare].
+/// The same for a scenario and its section `[compare]`.
 pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &CompareOptions) -> Result<()> {
     let plan = Plan::of(section, options)?;
     for rule in &plan.rules {

@@ -219,7 +219,7 @@ pub trait Layers: Backend {
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
     /// dW [to, from, kernel, kernel].
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
-    /// Y [B, out] of X [B, in], weights [in, out] and bias [out].
+    /// Y [B, out] of X [B, in], weights [in, out] and bias `[out]`.
     fn stagger_linear(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
@@ -313,7 +313,7 @@ pub fn conv2d_weight_gradient(x: Tensor<4>, dy: Tensor<4>, plan: Conv) -> Tensor
     Tensor::from_dispatch(Dispatch::stagger_conv_weights(x.into_dispatch(), dy.into_dispatch(), plan))
 }
 
-/// A linear layer: [B, in] times weights [in, out] plus bias [out].
+/// A linear layer: [B, in] times weights [in, out] plus bias `[out]`.
 pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>, pass: impl Into<Pass>) -> Tensor<2> {
     let (pass, [batch, from], [rows, to]) = (pass.into(), x.dims(), weights.dims());
     assert!(rows == pass.replicas * from && bias.dims() == [pass.replicas * to], "weights of another layer");
@@ -389,7 +389,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>, scale: f32) -> Tenso
     cross_entropies(logits, targets, scale, 1)
 }
 
-/// The same for each of several replicas, over its own images: [replicas].
+/// The same for each of several replicas, over its own images: `[replicas]`.
 pub fn cross_entropies(logits: Tensor<2>, targets: Tensor<2>, scale: f32, replicas: usize) -> Tensor<1> {
     assert_eq!(logits.dims(), targets.dims(), "a target per logit");
     assert!(logits.dims()[0].is_multiple_of(replicas), "{replicas} replicas share the batch");
