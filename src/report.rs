@@ -110,7 +110,7 @@ fn grouped(runs: Vec<Reading>) -> Vec<Group> {
     let rules: Vec<String> = found.iter().map(|(of, _)| of.get("rule").cloned().unwrap_or_default()).collect();
     let runs = found.into_iter().map(|(_, runs)| runs);
     let groups = rules.iter().zip(labels).zip(runs);
-    groups.map(|((rule, labels), runs)| Group { name: name(rule, &labels), labels, runs }).collect()
+    groups.map(|((rule, labels), runs)| Group { name: name(rule, &labels), runs }).collect()
 }
 
 struct Page<'a> {

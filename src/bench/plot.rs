@@ -2,21 +2,11 @@
 
 use super::{Report, cell};
 use crate::error::{Error, Result};
+use crate::figure::COLOURS;
 use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Colours that people who see few of them can tell apart (Okabe & Ito, 2008).
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 0, 0),
-];
 
 /// Draws the report's figure as SVG.
 pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {

@@ -230,9 +230,8 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
     let mut folders = all.iter().map(|run| &run.folder);
     let mut groups = Vec::new();
     for cell in &cells {
-        let labels = cell.settings().into_iter().map(|(key, value)| (key, plain(&value))).collect();
         let runs = folders.by_ref().take(plan.seeds.len()).map(|folder| Reading::of(folder)).collect::<Result<_>>()?;
-        groups.push(Group { name: cell.name(), labels, runs });
+        groups.push(Group { name: cell.name(), runs });
     }
     finish(&groups, &plan, &folder)
 }

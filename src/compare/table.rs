@@ -50,12 +50,10 @@ const COLUMNS: [Column; 14] = [
     Column { name: "real time [s]", value: |run, _| run.number("wall_seconds") },
 ];
 
-/// The runs of one row: what tells it from the others, and a reading for each seed.
+/// The runs of one row: its name, and a reading for each seed.
 pub struct Group {
     /// Such as `dude, workers 4`.
     pub name: String,
-    /// What the row varies, for programs.
-    pub labels: Vec<(String, String)>,
     /// One per seed.
     pub runs: Vec<Reading>,
 }
