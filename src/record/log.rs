@@ -5,6 +5,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
 use std::io::{BufWriter, Error, Result, Write};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Blocks of arrivals that may wait for the disk before the server does.
 const WAITING: usize = 64;
@@ -12,7 +13,16 @@ const WAITING: usize = 64;
 /// Bytes written at a time.
 const BUFFER: usize = 1 << 16;
 
+/// Arrivals of a block: waking the thread costs as much as an arrival of a problem of theory, so it is woken for many.
+const BLOCK: usize = 1024;
+
+/// A smaller block is handed over when the last one is older than this, so the file is never far behind.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 pub struct EventLog {
+    /// The block that is being gathered.
+    block: Vec<Event>,
+    handed_over: Instant,
     blocks: Option<Sender<Vec<Event>>>,
     /// Emptied blocks come back.
     empty: Receiver<Vec<Event>>,
@@ -25,22 +35,39 @@ impl EventLog {
         let (blocks, full) = bounded(WAITING);
         let (give_back, empty) = bounded(WAITING);
         let thread = Builder::new().name("event-log".into()).spawn(move || write(file, full, give_back))?;
-        Ok(EventLog { blocks: Some(blocks), empty, thread: Some(thread) })
+        let (block, handed_over) = (Vec::with_capacity(BLOCK), Instant::now());
+        Ok(EventLog { block, handed_over, blocks: Some(blocks), empty, thread: Some(thread) })
     }
 
-    /// Appends a block, and leaves an empty one in its place.
-    pub fn append(&mut self, block: &mut Vec<Event>) -> Result<()> {
-        let empty = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(block.capacity()));
-        let full = std::mem::replace(block, empty);
+    /// Appends arrivals, and leaves none.
+    pub fn append(&mut self, arrivals: &mut Vec<Event>) -> Result<()> {
+        self.block.append(arrivals);
+        if self.block.len() < BLOCK && self.handed_over.elapsed() < PATIENCE {
+            return Ok(());
+        }
+        self.hand_over()
+    }
+
+    fn hand_over(&mut self) -> Result<()> {
+        let empty = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK));
+        let full = std::mem::replace(&mut self.block, empty);
+        self.handed_over = Instant::now();
         match &self.blocks {
             Some(blocks) if blocks.send(full).is_ok() => Ok(()),
             // The thread is gone: it says why.
-            _ => self.finish().and(Err(Error::other("the log is closed"))),
+            _ => self.join().and(Err(Error::other("the log is closed"))),
         }
     }
 
     /// Waits until everything is written. Nothing can be appended afterwards.
     pub fn finish(&mut self) -> Result<()> {
+        if !self.block.is_empty() && self.blocks.is_some() {
+            self.hand_over()?;
+        }
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<()> {
         self.blocks = None;
         let Some(thread) = self.thread.take() else { return Ok(()) };
         thread.join().unwrap_or_else(|_| Err(Error::other("its thread panicked")))
@@ -56,12 +83,15 @@ impl Drop for EventLog {
 fn write(file: File, full: Receiver<Vec<Event>>, give_back: Sender<Vec<Event>>) -> Result<()> {
     let mut file = BufWriter::with_capacity(BUFFER, file);
     let mut line = Vec::new();
-    for mut block in full {
+    while let Ok(mut block) = full.recv() {
         for event in block.drain(..) {
             line.clear();
             serde_json::to_writer(&mut line, &event).expect("an event is plain data");
             line.push(b'\n');
             file.write_all(&line)?;
+        }
+        if full.is_empty() {
+            file.flush()?;
         }
         // Nobody may want it any more.
         let _ = give_back.try_send(block);

@@ -10,11 +10,12 @@ impl Update<'_> {
     pub(super) fn on_gpu(self, gpu: &Gpu) {
         let Update { gradient: incoming, weights, fold, step } = self;
         let vector = incoming.layout.vector_size();
-        let mut slots = Slots::new(gpu, incoming.layout.total() / vector);
+        let mut slots = Slots::new(incoming.layout.total() / vector);
         let mut numbers = Numbers::default();
         let mut plan = Plan { clipped: incoming.factor.is_some(), vector, ..Plan::default() };
         let mut retired: Vec<&Row> = Vec::new();
         let mut earlier: &[Earlier] = &[];
+        let mut packed: Option<Slot> = None;
         let reads_weights = step.is_some() || matches!(fold, Fold::Compensated { .. } | Fold::Local { .. });
         match &fold {
             Fold::Nothing => {}
@@ -22,30 +23,32 @@ impl Update<'_> {
             Fold::Sum { sum, scale, earlier: waited } => {
                 (plan.kind, numbers.scale) = (Kind::Sum, *scale);
                 (earlier, plan.earlier) = (waited, waited.len());
-                slots.sum = slots.all(sum);
+                plan.at.sum = slots.write(sum);
             }
             Fold::Row { sum, row, mix, scale, forget, retired: gone } => {
                 (plan.kind, plan.forget, plan.replaces) = (Kind::Row, *forget, *mix == 1.0);
                 (numbers.scale, numbers.mix) = (*scale, *mix);
-                slots.sum = slots.all(sum);
+                plan.at.sum = slots.write(sum);
                 plan.packed = row.packed();
-                slots.row = row.bind(gpu, vector, false);
-                slots.packed = row.bind(gpu, vector, true);
+                match plan.packed {
+                    true => packed = Some(row.bind(gpu, vector, true)),
+                    false => plan.at.row = slots.write_slot(row.bind(gpu, vector, false)),
+                }
                 retired.extend(gone);
             }
             Fold::Compensated { sent, lambda, square } => {
                 (plan.kind, plan.adaptive, numbers.scale) = (Kind::Compensated, square.is_some(), *lambda);
-                slots.sent = slots.all(sent);
+                plan.at.sent = slots.read(sent);
                 if let Some((q, m)) = square {
-                    slots.row = slots.all(q);
+                    plan.at.row = slots.write(q);
                     numbers.mix = *m;
                 }
             }
             Fold::Local { sum, proximal } => {
                 (plan.kind, plan.proximal) = (Kind::Local, proximal.is_some());
-                slots.sum = slots.all(sum);
+                plan.at.sum = slots.write(sum);
                 if let Some((x, mu)) = proximal {
-                    slots.sent = slots.all(x);
+                    plan.at.sent = slots.read(x);
                     numbers.scale = *mu;
                 }
             }
@@ -61,37 +64,38 @@ impl Update<'_> {
             plan.scales = step.factor != 1.0;
             numbers.weight = step.factor;
             (numbers.lr, numbers.keep, numbers.decay) = (step.lr, step.keep, step.weight_decay);
-            slots.fresh = slots.all(step.fresh);
+            plan.at.fresh = slots.write(step.fresh);
             if let Some((base, k)) = &step.base {
                 plan.based = true;
-                (slots.base, numbers.follow) = (slots.all(base), *k);
+                (plan.at.base, numbers.follow) = (slots.write(base), *k);
             }
             match &step.method {
                 Method::Plain => {}
                 Method::HeavyBall { velocity, beta } => {
                     plan.method = Way::HeavyBall;
-                    (slots.first, numbers.adam.beta1) = (slots.all(velocity), *beta);
+                    (plan.at.first, numbers.adam.beta1) = (slots.write(velocity), *beta);
                 }
                 Method::Nesterov { velocity, beta, pending, turn } => {
                     plan.method = if *turn { Way::NesterovTurn } else { Way::Nesterov };
-                    (slots.first, numbers.adam.beta1) = (slots.all(velocity), *beta);
+                    (plan.at.first, numbers.adam.beta1) = (slots.write(velocity), *beta);
                     if let Some(pending) = pending {
                         plan.pends = true;
-                        slots.second = slots.all(pending);
+                        plan.at.second = slots.write(pending);
                     }
                 }
                 Method::Adam { first, second, largest, constants } => {
                     plan.method = Way::Adam;
-                    (slots.first, slots.second, numbers.adam) = (slots.all(first), slots.all(second), *constants);
+                    (plan.at.first, plan.at.second) = (slots.write(first), slots.write(second));
+                    numbers.adam = *constants;
                     if let Some(largest) = largest {
                         plan.largest = true;
-                        slots.largest = slots.all(largest);
+                        plan.at.largest = slots.write(largest);
                     }
                 }
             }
         }
         if reads_weights {
-            slots.weights = slots.all(weights);
+            plan.at.weights = slots.read(weights);
         }
         let room = room(gpu);
         if retired.len() > room / 2 {
@@ -120,8 +124,8 @@ impl Update<'_> {
                 plan.places = segments.iter().map(|s| (s.start / vector, s.len / vector)).collect();
             }
             let longest = plan.places.iter().map(|p| p.1).max().unwrap_or(1);
-            // SAFETY: every length is the bound buffer's own, counted in vectors; a slot that the plan does not touch is
-            // bound to a small buffer that is long enough for its declared length.
+            // SAFETY: every length is the bound buffer's own, counted in vectors, and every place that the plan
+            // touches is a bound buffer's.
             unsafe {
                 let arg = |slot: &Slot| BufferArg::from_raw_parts(slot.0.clone(), slot.1);
                 update_kernel::launch_unchecked(
@@ -139,17 +143,10 @@ impl Update<'_> {
                     earlier.iter().map(|e| BufferArg::from_raw_parts(gpu.sealed(e.seal), 4)).collect(),
                     retired.iter().filter(|_| !plan.packed).map(|row| arg(&row.bind(gpu, vector, false))).collect(),
                     retired.iter().filter(|_| plan.packed).map(|row| arg(&row.bind(gpu, vector, true))).collect(),
-                    arg(&slots.weights),
-                    arg(&slots.fresh),
-                    arg(&slots.sum),
-                    arg(&slots.base),
-                    arg(&slots.row),
-                    arg(&slots.packed),
-                    arg(&slots.sent),
-                    arg(&slots.first),
-                    arg(&slots.second),
-                    arg(&slots.largest),
-                    arg(&incoming.factor.map_or(slots.none(), |f| (f.handle(), 1))),
+                    slots.read.iter().map(arg).collect(),
+                    slots.written.iter().map(arg).collect(),
+                    packed.iter().map(arg).collect(),
+                    incoming.factor.iter().map(|f| BufferArg::from_raw_parts(f.handle(), 1)).collect(),
                     BufferArg::from_raw_parts(incoming.loss.handle(), 1),
                     BufferArg::from_raw_parts(incoming.losses.handle(), incoming.losses.len()),
                     BufferArg::from_raw_parts(gpu.sealed(incoming.seal), 4),
@@ -187,48 +184,49 @@ pub(super) fn room(gpu: &Gpu) -> usize {
     gpu.bindings().saturating_sub(16).max(2)
 }
 
-/// What is bound where; a slot that a plan does not touch holds a stand-in.
+/// What a launch binds besides gradients, rows that retire and losses: what its plan needs and nothing else, for every binding costs
+/// the host half a microsecond.
 struct Slots {
     vectors: usize,
-    stand_in: cubecl::server::Handle,
-    weights: Slot,
-    fresh: Slot,
-    sum: Slot,
-    base: Slot,
-    row: Slot,
-    packed: Slot,
-    sent: Slot,
-    first: Slot,
-    second: Slot,
-    largest: Slot,
+    read: Vec<Slot>,
+    written: Vec<Slot>,
 }
 
 impl Slots {
-    fn new(gpu: &Gpu, vectors: usize) -> Self {
-        let none = || (gpu.unused(), 1);
-        Slots {
-            vectors,
-            stand_in: gpu.unused(),
-            weights: none(),
-            fresh: none(),
-            sum: none(),
-            base: none(),
-            row: none(),
-            packed: none(),
-            sent: none(),
-            first: none(),
-            second: none(),
-            largest: none(),
-        }
+    fn new(vectors: usize) -> Self {
+        Slots { vectors, read: Vec::with_capacity(2), written: Vec::with_capacity(5) }
     }
 
-    fn all(&self, buffer: &Buffer) -> Slot {
-        (buffer.handle(), self.vectors)
+    /// Binds a buffer that is read; gives its place.
+    fn read(&mut self, buffer: &Buffer) -> usize {
+        self.read.push((buffer.handle(), self.vectors));
+        self.read.len() - 1
     }
 
-    fn none(&self) -> Slot {
-        (self.stand_in.clone(), 1)
+    /// Binds a buffer that is written; gives its place.
+    fn write(&mut self, buffer: &Buffer) -> usize {
+        self.write_slot((buffer.handle(), self.vectors))
     }
+
+    fn write_slot(&mut self, slot: Slot) -> usize {
+        self.written.push(slot);
+        self.written.len() - 1
+    }
+}
+
+/// Where a launch's buffers stand among those that it reads (weights, sent) or writes (all others). Of a buffer that the plan does not
+/// touch the place means nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Places {
+    weights: usize,
+    sent: usize,
+    fresh: usize,
+    sum: usize,
+    base: usize,
+    row: usize,
+    first: usize,
+    second: usize,
+    largest: usize,
 }
 
 /// The numbers of a launch: they do not make a new kernel.
@@ -278,6 +276,7 @@ enum Way {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Plan {
     kind: Kind,
+    at: Places,
     vector: usize,
     clipped: bool,
     forget: bool,
@@ -301,6 +300,12 @@ struct Plan {
     earlier: usize,
 }
 
+/// Stores a vector.
+#[cube]
+fn put<N: Size>(to: &mut [Vector<f32, N>], at: usize, value: Vector<f32, N>) {
+    to[at] = value;
+}
+
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
 #[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked)]
@@ -311,17 +316,10 @@ fn update_kernel<N: Size>(
     _waited_seals: &Sequence<Box<[f32]>>,
     retired: &Sequence<Box<[Vector<f32, N>]>>,
     retired_packed: &Sequence<Box<[u32]>>,
-    weights: &[Vector<f32, N>],
-    fresh: &mut [Vector<f32, N>],
-    sum: &mut [Vector<f32, N>],
-    base: &mut [Vector<f32, N>],
-    row: &mut [Vector<f32, N>],
-    packed: &mut [u32],
-    sent: &[Vector<f32, N>],
-    first: &mut [Vector<f32, N>],
-    second: &mut [Vector<f32, N>],
-    largest: &mut [Vector<f32, N>],
-    factor: &[f32],
+    read: &Sequence<Box<[Vector<f32, N>]>>,
+    written: &mut Sequence<Box<[Vector<f32, N>]>>,
+    packed: &mut Sequence<Box<[u32]>>,
+    factor: &Sequence<Box<[f32]>>,
     loss: &[f32],
     losses: &mut [f32],
     _seal: &[f32],
@@ -351,6 +349,16 @@ fn update_kernel<N: Size>(
             }
         }
     }
+    let places = comptime!(plan.at);
+    let weights = comptime!(places.weights);
+    let sent = comptime!(places.sent);
+    let fresh = comptime!(places.fresh);
+    let sum = comptime!(places.sum);
+    let base = comptime!(places.base);
+    let row = comptime!(places.row);
+    let first = comptime!(places.first);
+    let second = comptime!(places.second);
+    let largest = comptime!(places.largest);
     let stride = CUBE_DIM as usize * CUBE_COUNT;
     #[unroll]
     for k in 0..comptime!(plan.places.len()) {
@@ -362,7 +370,7 @@ fn update_kernel<N: Size>(
             let at = start + i;
             let mut g = gradients[k][i];
             if comptime!(plan.clipped) {
-                g *= Vector::new(factor[0]);
+                g *= Vector::new(factor[0][0]);
             }
             let mut direction = g;
             if comptime!(plan.kind == Kind::Direct) {
@@ -370,7 +378,7 @@ fn update_kernel<N: Size>(
             }
             if comptime!(plan.kind == Kind::Sum) {
                 // One operation each, so that as many roundings are made as by a launch for each.
-                direction = sum[at];
+                direction = written[sum][at];
                 #[unroll]
                 for e in 0..comptime!(plan.earlier) {
                     let w = comptime!(e * plan.places.len() + k);
@@ -382,9 +390,9 @@ fn update_kernel<N: Size>(
                 let mut old = Vector::<f32, N>::new(0.0f32);
                 if comptime!(!plan.forget) {
                     if comptime!(plan.packed) {
-                        old = row::unpack::<N>(&*packed, at, plan.vector);
+                        old = row::unpack::<N>(&packed[0], at, plan.vector);
                     } else {
-                        old = row[at];
+                        old = written[row][at];
                     }
                 }
                 let mut new = g;
@@ -392,11 +400,11 @@ fn update_kernel<N: Size>(
                     new = old + (g - old) * Vector::new(mix);
                 }
                 if comptime!(plan.packed) {
-                    new = row::pack::<N>(packed, at, new, plan.vector);
+                    new = row::pack::<N>(&mut packed[0], at, new, plan.vector);
                 } else {
-                    row[at] = new;
+                    put::<N>(&mut written[row], at, new);
                 }
-                direction = sum[at] + (new - old) * Vector::new(scale);
+                direction = written[sum][at] + (new - old) * Vector::new(scale);
                 #[unroll]
                 for r in 0..comptime!(plan.retired) {
                     if (r as u32) < live {
@@ -411,65 +419,66 @@ fn update_kernel<N: Size>(
             if comptime!(plan.kind == Kind::Compensated) {
                 let mut lambda = Vector::<f32, N>::new(scale);
                 if comptime!(plan.adaptive) {
-                    let square = row[at] * Vector::new(mix) + g * g * Vector::new(1.0f32 - mix);
-                    row[at] = square;
+                    let square = written[row][at] * Vector::new(mix) + g * g * Vector::new(1.0f32 - mix);
+                    put::<N>(&mut written[row], at, square);
                     lambda /= Vector::sqrt(square + Vector::new(SQUARE_FLOOR));
                 }
-                direction = g + lambda * g * g * (weights[at] - sent[at]);
+                direction = g + lambda * g * g * (read[weights][at] - read[sent][at]);
             }
             if comptime!(plan.kind == Kind::Local && plan.proximal) {
-                direction += (weights[at] - sent[at]) * Vector::new(scale);
+                direction += (read[weights][at] - read[sent][at]) * Vector::new(scale);
             }
             if comptime!(plan.kind == Kind::Sum || plan.kind == Kind::Row) {
                 if comptime!(!plan.steps || plan.keeps == Keep::All) {
-                    sum[at] = direction;
+                    put::<N>(&mut written[sum], at, direction);
                 } else if comptime!(plan.keeps == Keep::Nothing) {
-                    sum[at] = Vector::new(0.0f32);
+                    put::<N>(&mut written[sum], at, Vector::new(0.0f32));
                 } else {
-                    sum[at] = direction * Vector::new(keep);
+                    put::<N>(&mut written[sum], at, direction * Vector::new(keep));
                 }
             }
             if comptime!(plan.steps) {
-                let w = weights[at];
+                let w = read[weights][at];
                 if comptime!(plan.scales) {
                     direction *= Vector::new(weight);
                 }
                 if comptime!(plan.based) {
-                    let b = base[at];
-                    base[at] = b + direction * Vector::new(follow);
+                    let b = written[base][at];
+                    put::<N>(&mut written[base], at, b + direction * Vector::new(follow));
                     direction += b;
                 }
                 if comptime!(plan.decays && plan.method != Way::Adam) {
                     direction += w * Vector::new(decay);
                 }
                 if comptime!(plan.method == Way::HeavyBall) {
-                    direction += first[at] * Vector::new(beta1);
-                    first[at] = direction;
+                    direction += written[first][at] * Vector::new(beta1);
+                    put::<N>(&mut written[first], at, direction);
                 }
                 if comptime!(plan.method == Way::Nesterov || plan.method == Way::NesterovTurn) {
                     let mut gathered = direction;
                     if comptime!(plan.pends) {
-                        gathered += second[at];
+                        gathered += written[second][at];
                     }
                     if comptime!(plan.method == Way::NesterovTurn) {
-                        let velocity = first[at] * Vector::new(beta1) + gathered;
-                        first[at] = velocity;
+                        let velocity = written[first][at] * Vector::new(beta1) + gathered;
+                        put::<N>(&mut written[first], at, velocity);
                         direction += velocity * Vector::new(beta1);
                         if comptime!(plan.pends) {
-                            second[at] = Vector::new(0.0f32);
+                            put::<N>(&mut written[second], at, Vector::new(0.0f32));
                         }
                     } else if comptime!(plan.pends) {
-                        second[at] = gathered;
+                        put::<N>(&mut written[second], at, gathered);
                     }
                 }
                 if comptime!(plan.method == Way::Adam) {
-                    let m = first[at] * Vector::new(beta1) + direction * Vector::new(1.0f32 - beta1);
-                    let mut u = second[at] * Vector::new(beta2) + direction * direction * Vector::new(1.0f32 - beta2);
-                    first[at] = m;
-                    second[at] = u;
+                    let m = written[first][at] * Vector::new(beta1) + direction * Vector::new(1.0f32 - beta1);
+                    let mut u =
+                        written[second][at] * Vector::new(beta2) + direction * direction * Vector::new(1.0f32 - beta2);
+                    put::<N>(&mut written[first], at, m);
+                    put::<N>(&mut written[second], at, u);
                     if comptime!(plan.largest) {
-                        u = max(largest[at], u);
-                        largest[at] = u;
+                        u = max(written[largest][at], u);
+                        put::<N>(&mut written[largest], at, u);
                     }
                     direction = m
                         / Vector::new(correction1)
@@ -478,9 +487,10 @@ fn update_kernel<N: Size>(
                         direction += w * Vector::new(decay);
                     }
                 }
-                fresh[at] = w - direction * Vector::new(lr);
+                put::<N>(&mut written[fresh], at, w - direction * Vector::new(lr));
                 if comptime!(plan.kind == Kind::Local) {
-                    sum[at] += direction;
+                    let gathered = written[sum][at] + direction;
+                    put::<N>(&mut written[sum], at, gathered);
                 }
             }
             i += stride;
