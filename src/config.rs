@@ -31,7 +31,7 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// auto, cifar10, synthetic, libsvm:FILE or quadratic:FILE [default: auto]
+    /// auto, cifar10, mnist, synthetic, clusters (random vectors), libsvm:FILE, syn:ALPHA,BETA or quadratic:FILE [default: auto]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<String>,
@@ -352,8 +352,14 @@ pub enum Dataset {
     Auto,
     /// CIFAR-10.
     Cifar10,
+    /// MNIST's own files.
+    Mnist,
     /// The procedural set.
     Synthetic,
+    /// Random vectors in ten classes.
+    Clusters,
+    /// Syn(α, β): every worker its own data and its own model.
+    Syn(f64, f64),
     /// A LIBSVM file.
     Libsvm(PathBuf),
     /// Centres of quadratics.
@@ -507,13 +513,28 @@ impl Options {
         let dataset = match text(&self.dataset, "auto").split_once(':') {
             Some(("libsvm", file)) => Dataset::Libsvm(file.into()),
             Some(("quadratic", file)) => Dataset::Quadratic(file.into()),
+            Some(("syn", pair)) => {
+                let numbers: Vec<f64> = pair.split(',').filter_map(|x| x.trim().parse().ok()).collect();
+                match numbers.as_slice() {
+                    [alpha, beta] if [alpha, beta].iter().all(|x| (0.0..=1e6).contains(*x)) => {
+                        Dataset::Syn(*alpha, *beta)
+                    }
+                    _ => {
+                        return Err(Error::usage(format!(
+                            "--dataset `syn:{pair}`: it needs two numbers of at least 0, such as syn:0.5,0.5"
+                        )));
+                    }
+                }
+            }
             _ => match text(&self.dataset, "auto").as_str() {
                 "auto" => Dataset::Auto,
                 "cifar10" => Dataset::Cifar10,
+                "mnist" => Dataset::Mnist,
                 "synthetic" => Dataset::Synthetic,
+                "clusters" => Dataset::Clusters,
                 other => {
                     return Err(Error::usage(format!(
-                        "--dataset `{other}` is not one of auto, cifar10, synthetic, libsvm:FILE, quadratic:FILE"
+                        "--dataset `{other}` is not one of auto, cifar10, mnist, synthetic, clusters, libsvm:FILE, syn:ALPHA,BETA, quadratic:FILE"
                     )));
                 }
             },

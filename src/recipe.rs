@@ -9,10 +9,23 @@ use crate::error::{Error, Result};
 use std::path::PathBuf;
 
 /// Name and text of every recipe.
-const RECIPES: [(&str, &str); 3] = [
+const RECIPES: [(&str, &str); 16] = [
+    ("abs-fig1", include_str!("recipes/abs-fig1.toml")),
+    ("abs-fig2", include_str!("recipes/abs-fig2.toml")),
+    ("abs-fig3", include_str!("recipes/abs-fig3.toml")),
+    ("abs-fig4", include_str!("recipes/abs-fig4.toml")),
     ("asgrad-fig1", include_str!("recipes/asgrad-fig1.toml")),
+    ("asgrad-fig2", include_str!("recipes/asgrad-fig2.toml")),
+    ("asgrad-fig3", include_str!("recipes/asgrad-fig3.toml")),
+    ("blazefl-scaling", include_str!("recipes/blazefl-scaling.toml")),
     ("dude-fig2", include_str!("recipes/dude-fig2.toml")),
+    ("dude-fig3", include_str!("recipes/dude-fig3.toml")),
+    ("hybrid-table1", include_str!("recipes/hybrid-table1.toml")),
     ("hybrid-table2", include_str!("recipes/hybrid-table2.toml")),
+    ("hybrid-table3", include_str!("recipes/hybrid-table3.toml")),
+    ("hybrid-table4", include_str!("recipes/hybrid-table4.toml")),
+    ("hybrid-table5", include_str!("recipes/hybrid-table5.toml")),
+    ("nvflare-fedbuff", include_str!("recipes/nvflare-fedbuff.toml")),
 ];
 
 /// What `stagger recipe` does.
@@ -106,7 +119,7 @@ fn scenario(
         table.extend(small);
         compare.extend(small_compare);
     }
-    if table.get("dataset").and_then(|d| d.as_str()) == Some("cifar10") {
+    if matches!(table.get("dataset").and_then(|d| d.as_str()), Some("cifar10" | "mnist")) {
         table.insert("data".into(), data.to_string_lossy().into_owned().into());
     }
     let sets_of = compare.get("vary").and_then(|vary| vary.get("set")).and_then(|panels| panels.as_array());

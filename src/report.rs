@@ -24,8 +24,9 @@ pub struct ReportOptions {
     pub target: Option<f64>,
 }
 
-/// Jobs that a timeline shows at most: more would be hairlines.
+/// Jobs that a timeline shows at most: more would be hairlines. And all timelines of a page, which is to stay light.
 const JOBS: usize = 600;
+const ALL_JOBS: usize = 4000;
 
 /// Keys by which runs of a group may differ, or that say nothing of what was run.
 const UNTOLD: [&str; 3] = ["seed", "data", "tune_kernels"];
@@ -172,13 +173,14 @@ impl Page<'_> {
         let groups: Vec<(String, Vec<f64>)> = self.groups.iter().map(share).collect();
         let svg = bars("Share of the workers", "worker", "share of the applied gradients [%]", &groups, size)?;
         drawn.push(("workers".into(), "Whose gradients were applied, over all seeds.".into(), svg));
+        let jobs = JOBS.min(ALL_JOBS / self.groups.len().max(1)).max(1);
         for (k, group) in self.groups.iter().enumerate() {
             let Some(run) = group.runs.first() else { continue };
             let workers = run.spans.len().max(1);
             // As long as the jobs are few enough.
             let mut ends: Vec<f64> = run.spans.iter().flatten().map(|span| span.ended).collect();
             ends.sort_by(f64::total_cmp);
-            let end = ends.get(JOBS.min(ends.len()).saturating_sub(1)).copied().unwrap_or(0.0);
+            let end = ends.get(jobs.min(ends.len()).saturating_sub(1)).copied().unwrap_or(0.0);
             let kind = |effect| match effect {
                 Effect::Step => 0,
                 Effect::Fold => 1,

@@ -17,7 +17,7 @@ use crate::transport::{Replay, Transport, Virtual, Wall};
 use crate::tuning::Tuning;
 use crate::worker::{Gate, Worker};
 use stagger_datasets::partition::Partition;
-use stagger_datasets::{ImageData, cifar10, default_folder, libsvm, quadratic, synthetic};
+use stagger_datasets::{ImageData, cifar10, clusters, default_folder, libsvm, mnist, quadratic, syn, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::nn::Precision;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
@@ -280,13 +280,22 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     Ok((summary, folder.path().to_path_buf()))
 }
 
+/// Workers, where nothing else decides.
+const WORKERS: usize = 8;
+
 fn read(settings: &Settings) -> Result<Data> {
     let folder = || settings.data.clone().unwrap_or_else(default_folder);
     let cifar10 = |folder: &Path| Ok(Data::Images { name: "cifar10", set: cifar10::load(folder)? });
     let synthetic = || Data::Images { name: "synthetic", set: synthetic::generate(settings.seed) };
     match &settings.dataset {
         Dataset::Cifar10 => cifar10(&folder()),
+        Dataset::Mnist => Ok(Data::Images { name: "mnist", set: mnist::load(&folder())? }),
         Dataset::Synthetic => Ok(synthetic()),
+        Dataset::Clusters => Ok(Data::Images { name: "clusters", set: clusters::generate(settings.seed) }),
+        Dataset::Syn(alpha, beta) => {
+            let workers = settings.workers.unwrap_or(WORKERS);
+            Ok(Data::Libsvm(syn::generate(*alpha, *beta, workers, settings.seed)))
+        }
         Dataset::Libsvm(file) => Ok(Data::Libsvm(libsvm::load(file)?)),
         Dataset::Quadratic(file) => Ok(Data::Quadratic(quadratic::load(file)?)),
         // A folder that was named must hold the set; only the default one may be empty.
@@ -304,7 +313,7 @@ fn read(settings: &Settings) -> Result<Data> {
 
 fn workers(settings: &Settings, data: &Data) -> Result<usize> {
     // Checked before anything is made for each worker.
-    let at_most = |samples: usize| match settings.workers.unwrap_or(8) {
+    let at_most = |samples: usize| match settings.workers.unwrap_or(WORKERS) {
         n if n > samples => Err(Error::usage(format!(
             "--workers {n}: there are only {samples} training samples, and every worker needs one"
         ))),
@@ -388,7 +397,13 @@ fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resol
             }
             set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
             let partition = settings.partition.clone().unwrap_or(Partition::Iid);
-            let model = settings.model.clone().unwrap_or_else(|| "cnn".into());
+            let vectors = name == "clusters";
+            let model = settings.model.clone().unwrap_or_else(|| if vectors { "mlp" } else { "cnn" }.into());
+            if vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
+                return Err(Error::usage(format!(
+                    "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
+                )));
+            }
             let augment =
                 settings.augment.clone().unwrap_or_else(|| if name == "cifar10" { "crop-flip" } else { "none" }.into());
             resolved.dataset = Some(name.into());

@@ -4,7 +4,10 @@
 //! | --- | --- |
 //! | [`cifar10`] | the standard binary CIFAR-10: find, verify, read, fetch |
 //! | [`synthetic`] | a procedural set of ten textures, for machines without data |
+//! | [`mnist`] | MNIST's own files |
+//! | [`clusters`] | random vectors in ten classes |
 //! | [`libsvm`] | sparse rows with two classes |
+//! | [`syn`] | the same, made: Syn(α, β) |
 //! | [`quadratic`] | centres of ½‖x - c_i‖² |
 //! | [`partition`] | who holds which sample |
 //!
@@ -13,9 +16,12 @@
 #![forbid(unsafe_code)]
 
 pub mod cifar10;
+pub mod clusters;
 pub mod libsvm;
+pub mod mnist;
 pub mod partition;
 pub mod quadratic;
+pub mod syn;
 pub mod synthetic;
 
 use rand_chacha::ChaCha8Rng;

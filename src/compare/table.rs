@@ -33,7 +33,7 @@ struct Column {
     value: fn(&Reading, Option<f64>) -> Option<f64>,
 }
 
-const COLUMNS: [Column; 14] = [
+const COLUMNS: [Column; 15] = [
     Column { name: "test accuracy [%]", value: |run, _| run.number("final_test_accuracy").map(|a| 100.0 * a) },
     Column { name: "accuracy over time [%]", value: |run, _| run.over_time(|p| p.test_accuracy).map(|a| 100.0 * a) },
     Column { name: "train loss", value: |run, _| run.number("final_train_loss") },
@@ -47,6 +47,7 @@ const COLUMNS: [Column; 14] = [
     Column { name: "wasted gradients", value: |run, _| Some(run.wasted()) },
     Column { name: "idle [%]", value: |run, _| Some(100.0 * run.idle()) },
     Column { name: "mean staleness", value: |run, _| run.number("mean_staleness") },
+    Column { name: "samples/s in real time", value: |run, _| run.number("samples_per_second") },
     Column { name: "real time [s]", value: |run, _| run.number("wall_seconds") },
 ];
 

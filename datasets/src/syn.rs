@@ -1,0 +1,66 @@
+//! Syn(α, β): two classes whose data and whose true models differ from worker to worker (Li et al., "Federated Optimization in
+//! Heterogeneous Networks", 2020; with one number as the label, as AsGrad uses it, 2024).
+//!
+//! ```text
+//! B_i ~ N(0, β)     v_i[j] ~ N(B_i, 1)     a[j] ~ N(v_i[j], j^-1.2)
+//! u_i ~ N(0, α)     c_i, w_i[j] ~ N(u_i, 1)     the label is -1 with probability sigmoid(w_i·a + c_i), else +1
+//! ```
+//!
+//! The second parameter of N is a variance. Block i of the rows is worker i's, so the partition `blocks` gives each its own.
+
+use crate::keyed;
+use crate::libsvm::SparseRows;
+use rand_distr::{Distribution, Normal, Uniform};
+
+/// Numbers of a row.
+pub const DIMENSION: usize = 300;
+/// Rows of a worker.
+pub const ROWS: usize = 200;
+
+/// Makes the set of `seed` for `workers` workers; `alpha` and `beta` are at least 0.
+pub fn generate(alpha: f64, beta: f64, workers: usize, seed: u64) -> SparseRows {
+    let mut rows = SparseRows { starts: vec![0], dimension: DIMENSION, ..SparseRows::default() };
+    let unit = Uniform::new(0.0, 1.0).expect("a range");
+    for worker in 0..workers {
+        let mut random = keyed([seed, 0x73796e, worker as u64, 0]);
+        let mut normal = |mean: f64, variance: f64| {
+            Normal::new(mean, variance.sqrt()).expect("a variance of at least 0").sample(&mut random)
+        };
+        let (b, u) = (normal(0.0, beta), normal(0.0, alpha));
+        let v: Vec<f64> = (0..DIMENSION).map(|_| normal(b, 1.0)).collect();
+        let w: Vec<f64> = (0..DIMENSION).map(|_| normal(u, 1.0)).collect();
+        let c = normal(u, 1.0);
+        for row in 0..ROWS {
+            let mut random = keyed([seed, 0x73796e, worker as u64, 1 + row as u64]);
+            let noise = Normal::new(0.0, 1.0).expect("a positive deviation");
+            let a: Vec<f64> =
+                (0..DIMENSION).map(|j| v[j] + ((j + 1) as f64).powf(-0.6) * noise.sample(&mut random)).collect();
+            let score = a.iter().zip(&w).map(|(a, w)| a * w).sum::<f64>() + c;
+            let negative = unit.sample(&mut random) < 1.0 / (1.0 + (-score).exp());
+            rows.labels.push(if negative { -1.0 } else { 1.0 });
+            rows.columns.extend(0..DIMENSION as u32);
+            rows.values.extend(a);
+            rows.starts.push(rows.columns.len());
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_differ_the_more_the_larger_beta_is() {
+        let means = |beta: f64| -> Vec<f64> {
+            let rows = generate(1.0, beta, 20, 3);
+            assert_eq!((rows.len(), rows.values.len()), (20 * ROWS, 20 * ROWS * DIMENSION));
+            rows.values.chunks_exact(ROWS * DIMENSION).map(|w| w.iter().sum::<f64>() / w.len() as f64).collect()
+        };
+        let spread = |m: Vec<f64>| m.iter().map(|x| x * x).sum::<f64>() / m.len() as f64;
+        // The variance of a worker's mean is β, and 1/300 for the mean of v around it.
+        let (none, some) = (spread(means(0.0)), spread(means(1.5)));
+        assert!(none < 0.02 && (0.5..4.0).contains(&some), "{none} {some}");
+        assert_eq!(generate(1.0, 1.0, 2, 5).labels, generate(1.0, 1.0, 2, 5).labels);
+    }
+}
