@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
+use crate::train::{Place, resumed};
 use clap::{CommandFactory, Parser, Subcommand};
 use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{cifar10, default_folder};
@@ -41,6 +42,13 @@ enum Command {
         /// Folder of the run [default: runs/<time>-<rule>]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Go on with the run in this folder, from its newest checkpoint, with its own settings; flags may only say when it ends (--updates,
+        /// --time, --epochs), what is evaluated and how fast it is
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "config", "sets"])]
+        resume: Option<PathBuf>,
+        /// With --resume: also on another backend or with another version, where the same bits cannot be promised
+        #[arg(long, requires = "resume")]
+        resume_anyway: bool,
         /// Print how many kernels the updates launched
         #[arg(long)]
         profile: bool,
@@ -95,6 +103,7 @@ enum Command {
 const EXAMPLES: &str = "Examples:
   stagger train
   stagger train --data datasets --rule dude --workers 4 --partition dirichlet:0.1 --delay truncnormal:1,1 --clock virtual --updates 2000
+  stagger train --checkpoint-every 500 --updates 5000 --out runs/a ; stagger train --resume runs/a --updates 10000
   stagger train --rule asgd --clock replay:runs/a/events.jsonl --config runs/a/config.toml";
 
 const BENCH_EXAMPLES: &str = "Examples:
@@ -186,9 +195,12 @@ pub fn main() -> ExitCode {
 /// Runs the command that the arguments name. Wrong arguments end the process with exit code 2.
 pub fn run() -> Result<()> {
     match Cli::parse().command {
-        Command::Train { options, config, sets, out, profile } => {
-            let options = Options::layered(&options, config.as_deref(), &sets)?;
-            crate::train::train(&options, out, profile)
+        Command::Train { options, config, sets, out, resume, resume_anyway: anyway, profile } => {
+            let (options, place) = match resume {
+                Some(folder) => (resumed(&folder, &options, anyway)?, Place::Resumed { folder, anyway }),
+                None => (Options::layered(&options, config.as_deref(), &sets)?, Place::New(out)),
+            };
+            crate::train::train(&options, place, profile)
         }
         Command::Bench(options) => crate::bench::bench(&options),
         Command::Compare { options, compare } => crate::compare::compare(&options, &compare),

@@ -103,6 +103,14 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
+    /// Save a checkpoint every N updates, besides the one at the end or at an interruption; 0 for none at all [default: at the end]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<u64>,
+    /// Checkpoints that stay, the newest; the best one by its evaluation stays too [default: 2]
+    #[arg(long, value_name = "K")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_checkpoints: Option<usize>,
     /// Test images to evaluate on, the first of the set [default: all]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -404,6 +412,8 @@ pub struct Settings {
     pub time: Option<f64>,
     pub epochs: Option<f64>,
     pub eval_every: Option<u64>,
+    pub checkpoint_every: Option<u64>,
+    pub keep_checkpoints: usize,
     pub test_samples: Option<usize>,
     pub validation: Option<usize>,
     pub seed: u64,
@@ -494,6 +504,9 @@ impl Options {
         }
         if self.threads_per_worker == Some(0) {
             return Err(Error::usage("--threads-per-worker 0: at least one thread is needed"));
+        }
+        if self.keep_checkpoints == Some(0) {
+            return Err(Error::usage("--keep-checkpoints 0: one at least; --checkpoint-every 0 saves none"));
         }
         if self.test_samples == Some(0) {
             return Err(Error::usage("--test-samples 0: at least one image is needed; leave it out to use all"));
@@ -594,6 +607,8 @@ impl Options {
             time: positive("time", self.time)?,
             epochs: positive("epochs", self.epochs)?,
             eval_every: self.eval_every,
+            checkpoint_every: self.checkpoint_every,
+            keep_checkpoints: self.keep_checkpoints.unwrap_or(2),
             test_samples: self.test_samples,
             validation: self.validation,
             seed: self.seed.unwrap_or(0),

@@ -53,6 +53,8 @@ pub struct Crew {
     /// Jobs computed so far by a crew on the spot.
     computed: u64,
     together: Option<Together>,
+    /// The past is told again: jobs are noted, but nobody computes.
+    recalling: bool,
 }
 
 /// What computes the jobs of a crew that computes them together.
@@ -163,6 +165,7 @@ impl Crew {
             order: Seal::default(),
             computed: 0,
             together: None,
+            recalling: false,
         };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
@@ -232,6 +235,7 @@ impl Crew {
             order: Seal::default(),
             computed: 0,
             together: None,
+            recalling: false,
         })
     }
 
@@ -251,7 +255,16 @@ impl Crew {
         }
         let slots = (0..workers).map(|_| Slot::new(Hand::Together(None))).collect();
         let (order, together) = (Seal::default(), Some(together));
-        Ok(Crew { slots, inbox: never(), threads: Vec::new(), restarted: 0, order, computed: 0, together })
+        Ok(Crew {
+            slots,
+            inbox: never(),
+            threads: Vec::new(),
+            restarted: 0,
+            order,
+            computed: 0,
+            together,
+            recalling: false,
+        })
     }
 
     /// From now on jobs are ordered behind this seal of the server's.
@@ -375,6 +388,40 @@ impl Crew {
         self.slots[worker].running.take().expect("an arrival answers a running job")
     }
 
+    /// From now on jobs are noted and nobody computes: a run that goes on is told what arrived before.
+    pub fn recall(&mut self) {
+        self.recalling = true;
+    }
+
+    /// The same as [`Crew::arrived`] for an arrival of the past; nothing if the worker has no job.
+    pub fn recalled(&mut self, worker: usize) -> Option<Running> {
+        let slot = &mut self.slots[worker];
+        slot.held = None;
+        slot.running.take()
+    }
+
+    /// All jobs that are running or queued: worker, place in its queue (0 is the running one), assignment.
+    pub fn jobs(&mut self) -> impl Iterator<Item = (usize, usize, &mut Assignment)> {
+        self.slots.iter_mut().enumerate().flat_map(|(i, slot)| {
+            let running = slot.running.iter_mut().map(|running| &mut running.assignment);
+            running.chain(&mut slot.queue).enumerate().map(move |(k, assignment)| (i, k, assignment))
+        })
+    }
+
+    /// The past has been told and the jobs have their models: those that run are computed.
+    pub fn go_on(&mut self) -> Result<()> {
+        self.recalling = false;
+        for worker in 0..self.slots.len() {
+            let slot = &mut self.slots[worker];
+            if let (Some(mut job), Some(running)) = (slot.held.take(), &slot.running) {
+                let weights = running.assignment.snapshot.weights.clone();
+                job.snapshot = Snapshot { weights, seal: self.order.clone() };
+                self.send(worker, job)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Computes a worker's job here and now.
     fn compute(&mut self, worker: usize) -> Result<Gradient> {
         // Looked at here, for no channel is waited on.
@@ -433,7 +480,7 @@ impl Crew {
     pub fn stop(&mut self) {
         for slot in &mut self.slots {
             slot.hand = Hand::Gone;
-            slot.queue.clear();
+            // What is running and queued is still to be saved.
             slot.held = None;
             slot.early = None;
         }
@@ -490,6 +537,10 @@ impl Crew {
 
     fn send(&mut self, worker: usize, job: Job) -> Result<()> {
         let slot = &mut self.slots[worker];
+        if self.recalling {
+            slot.held = Some(job);
+            return Ok(());
+        }
         slot.busy = true;
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),

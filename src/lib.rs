@@ -46,6 +46,7 @@
 //! | [`rule`] | the rules: plain arithmetic on scalars | nothing |
 //! | [`problem`] | objectives and their evaluation: images, LIBSVM, quadratics | model, params, kernels, datasets |
 //! | [`model`], [`params`] | the networks; Burn's tensors as views of flat buffers | Burn |
+//! | [`checkpoint`] | a run's state in a folder, whole or not at all | state |
 //! | [`record`], [`progress`] | the run's folder; what people see | nothing |
 //!
 //! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Here Burn is known
@@ -65,6 +66,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod compare;

@@ -5,18 +5,19 @@
 //! * I6: only this thread touches weights, slots and rule (but for a rule whose workers write the weights: Hogwild!).
 //! * I7: every arrival is applied once, or logged as dropped: arrivals = applied + dropped.
 
-use crate::crew::{Assignment, Crew};
-use crate::error::Result;
-use crate::problem::Evaluator;
+use crate::checkpoint::{Checkpoint, Draft, Manifest, Saver};
+use crate::crew::{Assignment, Crew, Running};
+use crate::error::{Error, Result};
+use crate::problem::{Evaluator, Snapshot};
 use crate::progress::Progress;
-use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder};
+use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder, recorded};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::state::{Descent, State};
 use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
 use crate::worker::Gate;
-use stagger_kernels::{Device, Layout, Live};
-use std::collections::VecDeque;
+use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Losses stay on the device until this many have come together: one read per so many arrivals.
@@ -48,6 +49,11 @@ impl Losses {
             self.told = Some(self.block.drain(..).sum::<f64>() / self.ring as f64);
         }
     }
+
+    /// Mean of the latest.
+    fn mean(&self) -> Option<f64> {
+        (!self.recent.is_empty()).then(|| self.recent.iter().sum::<f64>() / self.recent.len() as f64)
+    }
 }
 
 /// What is due after an arrival.
@@ -57,8 +63,15 @@ struct Pause {
     note: bool,
     /// An evaluation.
     evaluate: bool,
+    /// A checkpoint.
+    save: bool,
     /// Nothing more.
     end: bool,
+}
+
+/// What the model of a job is called in a checkpoint: by its version where all workers share one, else by its worker.
+fn model_name(own: bool, worker: usize, place: usize, assignment: &Assignment) -> String {
+    if own { format!("sent/{worker}/{place}") } else { format!("model/{}", assignment.version) }
 }
 
 /// Everything that a run's server holds.
@@ -95,6 +108,14 @@ pub struct Server<'a> {
     pub rehearsal: Option<(Box<dyn Rule>, bool)>,
     /// The weights that the workers write themselves, for a rule that has such.
     pub live: Option<Live>,
+    /// Writes checkpoints, if there are to be any.
+    pub saver: Option<Saver>,
+    /// Updates between checkpoints; 0 for the end alone.
+    pub save_every: u64,
+    /// What every checkpoint of the run says.
+    pub manifest: Manifest,
+    /// Where the run goes on.
+    pub past: Option<Checkpoint>,
 }
 
 impl Server<'_> {
@@ -117,34 +138,138 @@ impl Server<'_> {
         self.losses.ring = ring;
         let mut outcome = Outcome::default();
         let mut pending: Vec<Event> = Vec::with_capacity(ring);
-        let result = self.serve(&mut state, &mut outcome, &mut pending);
+        let past = self.past.take();
+        if let Some(past) = &past {
+            stopwatch.paused(|| self.recall(&mut state, &mut outcome, past))?;
+        }
+        let result = self.serve(&mut state, &mut outcome, &mut pending, past.is_none());
         outcome.wall_seconds = self.stopwatch.seconds();
         outcome.restarted = self.crew.restarted();
         outcome.updates = state.version;
         self.crew.stop();
         outcome.interrupted = match result {
-            Err(crate::error::Error::Interrupted(_)) => true,
+            Err(Error::Interrupted(_)) => true,
             Err(error) => {
                 // What arrived before the failure is kept.
                 let _ = self.note(&mut state, &mut outcome, &mut pending);
+                let _ = self.save(&mut state, &outcome).and_then(|()| self.saved());
                 let _ = self.folder.finish();
                 return Err(error);
             }
             Ok(()) => false,
         };
         self.note(&mut state, &mut outcome, &mut pending)?;
+        self.save(&mut state, &outcome)?;
         self.evaluate(&mut state, &mut outcome)?;
+        self.saved()?;
         self.folder.finish()?;
         outcome.weights = device.download(&state.snapshot.weights)?;
         self.progress.done();
         Ok(outcome)
     }
 
-    /// The loop.
-    fn serve(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<()> {
-        self.crew.behind(state.device.seal());
+    /// Goes back to where a checkpoint was made. What arrived until then is told again, by the event log, to rule, crew and clock, which so
+    /// become what they were; what the rule decides must be what the log says. What lies on the device comes from the checkpoint.
+    fn recall(&mut self, state: &mut State, outcome: &mut Outcome, past: &Checkpoint) -> Result<()> {
+        let other = |why: String| Error::usage(format!("the run cannot go on from its checkpoint: {why}"));
+        self.crew.recall();
+        self.begin(state)?;
+        let log = self.folder.path().join("events.jsonl");
+        for event in recorded(&log, past.manifest.events, self.crew.workers())? {
+            let event = event?;
+            self.transport.passed(&self.crew, &event)?;
+            let job = self.crew.recalled(event.worker);
+            let job = job.ok_or_else(|| other(format!("worker {} has no job at event {}", event.worker, event.seq)))?;
+            let (decision, told) = self.decide(state, &job, event.worker, event.time);
+            state.version += told.effect.is_step() as u64;
+            let told = Event { loss: event.loss, seq: outcome.gradients, t: state.version, ..told };
+            if told != event {
+                return Err(other(format!("event {} of the log is {event:?}, but here it is {told:?}", event.seq)));
+            }
+            self.count(outcome, &told, job.assignment.steps);
+            self.losses.push(event.loss.map_or(f64::NAN, f64::from));
+            self.start(state, event.worker, &decision, event.time)?;
+        }
+        let manifest = &past.manifest;
+        if (state.version, outcome.gradients) != (manifest.updates, manifest.gradients) {
+            let (t, k) = (state.version, outcome.gradients);
+            return Err(other(format!(
+                "the log ends at update {t} and gradient {k}, not at {} and {}",
+                manifest.updates, manifest.gradients
+            )));
+        }
+        outcome.recent_loss = self.losses.mean();
+        outcome.evaluated = manifest.evaluated;
+        state.restore(past)?;
+        let mut models: HashMap<String, Snapshot> = HashMap::new();
+        let (device, own) = (state.device.clone(), state.has_own());
+        for (worker, place, assignment) in self.crew.jobs() {
+            // What was sent since the last update is the newest model.
+            if assignment.version == state.version {
+                assignment.snapshot = state.model_of(worker);
+                continue;
+            }
+            let name = model_name(own, worker, place, assignment);
+            if !models.contains_key(&name) {
+                let weights = device.upload(past.tensor(&name, state.snapshot.weights.len())?.to_vec());
+                models.insert(name.clone(), Snapshot { weights, seal: Seal::default() });
+            }
+            assignment.snapshot = models[&name].clone();
+        }
+        self.crew.behind(device.seal());
+        self.crew.go_on()
+    }
+
+    /// Hands a checkpoint of this moment, between two arrivals that are both noted or both to come, to the thread that writes it.
+    fn save(&mut self, state: &mut State, outcome: &Outcome) -> Result<()> {
+        let Some(saver) = &self.saver else { return Ok(()) };
+        let mut manifest = Manifest {
+            updates: state.version,
+            gradients: outcome.gradients,
+            seconds: self.stopwatch.seconds(),
+            evaluated: outcome.evaluated,
+            score: outcome.evaluation.score().filter(|_| outcome.evaluated == Some(state.version)),
+            ..self.manifest.clone()
+        };
+        let (files, log) = self.folder.mark(&mut manifest)?;
+        let mut jobs: BTreeMap<String, Buffer> = BTreeMap::new();
+        let own = state.has_own();
+        for (worker, place, assignment) in self.crew.jobs().filter(|job| job.2.version != state.version) {
+            jobs.insert(model_name(own, worker, place, assignment), assignment.snapshot.weights.clone());
+        }
+        let (counts, tensors) = self.gate.pass(|| state.save(jobs.into_iter().collect()))?;
+        saver.save(Draft { manifest: Manifest { counts, ..manifest }, tensors, log, files });
+        Ok(())
+    }
+
+    /// Waits for the last checkpoint.
+    fn saved(&mut self) -> Result<()> {
+        self.saver.as_mut().map_or(Ok(()), Saver::finish)
+    }
+
+    fn begin(&mut self, state: &State) -> Result<()> {
         for worker in self.rule.begin(self.crew.workers()) {
             self.assign(state, worker, 0.0)?;
+        }
+        Ok(())
+    }
+
+    /// The loop, from its beginning or from where it was.
+    fn serve(
+        &mut self,
+        state: &mut State,
+        outcome: &mut Outcome,
+        pending: &mut Vec<Event>,
+        begins: bool,
+    ) -> Result<()> {
+        if begins {
+            self.crew.behind(state.device.seal());
+            self.begin(state)?;
+        } else if self.over(state, outcome) {
+            return Ok(());
+        } else if self.eval_every > 0 && state.version > 0 && state.version.is_multiple_of(self.eval_every) {
+            // Where a run ends, its end is evaluated; one that goes on there owes what was due.
+            self.evaluate_in_peace(state, outcome)?;
         }
         let device = state.device.clone();
         loop {
@@ -155,19 +280,21 @@ impl Server<'_> {
                 _ => self.stretch(state, outcome, pending)?,
             };
             self.progress.show(&self.stopwatch, state.version, outcome);
-            if pause.note || (pause.evaluate && self.columns == Columns::Images) {
+            if pause.note || pause.save || (pause.evaluate && self.columns == Columns::Images) {
                 self.note(state, outcome, pending)?;
             }
             if pause.end {
                 return Ok(());
             }
             if pause.evaluate {
-                // Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
-                let (gate, stopwatch) = (self.gate.clone(), self.stopwatch.clone());
-                gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))?;
+                self.evaluate_in_peace(state, outcome)?;
                 if self.limits.accuracy.zip(outcome.evaluation.test_accuracy).is_some_and(|(limit, now)| now >= limit) {
                     return Ok(());
                 }
+            }
+            // One that would wait for the last to be written is left out.
+            if pause.save && self.saver.as_ref().is_some_and(Saver::is_free) {
+                self.save(state, outcome)?;
             }
         }
     }
@@ -195,11 +322,8 @@ impl Server<'_> {
         }
         let worker = gradient.worker;
         let job = self.crew.arrived(worker);
-        let (version, steps) = (job.assignment.version, job.assignment.steps);
-        let staleness = state.version - version;
-        let (seconds, loss) = (time - job.began, self.losses.told);
-        let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
-        let decision = self.rule.on_arrival(&arrival);
+        let (decision, event) = self.decide(state, &job, worker, time);
+        let (effect, steps) = (event.effect, job.assignment.steps);
         let device = state.device.clone();
         // Whoever has nothing to do writes nothing.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
@@ -213,30 +337,10 @@ impl Server<'_> {
         self.crew.behind(seal);
         state.done_with(job);
 
-        let effect = match (decision.step.is_some(), decision.fold) {
-            (true, _) => Effect::Step,
-            (false, Fold::Drop) => Effect::Drop,
-            (false, _) => Effect::Fold,
-        };
         self.transport.decided(effect, state.version)?;
-        pending.push(Event {
-            seq: outcome.gradients,
-            time,
-            worker,
-            version,
-            staleness,
-            loss: None,
-            effect,
-            t: state.version,
-        });
-        outcome.gradients += 1;
-        outcome.dropped += (effect == Effect::Drop) as u64;
-        outcome.samples += self.batches[worker] as u64 * steps.max(1) as u64;
-        outcome.staleness += staleness;
-        outcome.max_staleness = outcome.max_staleness.max(staleness);
-        outcome.time = time;
-        let end = self.limits.updates.is_some_and(|limit| state.version >= limit)
-            || self.limits.samples.is_some_and(|limit| outcome.samples >= limit);
+        pending.push(Event { seq: outcome.gradients, t: state.version, ..event });
+        self.count(outcome, &event, steps);
+        let end = self.over(state, outcome);
         if !end {
             self.start(state, worker, &decision, time)?;
         }
@@ -244,8 +348,40 @@ impl Server<'_> {
         Ok(Pause {
             note: outcome.gradients.is_multiple_of(self.losses.ring as u64),
             evaluate: evaluates && state.version.is_multiple_of(self.eval_every),
+            save: decision.step.is_some() && self.save_every > 0 && state.version.is_multiple_of(self.save_every),
             end,
         })
+    }
+
+    /// Asks the rule about an arrival. Of the event the number, the loss and the version after it are still to be told.
+    fn decide(&mut self, state: &State, job: &Running, worker: usize, time: f64) -> (Decision, Event) {
+        let (version, steps) = (job.assignment.version, job.assignment.steps);
+        let staleness = state.version - version;
+        let (seconds, loss) = (time - job.began, self.losses.told);
+        let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
+        let decision = self.rule.on_arrival(&arrival);
+        let effect = match (decision.step.is_some(), decision.fold) {
+            (true, _) => Effect::Step,
+            (false, Fold::Drop) => Effect::Drop,
+            (false, _) => Effect::Fold,
+        };
+        (decision, Event { seq: 0, time, worker, version, staleness, loss: None, effect, t: 0 })
+    }
+
+    /// Counts an arrival.
+    fn count(&self, outcome: &mut Outcome, event: &Event, steps: u32) {
+        outcome.gradients += 1;
+        outcome.dropped += (event.effect == Effect::Drop) as u64;
+        outcome.samples += self.batches[event.worker] as u64 * steps.max(1) as u64;
+        outcome.staleness += event.staleness;
+        outcome.max_staleness = outcome.max_staleness.max(event.staleness);
+        outcome.time = event.time;
+    }
+
+    /// Whether the run has come to a limit that is not a time.
+    fn over(&self, state: &State, outcome: &Outcome) -> bool {
+        self.limits.updates.is_some_and(|limit| state.version >= limit)
+            || self.limits.samples.is_some_and(|limit| outcome.samples >= limit)
     }
 
     /// Runs what talks to the device.
@@ -311,9 +447,14 @@ impl Server<'_> {
             self.losses.push(loss as f64);
         }
         self.folder.events(pending)?;
-        let recent = &self.losses.recent;
-        outcome.recent_loss = Some(recent.iter().sum::<f64>() / recent.len() as f64);
+        outcome.recent_loss = self.losses.mean();
         Ok(())
+    }
+
+    /// Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
+    fn evaluate_in_peace(&mut self, state: &mut State, outcome: &mut Outcome) -> Result<()> {
+        let (gate, stopwatch) = (self.gate.clone(), self.stopwatch.clone());
+        gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))
     }
 
     fn evaluate(&mut self, state: &mut State, outcome: &mut Outcome) -> Result<()> {

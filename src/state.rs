@@ -6,12 +6,14 @@
 //! * I8: a gradient's seal is bound by the update's launch; the server seals what it enqueued after each arrival, and no job is sent
 //!   without the latest of these seals.
 
+use crate::checkpoint::{Checkpoint, Tensors};
 use crate::crew::{Assignment, Running};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule, Start};
 use crate::schedule::Schedule;
 use crate::worker::Gradient;
+use serde::{Deserialize, Serialize};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::{
@@ -101,6 +103,14 @@ impl Drive {
             }
         }
     }
+}
+
+/// What the server counts beside versions: see the fields of `State` and `Drive`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    arrivals: u64,
+    since: u64,
+    counted: Vec<bool>,
 }
 
 /// A worker's gradient as an update takes it.
@@ -207,6 +217,69 @@ impl State {
         if let Some(live) = &self.live {
             self.snapshot = Snapshot { weights: live.read(&self.device), seal: Seal::default() };
         }
+    }
+
+    /// Everything of it that lies on the device, by name, but the losses that are read already.
+    fn buffers(&mut self) -> Vec<(String, &mut Buffer)> {
+        let mut all: Vec<(String, &mut Buffer)> = vec![("weights".into(), &mut self.snapshot.weights)];
+        let sums = self.sums.iter_mut().enumerate();
+        all.extend(sums.map(|(k, sum)| (format!("sum/{k}"), sum)));
+        for (k, table) in self.tables.iter_mut().enumerate() {
+            all.extend(table.iter_mut().enumerate().map(|(i, row)| (format!("table/{k}/{i}"), row.words())));
+        }
+        all.extend(self.base.iter_mut().map(|base| ("base".into(), base)));
+        let squares = self.squares.iter_mut().enumerate();
+        all.extend(squares.map(|(i, square)| (format!("square/{i}"), square)));
+        let own = self.own.iter_mut().enumerate();
+        all.extend(own.map(|(i, own)| (format!("own/{i}"), &mut own.weights)));
+        match &mut self.drive {
+            Drive::Plain => {}
+            Drive::HeavyBall { velocity, .. } => all.push(("velocity".into(), velocity)),
+            Drive::Nesterov { velocity, pending, .. } => {
+                all.push(("velocity".into(), velocity));
+                all.extend(pending.iter_mut().map(|pending| ("pending".into(), pending)));
+            }
+            Drive::AmsGrad { moments, .. } => {
+                let moments = moments.iter_mut().enumerate();
+                all.extend(moments.map(|(k, moment)| (format!("moment/{k}"), moment)));
+            }
+        }
+        all
+    }
+
+    /// Whether workers have models of their own.
+    pub fn has_own(&self) -> bool {
+        !self.own.is_empty()
+    }
+
+    /// Copies the state for a checkpoint, with the models of `jobs`. Nothing may wait to be folded.
+    pub fn save(&mut self, jobs: Vec<(String, Buffer)>) -> Result<(Counts, Tensors)> {
+        debug_assert!(self.waiting.is_empty(), "what waits is folded before a checkpoint");
+        self.catch_up();
+        let since = if let Drive::Nesterov { since, .. } = &self.drive { *since } else { 0 };
+        let counts = Counts { arrivals: self.arrivals, since, counted: self.counted.clone() };
+        let device = self.device.clone();
+        let own = self.buffers().into_iter().map(|(name, buffer)| (name, buffer.clone()));
+        let all: Vec<(String, Buffer)> = own.chain(jobs).collect();
+        let copy = |(name, buffer): (String, Buffer)| Ok((name, device.download(&buffer)?));
+        Ok((counts, all.into_iter().map(copy).collect::<Result<_>>()?))
+    }
+
+    /// Becomes what a checkpoint holds.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let device = self.device.clone();
+        for (name, buffer) in self.buffers() {
+            *buffer = device.upload(checkpoint.tensor(&name, buffer.len())?.to_vec());
+        }
+        let Counts { arrivals, since: turned, counted } = checkpoint.manifest.counts.clone();
+        if counted.len() != self.counted.len() {
+            return Err(Error::usage("the checkpoint does not fit the run: its table has other rows"));
+        }
+        (self.arrivals, self.counted) = (arrivals, counted);
+        if let Drive::Nesterov { since, .. } = &mut self.drive {
+            *since = turned;
+        }
+        Ok(())
     }
 
     /// Replaces the server's model: one server update.

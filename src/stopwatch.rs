@@ -11,6 +11,8 @@ const RUNNING: u64 = u64::MAX;
 #[derive(Debug)]
 pub struct Stopwatch {
     start: Instant,
+    /// Nanoseconds that it showed then.
+    before: u64,
     /// Nanoseconds of finished pauses.
     pauses: AtomicU64,
     paused_at: AtomicU64,
@@ -18,14 +20,20 @@ pub struct Stopwatch {
 
 impl Default for Stopwatch {
     fn default() -> Self {
-        Stopwatch { start: Instant::now(), pauses: AtomicU64::new(0), paused_at: AtomicU64::new(RUNNING) }
+        Stopwatch { start: Instant::now(), before: 0, pauses: AtomicU64::new(0), paused_at: AtomicU64::new(RUNNING) }
     }
 }
 
 impl Stopwatch {
+    /// A clock that shows `seconds` now, for a run that goes on.
+    pub fn showing(seconds: f64) -> Self {
+        Stopwatch { before: (seconds.max(0.0) * 1e9) as u64, ..Stopwatch::default() }
+    }
+
     fn nanos(&self) -> u64 {
         match self.paused_at.load(Ordering::Acquire) {
-            RUNNING => (self.start.elapsed().as_nanos() as u64).saturating_sub(self.pauses.load(Ordering::Acquire)),
+            RUNNING => (self.before + self.start.elapsed().as_nanos() as u64)
+                .saturating_sub(self.pauses.load(Ordering::Acquire)),
             stopped => stopped,
         }
     }

@@ -1,6 +1,7 @@
 //! `stagger train`: puts the pieces together, runs them, and says what came of it.
 
 use crate::backend::{self, Backend};
+use crate::checkpoint::{self, Checkpoint, Manifest, Saver};
 use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, Together, share_a_core};
@@ -37,13 +38,75 @@ enum Data {
 }
 
 /// Runs `stagger train`.
-pub fn train(options: &Options, out: Option<PathBuf>, profile: bool) -> Result<()> {
-    let (summary, folder) = run(options, out, Audience::People)?;
+pub fn train(options: &Options, place: Place, profile: bool) -> Result<()> {
+    let (summary, folder) = run(options, place, Audience::People)?;
     report(&summary, &folder, profile);
     if summary.interrupted {
-        return Err(Error::Interrupted(format!("interrupted; what was reached is in {}", folder.display())));
+        let folder = folder.display();
+        let way = match options.checkpoint_every {
+            Some(0) => String::new(),
+            _ => format!("; `stagger train --resume {folder}` goes on"),
+        };
+        return Err(Error::Interrupted(format!("interrupted; what was reached is in {folder}{way}")));
     }
     Ok(())
+}
+
+/// Where a run's folder is.
+pub enum Place {
+    /// A new one: there, or else `runs/<time>-<rule>`.
+    New(Option<PathBuf>),
+    /// That of a run that goes on, perhaps with another program or on another backend.
+    Resumed {
+        /// Its folder.
+        folder: PathBuf,
+        /// Though the same bits cannot be promised.
+        anyway: bool,
+    },
+}
+
+/// Settings that a run may go on with though it began with others: when it ends, what is looked at, how fast it is.
+const CHANGEABLE: [&str; 9] = [
+    "updates",
+    "time",
+    "epochs",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "data",
+    "time_scale",
+    "threads_per_worker",
+];
+
+/// The settings with which the run in `folder` goes on: its own, under the flags.
+pub fn resumed(folder: &Path, flags: &Options, anyway: bool) -> Result<Options> {
+    let file = folder.join("config.toml");
+    let then = Options::layered(&Options::default(), Some(&file), &[])?;
+    let plain = |options: &Options| toml::Table::try_from(options).map_err(|e| Error::usage(e.to_string()));
+    let (mut table, flags) = (plain(&then)?, plain(flags)?);
+    // A limit that is given takes the place of those that the run had.
+    if ["updates", "time", "epochs"].iter().any(|limit| flags.contains_key(*limit)) {
+        ["updates", "time", "epochs"].iter().for_each(|limit| _ = table.remove(*limit));
+    }
+    for (key, value) in flags {
+        let had = table.insert(key.clone(), value.clone());
+        if had.as_ref() == Some(&value) || CHANGEABLE.contains(&key.as_str()) || (key == "backend" && anyway) {
+            continue;
+        }
+        let had = had.map_or("not set".into(), |had| had.to_string());
+        let way = match key.as_str() {
+            "backend" => {
+                "leave --backend out, or give --resume-anyway: the weights then agree only up to rounding".into()
+            }
+            _ => format!("leave --{} out, or begin a new run", key.replace('_', "-")),
+        };
+        return Err(Error::usage(format!(
+            "--{} {value}: the run in {} has {had}, and a run goes on as what it was; {way}",
+            key.replace('_', "-"),
+            folder.display()
+        )));
+    }
+    Options::of(table)
 }
 
 /// What a measurement leaves.
@@ -75,7 +138,7 @@ pub fn measure(options: &Options, target: Option<f64>) -> Result<Measured> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let number = RUNS.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("stagger-measured-{}-{number}", std::process::id()));
-    let result = run(options, Some(folder.clone()), Audience::Program { target });
+    let result = run(options, Place::New(Some(folder.clone())), Audience::Program { target });
     let metrics = std::fs::read_to_string(folder.join("metrics.csv")).unwrap_or_default();
     let rate = rate(&folder.join("events.jsonl"));
     let _ = std::fs::remove_dir_all(&folder);
@@ -103,13 +166,17 @@ impl Evaluator for Unevaluated {
 }
 
 /// Puts a run together and runs it; gives its summary and folder.
-fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(Summary, PathBuf)> {
+fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, PathBuf)> {
     let say = |line: &str| {
         if audience == Audience::People {
             println!("{line}");
         }
     };
     let settings = options.resolve()?;
+    let past = match &place {
+        Place::Resumed { folder, anyway } => Some(fitting(folder, &settings, *anyway)?),
+        Place::New(_) => None,
+    };
     let data = read(&settings)?;
     let workers = workers(&settings, &data)?;
     // Without a delay model only the virtual clock knows how long a job takes.
@@ -169,9 +236,12 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         }
         _ => None,
     };
-    let path = out.unwrap_or_else(|| fresh_folder(settings.rule.name()));
     let config = toml::to_string(&resolved).expect("options are plain data");
-    let mut folder = RunFolder::create(&path, &config, problem.columns)?;
+    let mut folder = match (&past, place) {
+        (Some(past), Place::Resumed { folder, .. }) => RunFolder::reopen(&folder, &config, &past.manifest)?,
+        (_, Place::New(Some(path))) => RunFolder::create(&path, &config, problem.columns)?,
+        _ => RunFolder::create(&fresh_folder(settings.rule.name()), &config, problem.columns)?,
+    };
     catch_signals();
 
     let mut problem = problem;
@@ -183,7 +253,8 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     }
     let Problem { layout, initial, objectives, stacked, evaluator, columns, batches, samples, .. } = problem;
     let batch = batches.iter().copied().max().unwrap_or(1);
-    let stopwatch = Arc::new(Stopwatch::default());
+    let stopwatch = past.as_ref().map_or_else(Stopwatch::default, |past| Stopwatch::showing(past.manifest.seconds));
+    let stopwatch = Arc::new(stopwatch);
     let (delay, seed) = (settings.delay.clone(), settings.seed);
     let transport: Box<dyn Transport> = match (&settings.clock, replay) {
         (_, Some(replay)) => Box::new(replay),
@@ -213,7 +284,11 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     say(&format!("memory     about {:.2}{have} GiB", gib(memory.total)));
     let permits = threads.map_or(1, |t| (backend::cores() / t).max(1));
     let gate = if on_the_spot { Gate::open() } else { Gate::new(permits) };
-    let live = needs.live.then(|| Live::new(&backend.device, initial.clone()));
+    let live = match &past {
+        Some(past) if needs.live => Some(past.tensor("weights", initial.len())?.to_vec()),
+        _ => needs.live.then(|| initial.clone()),
+    };
+    let live = live.map(|weights| Live::new(&backend.device, weights));
     let shared = Arc::new(layout.clone());
     let mut objectives = objectives.into_iter();
     // On a GPU always; on the CPU a first step costs its page faults, which a measurement is not about.
@@ -244,6 +319,18 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
     };
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));
+    if let Some(past) = &past {
+        let Manifest { updates, gradients, .. } = past.manifest;
+        say(&format!("resumed    at update {updates}, after {gradients} gradients"));
+    }
+    let saves = audience == Audience::People && settings.checkpoint_every != Some(0);
+    let saver = saves.then(|| Saver::new(folder.path(), settings.keep_checkpoints)).transpose()?;
+    let manifest = Manifest {
+        rule: settings.rule.to_string(),
+        workers,
+        backend: backend.device.name().into(),
+        ..checkpoint::blank()
+    };
     let server = Server {
         rule,
         device: backend.device.clone(),
@@ -261,6 +348,10 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         losses: Default::default(),
         rehearsal,
         live,
+        saver,
+        save_every: settings.checkpoint_every.unwrap_or(0),
+        manifest,
+        past,
     };
     if threads.is_none() {
         share_a_core();
@@ -278,6 +369,34 @@ fn run(options: &Options, out: Option<PathBuf>, audience: Audience) -> Result<(S
         say(&format!("tuning     {new} of {all} matrix products were measured anew"));
     }
     Ok((summary, folder.path().to_path_buf()))
+}
+
+/// The checkpoint from which the run in `folder` goes on, if it may.
+fn fitting(folder: &Path, settings: &Settings, anyway: bool) -> Result<Checkpoint> {
+    let past = checkpoint::newest(folder)?;
+    let (then, now) = (&past.manifest, checkpoint::blank());
+    let refuse = |what: &str, then: &str, now: &str, way: &str| {
+        let folder = folder.display();
+        Err(Error::usage(format!("the checkpoint in {folder} is of {what} {then}, and this is {now}; {way}")))
+    };
+    let rule = settings.rule.to_string();
+    if then.rule != rule {
+        return refuse("rule", &then.rule, &rule, "a rule's state is no other's: begin a new run");
+    }
+    if let Some(workers) = settings.workers.filter(|n| *n != then.workers) {
+        let (then, now) = (then.workers.to_string(), workers.to_string());
+        return refuse("a number of workers,", &then, &now, "parts and queues are each worker's: begin a new run");
+    }
+    if then.version != now.version && !anyway {
+        return refuse("version", &then.version, &now.version, "use that version, or give --resume-anyway");
+    }
+    if then.commit != now.commit {
+        println!(
+            "NOTE       the checkpoint was made by commit {}, this program is of {}: the run may not be the same to the last bit",
+            then.commit, now.commit
+        );
+    }
+    Ok(past)
 }
 
 /// Workers, where nothing else decides.

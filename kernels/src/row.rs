@@ -48,6 +48,11 @@ impl Row {
         Row { values, dtype: Dtype::F32 }
     }
 
+    /// The row as it is stored, in 32-bit words.
+    pub fn words(&mut self) -> &mut Buffer {
+        &mut self.values
+    }
+
     /// 32-bit words of a row.
     pub fn floats(layout: &Layout, dtype: Dtype) -> usize {
         match dtype {

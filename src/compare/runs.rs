@@ -67,6 +67,8 @@ impl Run {
             .arg(&config)
             .arg("--out")
             .arg(self.part())
+            // A run of a comparison that is stopped is run again as a whole.
+            .args(["--checkpoint-every", "0"])
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)

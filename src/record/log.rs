@@ -1,9 +1,11 @@
 //! The event log, written by a thread of its own: neither its text nor a slow disk holds up the server.
 
 use super::Event;
+use crate::error;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
-use std::io::{BufWriter, Error, Result, Write};
+use std::io::{BufRead, BufReader, BufWriter, Error, Read, Result, Seek, Write};
+use std::path::Path;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,11 +21,52 @@ const BLOCK: usize = 1024;
 /// A smaller block is handed over when the last one is older than this, so the file is never far behind.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Reads the events of a log's first `bytes` bytes, and checks that they are those of a run of `workers` workers, one after another.
+pub fn recorded(path: &Path, bytes: u64, workers: usize) -> error::Result<impl Iterator<Item = error::Result<Event>>> {
+    let name = path.display().to_string();
+    let open = name.clone();
+    let file =
+        File::open(path).map_err(move |e| error::Error::usage(format!("cannot read the event log {open}: {e}")))?;
+    let lines = BufReader::new(file.take(bytes)).lines();
+    Ok(lines.enumerate().map(move |(k, line)| {
+        let line = line.map_err(|e| error::Error::usage(format!("cannot read the event log {name}: {e}")))?;
+        let wrong = |why: String| error::Error::usage(format!("{name} {why}"));
+        let mut event: Event =
+            serde_json::from_str(&line).map_err(|e| wrong(format!("line {}: not an event of a run ({e})", k + 1)))?;
+        if let Some(time) = exact_time(&line) {
+            event.time = time;
+        }
+        if event.seq != k as u64 {
+            return Err(wrong(format!("line {}: seq is {} instead of {k}: lines are missing", k + 1, event.seq)));
+        }
+        if event.worker >= workers {
+            let worker = event.worker;
+            return Err(wrong(format!(
+                "is the log of another run: worker {worker} answers in it, but --workers is {workers}"
+            )));
+        }
+        Ok(event)
+    }))
+}
+
+/// The recorded time to the last bit: serde_json's fast reader of numbers may be off by one unit in the last place.
+fn exact_time(line: &str) -> Option<f64> {
+    let (_, rest) = line.split_once("\"time\":")?;
+    rest.split([',', '}']).next()?.trim().parse().ok()
+}
+
+/// To the thread.
+enum Entry {
+    Block(Vec<Event>),
+    /// Everything before is to be on the disk; the file's length is told.
+    Mark(Sender<Result<u64>>),
+}
+
 pub struct EventLog {
     /// The block that is being gathered.
     block: Vec<Event>,
     handed_over: Instant,
-    blocks: Option<Sender<Vec<Event>>>,
+    blocks: Option<Sender<Entry>>,
     /// Emptied blocks come back.
     empty: Receiver<Vec<Event>>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -53,8 +96,18 @@ impl EventLog {
         let full = std::mem::replace(&mut self.block, empty);
         self.handed_over = Instant::now();
         match &self.blocks {
-            Some(blocks) if blocks.send(full).is_ok() => Ok(()),
+            Some(blocks) if blocks.send(Entry::Block(full)).is_ok() => Ok(()),
             // The thread is gone: it says why.
+            _ => self.join().and(Err(Error::other("the log is closed"))),
+        }
+    }
+
+    /// Asks for everything appended so far to be brought to the disk; how long the file then is will be told.
+    pub fn mark(&mut self) -> Result<Receiver<Result<u64>>> {
+        let (tell, told) = bounded(1);
+        self.hand_over()?;
+        match &self.blocks {
+            Some(blocks) if blocks.send(Entry::Mark(tell)).is_ok() => Ok(told),
             _ => self.join().and(Err(Error::other("the log is closed"))),
         }
     }
@@ -80,10 +133,20 @@ impl Drop for EventLog {
     }
 }
 
-fn write(file: File, full: Receiver<Vec<Event>>, give_back: Sender<Vec<Event>>) -> Result<()> {
+fn write(file: File, full: Receiver<Entry>, give_back: Sender<Vec<Event>>) -> Result<()> {
     let mut file = BufWriter::with_capacity(BUFFER, file);
     let mut line = Vec::new();
-    while let Ok(mut block) = full.recv() {
+    while let Ok(entry) = full.recv() {
+        let mut block = match entry {
+            Entry::Block(block) => block,
+            Entry::Mark(tell) => {
+                file.flush()?;
+                let length = file.get_ref().sync_data().and_then(|()| file.stream_position());
+                // Nobody may want to know any more.
+                let _ = tell.send(length);
+                continue;
+            }
+        };
         for event in block.drain(..) {
             line.clear();
             serde_json::to_writer(&mut line, &event).expect("an event is plain data");

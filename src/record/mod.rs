@@ -4,9 +4,12 @@ mod log;
 mod outcome;
 mod tensorboard;
 
+pub use log::recorded;
 pub use outcome::{Limits, Outcome};
 
+use crate::checkpoint::Manifest;
 use crate::error::{Error, Result};
+use crossbeam_channel::Receiver;
 use log::EventLog;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,7 +17,7 @@ use stagger_kernels::Layout;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tensorboard::TensorBoard;
 
@@ -51,6 +54,13 @@ pub enum Effect {
     Drop,
 }
 
+impl Effect {
+    /// Whether it made a version.
+    pub fn is_step(self) -> bool {
+        self == Effect::Step
+    }
+}
+
 impl fmt::Display for Effect {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
@@ -72,6 +82,13 @@ pub struct Evaluation {
     pub test_loss: Option<f64>,
     /// Share of the test set that is classified correctly.
     pub test_accuracy: Option<f64>,
+}
+
+impl Evaluation {
+    /// The larger, the better the model is.
+    pub fn score(&self) -> Option<f64> {
+        self.test_accuracy.or(self.train_loss.map(|loss| -loss)).filter(|x| x.is_finite())
+    }
 }
 
 /// `summary.json`.
@@ -125,6 +142,20 @@ pub struct Summary {
     pub interrupted: bool,
 }
 
+/// Opens a file to write behind its first `bytes` bytes; what comes after them is cut off.
+fn cut(path: &Path, bytes: u64) -> std::io::Result<File> {
+    let named = |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let mut file = fs::OpenOptions::new().write(true).open(path).map_err(named)?;
+    let have = file.metadata().map_err(named)?.len();
+    if have < bytes {
+        let why = format!("{} has {have} bytes, and the checkpoint belongs to its first {bytes}", path.display());
+        return Err(std::io::Error::other(why));
+    }
+    file.set_len(bytes).map_err(named)?;
+    file.seek(SeekFrom::End(0)).map_err(named)?;
+    Ok(file)
+}
+
 /// A run's folder.
 pub struct RunFolder {
     path: PathBuf,
@@ -166,6 +197,30 @@ impl RunFolder {
         fs::write(&file, config).map_err(|e| wrong(&file, e))?;
         let board = TensorBoard::create(path).map_err(|e| wrong(path, e))?;
         Ok(RunFolder { path: path.into(), events, metrics, board, staleness: Vec::new() })
+    }
+
+    /// Opens the folder of a run that goes on from a checkpoint: what its logs hold beyond that is cut off.
+    pub fn reopen(path: &Path, config: &str, manifest: &Manifest) -> Result<Self> {
+        let wrong = |e: std::io::Error| Error::usage(format!("the run in {} cannot go on: {e}", path.display()));
+        let log = cut(&path.join("events.jsonl"), manifest.events).map_err(wrong)?;
+        let metrics = BufWriter::new(cut(&path.join("metrics.csv"), manifest.metrics).map_err(wrong)?);
+        let board = TensorBoard::open(path, manifest.board).map_err(wrong)?;
+        fs::write(path.join("config.toml"), config).map_err(wrong)?;
+        let events = EventLog::new(log).map_err(wrong)?;
+        Ok(RunFolder { path: path.into(), events, metrics, board, staleness: manifest.staleness.clone() })
+    }
+
+    /// Notes in `manifest` how long the logs are, and gives what they still need before that is on the disk: the files to synchronise,
+    /// and where the length of the event log will be told.
+    pub fn mark(&mut self, manifest: &mut Manifest) -> Result<(Vec<File>, Receiver<std::io::Result<u64>>)> {
+        let lost = |e: std::io::Error| Error::failed(format!("cannot write to {}: {e}", self.path.display()));
+        self.metrics.flush().map_err(lost)?;
+        manifest.metrics = self.metrics.stream_position().map_err(lost)?;
+        let metrics = self.metrics.get_ref().try_clone().map_err(lost)?;
+        let (board, length) = self.board.mark().map_err(lost)?;
+        manifest.board = length;
+        manifest.staleness = self.staleness.clone();
+        Ok((vec![metrics, board], self.events.mark().map_err(lost)?))
     }
 
     /// Where it is.

@@ -5,9 +5,12 @@
 //! 5 histo }, HistogramProto { 1 min, 2 max, 3 num, 4 sum, 5 sum_squares, 6 bucket_limit, 7 bucket }.
 
 use std::fs::File;
-use std::io::{BufWriter, Result, Write};
+use std::io::{BufWriter, Result, Seek, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Its name: readers look for what it begins with.
+const NAME: &str = "events.out.tfevents.0.stagger";
 
 /// The file, open.
 pub struct TensorBoard(BufWriter<File>);
@@ -15,11 +18,22 @@ pub struct TensorBoard(BufWriter<File>);
 impl TensorBoard {
     /// Begins a file in a run's folder; one that is there of an earlier run is replaced.
     pub fn create(folder: &Path) -> Result<Self> {
-        let mut board = TensorBoard(BufWriter::new(File::create(folder.join("events.out.tfevents.0.stagger"))?));
+        let mut board = TensorBoard(BufWriter::new(File::create(folder.join(NAME))?));
         let mut event = stamped();
         bytes(&mut event, 3, b"brain.Event:2");
         board.record(&event)?;
         Ok(board)
+    }
+
+    /// Opens a file whose first `bytes` bytes are kept.
+    pub fn open(folder: &Path, bytes: u64) -> Result<Self> {
+        Ok(TensorBoard(BufWriter::new(super::cut(&folder.join(NAME), bytes)?)))
+    }
+
+    /// Brings what was written to the file; gives it and its length.
+    pub fn mark(&mut self) -> Result<(File, u64)> {
+        self.0.flush()?;
+        Ok((self.0.get_ref().try_clone()?, self.0.stream_position()?))
     }
 
     /// Writes scalars after `step` updates, and the counts of the staleness 0, 1, 2, ... if there are any.

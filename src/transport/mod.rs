@@ -10,7 +10,7 @@ pub use virtual_time::Virtual;
 
 use crate::crew::Crew;
 use crate::error::Result;
-use crate::record::Effect;
+use crate::record::{Effect, Event};
 use crate::worker::Gradient;
 
 /// A clock.
@@ -21,6 +21,11 @@ pub trait Transport: Send {
 
     /// The next arrival and its time, or `None` when there is none to come.
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>>;
+
+    /// An arrival of a run that goes on is told again: whose job and when, by the log. An error if this clock had another in that place.
+    fn passed(&mut self, _crew: &Crew, _event: &Event) -> Result<()> {
+        Ok(())
+    }
 
     /// Told what became of the arrival, so that a replay can compare.
     fn decided(&mut self, _effect: Effect, _t: u64) -> Result<()> {

@@ -3,9 +3,8 @@
 use super::Transport;
 use crate::crew::Crew;
 use crate::error::{Error, Result};
-use crate::record::{Effect, Event};
+use crate::record::{Effect, Event, recorded};
 use crate::worker::Gradient;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 /// Recorded time.
@@ -18,32 +17,7 @@ pub struct Replay {
 impl Replay {
     /// Reads a log for a run of `workers` workers.
     pub fn open(path: &Path, workers: usize) -> Result<Self> {
-        let unreadable = |e: std::io::Error| Error::usage(format!("cannot read the event log {}: {e}", path.display()));
-        let mut events: Vec<Event> = Vec::new();
-        for (k, line) in BufReader::new(std::fs::File::open(path).map_err(unreadable)?).lines().enumerate() {
-            let line = line.map_err(unreadable)?;
-            let mut event: Event = serde_json::from_str(&line)
-                .map_err(|e| Error::usage(format!("{} line {}: not an event of a run ({e})", path.display(), k + 1)))?;
-            if let Some(time) = exact_time(&line) {
-                event.time = time;
-            }
-            if event.seq != k as u64 {
-                return Err(Error::usage(format!(
-                    "{} line {}: seq is {} instead of {k}: lines are missing",
-                    path.display(),
-                    k + 1,
-                    event.seq
-                )));
-            }
-            if event.worker >= workers {
-                return Err(Error::usage(format!(
-                    "{} is the log of another run: worker {} answers in it, but --workers is {workers}",
-                    path.display(),
-                    event.worker
-                )));
-            }
-            events.push(event);
-        }
+        let events = recorded(path, u64::MAX, workers)?.collect::<Result<Vec<Event>>>()?;
         if events.is_empty() {
             return Err(Error::usage(format!("{} holds no event", path.display())));
         }
@@ -56,12 +30,6 @@ impl Replay {
             self.path.display()
         ))
     }
-}
-
-/// The recorded time to the last bit: serde_json's fast reader of numbers may be off by one unit in the last place.
-fn exact_time(line: &str) -> Option<f64> {
-    let (_, rest) = line.split_once("\"time\":")?;
-    rest.split([',', '}']).next()?.trim().parse().ok()
 }
 
 impl Transport for Replay {
@@ -83,6 +51,13 @@ impl Transport for Replay {
         let time = event.time;
         self.current = Some(event);
         Ok(Some((time, gradient)))
+    }
+
+    fn passed(&mut self, _crew: &Crew, event: &Event) -> Result<()> {
+        match self.events.next() {
+            Some(then) if (then.worker, then.version) == (event.worker, event.version) => Ok(()),
+            _ => Err(self.other_run(format!("event {} is not that of the run that goes on", event.seq))),
+        }
     }
 
     fn decided(&mut self, effect: Effect, t: u64) -> Result<()> {

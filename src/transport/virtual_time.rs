@@ -6,7 +6,8 @@
 use super::Transport;
 use crate::clock::DelayModel;
 use crate::crew::Crew;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::record::Event;
 use crate::worker::Gradient;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -46,6 +47,13 @@ impl Virtual {
         let delay = if delay == DelayModel::None { DelayModel::Fixed(vec![1.0]) } else { delay };
         Virtual { delay, seed, events: BinaryHeap::new() }
     }
+
+    /// The next finish of a job that is still running.
+    fn due(&mut self, crew: &Crew) -> Option<Finish> {
+        // A job that was given up leaves its event behind.
+        let running = |finish: &Finish| crew.running(finish.worker).is_some_and(|job| job.number == finish.job);
+        std::iter::from_fn(|| self.events.pop()).map(|Reverse(finish)| finish).find(running)
+    }
 }
 
 impl Transport for Virtual {
@@ -56,13 +64,22 @@ impl Transport for Virtual {
     }
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
-        while let Some(Reverse(finish)) = self.events.pop() {
-            // A job that was given up leaves its event behind.
-            if crew.running(finish.worker).is_some_and(|job| job.number == finish.job) {
-                return Ok(Some((finish.time, crew.from(finish.worker)?)));
+        let Some(Finish { time, worker, .. }) = self.due(crew) else { return Ok(None) };
+        Ok(Some((time, crew.from(worker)?)))
+    }
+
+    fn passed(&mut self, crew: &Crew, event: &Event) -> Result<()> {
+        match self.due(crew) {
+            Some(finish) if (finish.time, finish.worker) == (event.time, event.worker) => Ok(()),
+            other => {
+                let here =
+                    other.map_or("nobody is due".into(), |f| format!("worker {} is due at {}", f.worker, f.time));
+                Err(Error::usage(format!(
+                    "event {} of the log is worker {} at {}, but here {here}: the log is not of this run",
+                    event.seq, event.worker, event.time
+                )))
             }
         }
-        Ok(None)
     }
 }
 

@@ -122,6 +122,10 @@ pub fn serve_by(
     })
     .unwrap();
     let server = Server {
+        saver: None,
+        save_every: 0,
+        manifest: Default::default(),
+        past: None,
         rule,
         device: Device::Cpu,
         crew,
