@@ -103,6 +103,11 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
+    /// A gradient with numbers that are none (NaN, infinite): stop, skip (it counts as zero), or clip (what is finite of it counts). In each
+    /// case it is found before the weights change [default: stop]
+    #[arg(long, value_name = "POLICY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_nan: Option<String>,
     /// Save a checkpoint every N updates, besides the one at the end or at an interruption; 0 for none at all [default: at the end]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +162,17 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
+}
+
+/// What a gradient with numbers that are none does to a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnNan {
+    /// It ends the run.
+    Stop,
+    /// It counts as zero.
+    Skip,
+    /// What is finite of it counts.
+    Clip,
 }
 
 /// Applies `--set key=value` to the keys of a run, `--set compare.key=value` to the section `[compare]`, and `--set rule.key=value` to
@@ -412,6 +428,7 @@ pub struct Settings {
     pub time: Option<f64>,
     pub epochs: Option<f64>,
     pub eval_every: Option<u64>,
+    pub on_nan: OnNan,
     pub checkpoint_every: Option<u64>,
     pub keep_checkpoints: usize,
     pub test_samples: Option<usize>,
@@ -607,6 +624,12 @@ impl Options {
             time: positive("time", self.time)?,
             epochs: positive("epochs", self.epochs)?,
             eval_every: self.eval_every,
+            on_nan: match text(&self.on_nan, "stop").as_str() {
+                "stop" => OnNan::Stop,
+                "skip" => OnNan::Skip,
+                "clip" => OnNan::Clip,
+                other => return Err(Error::usage(format!("--on-nan `{other}` is not one of stop, skip, clip"))),
+            },
             checkpoint_every: self.checkpoint_every,
             keep_checkpoints: self.keep_checkpoints.unwrap_or(2),
             test_samples: self.test_samples,

@@ -108,6 +108,8 @@ pub struct Server<'a> {
     pub rehearsal: Option<(Box<dyn Rule>, bool)>,
     /// The weights that the workers write themselves, for a rule that has such.
     pub live: Option<Live>,
+    /// The run ends at a gradient that is not finite.
+    pub stops_at_nan: bool,
     /// Writes checkpoints, if there are to be any.
     pub saver: Option<Saver>,
     /// Updates between checkpoints; 0 for the end alone.
@@ -438,17 +440,25 @@ impl Server<'_> {
         if pending.is_empty() {
             return Ok(());
         }
-        let losses = self.submit(|| {
-            state.settle();
-            state.device.download(&state.losses)
-        })?;
-        for (event, loss) in pending.iter_mut().zip(losses) {
+        let (losses, flags) = self.submit(|| state.read_losses())?;
+        let mut first = None;
+        for ((event, loss), flag) in pending.iter_mut().zip(losses).zip(flags) {
             event.loss = loss.is_finite().then_some(loss);
             self.losses.push(loss as f64);
+            if flag || !loss.is_finite() {
+                outcome.not_finite += 1;
+                first.get_or_insert((event.worker, event.seq));
+            }
         }
         self.folder.events(pending)?;
         outcome.recent_loss = self.losses.mean();
-        Ok(())
+        match first.filter(|_| self.stops_at_nan) {
+            Some((worker, seq)) => Err(Error::failed(format!(
+                "the gradient of worker {worker} (event {seq}) is not finite; it was left out, and so were others after it: a smaller --lr or \
+                 --clip may help, --on-nan skip goes on without such gradients"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.

@@ -16,6 +16,7 @@ use crate::worker::Gradient;
 use serde::{Deserialize, Serialize};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
+use stagger_kernels::update::Guard;
 use stagger_kernels::{
     Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Seal, Step, Update, row, update,
 };
@@ -43,6 +44,8 @@ pub struct Descent {
     pub momentum_every: u64,
     /// How table rows are stored.
     pub table_dtype: Dtype,
+    /// What is done with numbers that are none.
+    pub guard: Guard,
 }
 
 impl Descent {
@@ -114,9 +117,15 @@ pub struct Counts {
 }
 
 /// A worker's gradient as an update takes it.
-fn incoming<'a>(layout: &'a Layout, losses: &'a mut Buffer, gradient: &'a Gradient, slot: usize) -> Incoming<'a> {
+fn incoming<'a>(
+    layout: &'a Layout,
+    losses: &'a mut Buffer,
+    gradient: &'a Gradient,
+    slot: usize,
+    guard: Guard,
+) -> Incoming<'a> {
     let Gradient { buffers, factor, seal, loss, .. } = gradient;
-    Incoming { layout, buffers, factor: factor.as_deref(), seal, loss, losses, slot }
+    Incoming { layout, buffers, factor: factor.as_deref(), seal, loss, losses, slot, guard }
 }
 
 /// Model and slots on the device.
@@ -174,7 +183,7 @@ impl State {
             own: vec![snapshot.clone(); if needs.own { workers } else { 0 }],
             drive: Drive::new(&needs, &descent, zeros),
             recycler: Recycler::new(device.clone(), total),
-            losses: device.zeros(ring),
+            losses: update::ring(device, ring),
             waiting: Vec::new(),
             waiting_scale: 0.0,
             waiting_slot: 0,
@@ -203,6 +212,18 @@ impl State {
     /// η of the update that comes next.
     pub fn rate(&self) -> f64 {
         self.descent.rate(self.version)
+    }
+
+    /// Reads the ring of losses of the latest arrivals, and whether each of their gradients had numbers that are none.
+    pub fn read_losses(&mut self) -> Result<(Vec<f32>, Vec<bool>)> {
+        self.settle();
+        let mut losses = self.device.download(&self.losses)?;
+        let ring = losses.len() / 2;
+        let flags: Vec<bool> = losses.split_off(ring).iter().map(|flag| *flag != 0.0).collect();
+        if flags.contains(&true) {
+            self.losses = update::ring(&self.device, ring);
+        }
+        Ok((losses, flags))
     }
 
     /// A worker's job is over, and with it the server's hold on the model that it was sent.
@@ -357,7 +378,7 @@ impl State {
             _ => panic!("the rule exchanges models of the workers' own, but did not ask for them"),
         };
         Exchange {
-            gradient: incoming(&self.layout, &mut self.losses, gradient, slot),
+            gradient: incoming(&self.layout, &mut self.losses, gradient, slot, self.descent.guard),
             weights: &self.snapshot.weights,
             fresh: &mut fresh,
             // The rate at which the worker itself walked, so that x - η g is where it arrived.
@@ -433,7 +454,7 @@ impl State {
             base: step.follow.map(|follow| (self.base.as_mut().expect(asked), follow as f32)),
             method: self.drive.method(),
         });
-        let gradient = incoming(&self.layout, &mut self.losses, gradient, slot);
+        let gradient = incoming(&self.layout, &mut self.losses, gradient, slot, self.descent.guard);
         Update { gradient, weights: &self.snapshot.weights, fold, step }.run(&self.device);
         if decision.swap {
             self.sums.swap(0, 1);

@@ -3,7 +3,7 @@
 use crate::backend::{self, Backend};
 use crate::checkpoint::{self, Checkpoint, Manifest, Saver};
 use crate::clock::DelayModel;
-use crate::config::{Clock, Dataset, Options, Settings};
+use crate::config::{Clock, Dataset, OnNan, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, Together, share_a_core};
 use crate::error::{Error, Result};
 use crate::memory::{Need, gib};
@@ -21,6 +21,7 @@ use stagger_datasets::partition::Partition;
 use stagger_datasets::{ImageData, cifar10, clusters, default_folder, libsvm, mnist, quadratic, syn, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::nn::Precision;
+use stagger_kernels::update::Guard;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
 use std::collections::HashMap;
 use std::fs::File;
@@ -215,6 +216,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         momentum: settings.momentum,
         momentum_every: settings.momentum_every.unwrap_or(if needs.synchronous { 1 } else { workers as u64 }),
         table_dtype: settings.table_dtype,
+        guard: if settings.on_nan == OnNan::Clip { Guard::Elements } else { Guard::Whole },
     };
     let timed = settings.clock != Clock::Wall || settings.delay != DelayModel::None;
     // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
@@ -348,6 +350,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         losses: Default::default(),
         rehearsal,
         live,
+        stops_at_nan: settings.on_nan == OnNan::Stop,
         saver,
         save_every: settings.checkpoint_every.unwrap_or(0),
         manifest,
@@ -589,7 +592,7 @@ fn fill(
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
-const ARITHMETIC: [&str; 20] = [
+const ARITHMETIC: [&str; 21] = [
     "rule",
     "workers",
     "dataset",
@@ -609,6 +612,7 @@ const ARITHMETIC: [&str; 20] = [
     "table_dtype",
     "precision",
     "validation",
+    "on_nan",
     // Some rules take job times from it; and last, so that what was meant is named first.
     "delay",
 ];
@@ -757,6 +761,7 @@ fn summarise(
         gradients: outcome.gradients,
         dropped: outcome.dropped,
         restarted: outcome.restarted,
+        not_finite: outcome.not_finite,
         time: outcome.time,
         wall_seconds: outcome.wall_seconds,
         gradients_per_second: outcome.gradients as f64 / seconds,
@@ -797,6 +802,9 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
     );
     println!("staleness  {:.2} on average, {} at most", s.mean_staleness, s.max_staleness);
     let number = |x: Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.6}"));
+    if s.not_finite > 0 {
+        println!("NOT FINITE {} gradients: they were left out", s.not_finite);
+    }
     println!("train loss {}", number(s.final_train_loss));
     if let Some(norm) = s.final_grad_norm {
         println!("grad norm  {norm:.6e}");

@@ -281,6 +281,7 @@ impl Worker {
                         loss: &loss,
                         losses: &mut losses,
                         slot: 0,
+                        guard: stagger_kernels::update::Guard::Off,
                     },
                     weights: &current.weights,
                     fold: Fold::Local { sum: &mut sum, proximal },

@@ -7,6 +7,7 @@ use rand_chacha::rand_core::RngCore;
 use stagger_datasets::keyed;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::mixing::{Exchange, Mixing};
+use stagger_kernels::update::Guard;
 use stagger_kernels::{
     Adam, Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Live, Method, Row, Seal, Segment, Step, Update, clip,
     row, update,
@@ -64,7 +65,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
     let dtype = if case.fold.contains("bf16") { Dtype::Bf16 } else { Dtype::F32 };
     let mut rows: Vec<Row> = (0..5).map(|_| Row::zeros(device, layout, dtype)).collect();
     // New weights start as NaN: whatever a kernel forgets to write shows.
-    let mut losses = device.zeros(4);
+    let mut losses = update::ring(device, 4);
     let factor = device.upload(vec![0.37]);
     for k in 0..4u64 {
         let gradient: Vec<Buffer> = layout
@@ -125,6 +126,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
                 loss: &device.upload(vec![k as f32 + 0.5]),
                 losses: &mut losses,
                 slot: k as usize,
+                guard: Guard::Whole,
             },
             weights: &w,
             fold,
@@ -162,7 +164,7 @@ fn exchanges(device: &Device, layout: &Layout, clipped: bool) -> Vec<Vec<f32>> {
     let gradient: Vec<Buffer> =
         layout.segments().iter().enumerate().map(|(s, seg)| device.upload(floats(seg.len, 10 + s as u64))).collect();
     let factor = device.upload(vec![0.37]);
-    let mut losses = device.zeros(4);
+    let mut losses = update::ring(device, 4);
     let mut found = Vec::new();
     for (slot, kind) in ["towards", "elastic", "pair", "alone"].into_iter().enumerate() {
         let nan = || device.upload(vec![f32::NAN; total]);
@@ -183,6 +185,7 @@ fn exchanges(device: &Device, layout: &Layout, clipped: bool) -> Vec<Vec<f32>> {
             loss: &device.upload(vec![slot as f32 + 0.5]),
             losses: &mut losses,
             slot,
+            guard: Guard::Whole,
         };
         Exchange { gradient: incoming, weights: &weights, fresh: &mut fresh, lr: 0.1, mixing }.run(device);
         let down = |b: &Buffer| parameters(layout, device.download(b).unwrap());
@@ -247,8 +250,9 @@ fn update_by_hand(device: &Device) {
                 factor: None,
                 seal: &Seal::default(),
                 loss: &device.upload(vec![7.0]),
-                losses: &mut device.zeros(1),
+                losses: &mut update::ring(device, 1),
                 slot: 0,
+                guard: Guard::Whole,
             },
             weights: &w,
             fold: Fold::Row { sum: &mut sum, row: &mut row, mix: 1.0, scale, forget: false, retired: vec![] },
@@ -278,7 +282,7 @@ fn several_in_one_launch(device: &Device) {
         let none = Seal::default();
         let run = |waiting: usize, steps: bool| {
             let w = device.upload(floats(total, 1));
-            let (mut sum, mut losses) = (device.upload(floats(total, 2)), device.zeros(8));
+            let (mut sum, mut losses) = (device.upload(floats(total, 2)), update::ring(device, 4));
             let mut fresh = device.upload(vec![f32::NAN; total]);
             for last in waiting..=most {
                 let before = if last == waiting { 0..waiting } else { 0..0 };
@@ -301,6 +305,7 @@ fn several_in_one_launch(device: &Device) {
                         loss: &loss[last],
                         losses: &mut losses,
                         slot: last,
+                        guard: Guard::Whole,
                     },
                     weights: &w,
                     fold: Fold::Sum { sum: &mut sum, scale: 0.3, earlier: earlier.collect() },
@@ -326,6 +331,143 @@ fn several_in_one_launch(device: &Device) {
             }
         }
     }
+}
+
+/// What is not finite in a gradient leaves the state as a gradient would that has a zero there (in a table: what the row holds), and is
+/// flagged; a loss that is not finite takes the whole gradient with it, if that is asked for.
+fn what_is_not_finite_is_left_out(device: &Device) {
+    for layout in [odd_layout(), even_layout(), two_layout()] {
+        let total = layout.total();
+        let none = Seal::default();
+        let (good, bad_loss) = (device.upload(vec![0.5]), device.upload(vec![f32::NAN]));
+        for kind in ["direct", "sum", "waited", "row", "bf16 row", "towards"] {
+            for (guard, loss, whole) in
+                [(Guard::Elements, &good, false), (Guard::Whole, &good, false), (Guard::Whole, &bad_loss, true)]
+            {
+                let hit = |k: usize, len: usize| whole || k == 0 || k + 1 == len;
+                // The gradient as it came, or as it should count.
+                let run = |broken: bool| {
+                    let mut row =
+                        Row::zeros(device, &layout, if kind == "bf16 row" { Dtype::Bf16 } else { Dtype::F32 });
+                    let (w, x) = (device.upload(floats(total, 1)), device.upload(floats(total, 6)));
+                    let (mut sum, mut losses) = (device.upload(floats(total, 2)), update::ring(device, 4));
+                    let mut fresh = device.upload(vec![f32::NAN; total]);
+                    let first: Vec<Buffer> =
+                        layout.segments().iter().map(|s| device.upload(floats(s.len, s.start as u64 + 9))).collect();
+                    let mut fill = |gradient: &[Buffer], row: &mut Row, loss, guard, slot, step| {
+                        let is_row = kind.ends_with("row");
+                        let fold = match kind {
+                            "direct" => Fold::Direct { scale: 1.0 },
+                            _ if is_row => {
+                                Fold::Row { sum: &mut sum, row, mix: 1.0, scale: 0.3, forget: false, retired: vec![] }
+                            }
+                            _ => Fold::Sum { sum: &mut sum, scale: 0.3, earlier: vec![] },
+                        };
+                        let step = step_to(&mut fresh, step);
+                        let incoming = Incoming {
+                            layout: &layout,
+                            buffers: gradient,
+                            factor: None,
+                            seal: &none,
+                            loss,
+                            losses: &mut losses,
+                            slot,
+                            guard,
+                        };
+                        Update { gradient: incoming, weights: &w, fold, step }.run(device);
+                    };
+                    if kind.ends_with("row") {
+                        fill(&first, &mut row, &good, Guard::Whole, 0, false);
+                    }
+                    let held = row.download(device, &layout).unwrap();
+                    let second: Vec<Buffer> = layout
+                        .segments()
+                        .iter()
+                        .map(|s| {
+                            let mut g = floats(s.len, s.start as u64 + 3);
+                            for (k, g) in g.iter_mut().enumerate().filter(|(k, _)| hit(*k, s.len)) {
+                                let counts = if kind.ends_with("row") { held[s.start + k] } else { 0.0 };
+                                let broke = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][k % 3];
+                                *g = if broken { broke } else { counts };
+                            }
+                            device.upload(g)
+                        })
+                        .collect();
+                    let loss = if broken { loss } else { &good };
+                    match kind {
+                        "towards" => Exchange {
+                            gradient: Incoming {
+                                layout: &layout,
+                                buffers: &second,
+                                factor: None,
+                                seal: &none,
+                                loss,
+                                losses: &mut losses,
+                                slot: 1,
+                                guard,
+                            },
+                            weights: &w,
+                            fresh: &mut fresh,
+                            lr: 0.1,
+                            mixing: Mixing::Towards { sent: &x, alpha: 0.3 },
+                        }
+                        .run(device),
+                        // Not on every device does a gradient wait.
+                        "waited" if update::earlier(device, &layout) > 0 => Update {
+                            gradient: Incoming {
+                                layout: &layout,
+                                buffers: &first,
+                                factor: None,
+                                seal: &none,
+                                loss: &good,
+                                losses: &mut losses,
+                                slot: 2,
+                                guard,
+                            },
+                            weights: &w,
+                            fold: Fold::Sum {
+                                sum: &mut sum,
+                                scale: 0.3,
+                                earlier: vec![Earlier { buffers: &second, seal: &none, loss }],
+                            },
+                            step: step_to(&mut fresh, true),
+                        }
+                        .run(device),
+                        _ => fill(&second, &mut row, loss, guard, 1, true),
+                    }
+                    let flags = device.download(&losses).unwrap().split_off(4);
+                    let all = [
+                        device.download(&sum).unwrap(),
+                        row.download(device, &layout).unwrap(),
+                        device.download(&fresh).unwrap(),
+                    ];
+                    let of = |values: &Vec<f32>, s: &Segment| values[s.start..s.start + s.len].to_vec();
+                    let all: Vec<f32> =
+                        all.iter().flat_map(|v| layout.segments().iter().flat_map(move |s| of(v, s))).collect();
+                    (flags, all)
+                };
+                let ((flags, found), (clear, expected)) = (run(true), run(false));
+                assert_eq!((flags[1], clear.iter().sum::<f32>()), (1.0, 0.0), "{kind} {guard:?}: {flags:?}");
+                assert_eq!(flags.iter().sum::<f32>(), 1.0, "{kind}: one gradient is flagged");
+                assert!(found.iter().all(|x| x.is_finite()), "{kind} {guard:?}");
+                let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(off <= 1e-6, "{kind} {guard:?} whole {whole}: {off}");
+            }
+        }
+    }
+}
+
+/// A plain step, if there is to be one.
+fn step_to(fresh: &mut Buffer, steps: bool) -> Option<Step<'_>> {
+    steps.then_some(Step {
+        fresh,
+        lr: 0.1,
+        factor: 1.0,
+        keep: 0.5,
+        weight_decay: 0.01,
+        base: None,
+        method: Method::Plain,
+    })
 }
 
 fn gather_equals() {
@@ -361,6 +503,15 @@ fn main() {
         }),
         Trial::test(format!("update: a table step by hand on wgpu{without}"), || {
             update_by_hand(&common::wgpu().unwrap());
+            Ok(())
+        })
+        .with_ignored_flag(skip),
+        Trial::test("update: what is not finite is left out on cpu", || {
+            what_is_not_finite_is_left_out(&Device::Cpu);
+            Ok(())
+        }),
+        Trial::test(format!("update: what is not finite is left out on wgpu{without}"), || {
+            what_is_not_finite_is_left_out(&common::wgpu().unwrap());
             Ok(())
         })
         .with_ignored_flag(skip),

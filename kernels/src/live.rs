@@ -56,7 +56,8 @@ impl Live {
                 for (segment, gradient) in layout.segments().iter().zip(gradient) {
                     for (bits, g) in bits[segment.start..].iter().zip(gradient.host()) {
                         let w = f32::from_bits(bits.load(Ordering::Relaxed));
-                        bits.store((w - lr * (factor * g + decay * w)).to_bits(), Ordering::Relaxed);
+                        let g = Some(factor * g).filter(|g| g.is_finite()).unwrap_or(0.0);
+                        bits.store((w - lr * (g + decay * w)).to_bits(), Ordering::Relaxed);
                     }
                 }
             }

@@ -13,7 +13,7 @@
 //! Invariant I2: all new models go to fresh buffers.
 
 use crate::device::{Buffer, Device, Gpu};
-use crate::update::{Incoming, clipped, count_launch};
+use crate::update::{Guard, Incoming, clean, clipped, count_launch, guarded};
 use cubecl::prelude::*;
 
 /// What is mixed.
@@ -77,9 +77,10 @@ impl Exchange<'_> {
     /// The plain loop: the CPU path, and the reference of the kernel.
     fn on_cpu(self) {
         let Exchange { mut gradient, weights, fresh, lr, mut mixing } = self;
-        let (factor, mut room) = (gradient.note(), [0f32; BLOCK]);
+        let (factor, mut room, mut cleaned) = (gradient.note(), [0f32; BLOCK], [0f32; BLOCK]);
+        let (guard, out, mut bad) = (gradient.guard, gradient.is_out(), false);
         for (at, g) in gradient.blocks(BLOCK) {
-            let g = clipped(g, factor, &mut room);
+            let g = clean(clipped(g, factor, &mut room), (guard, out, 0.0), &mut bad, &mut cleaned);
             let there = at..at + g.len();
             let (w, fresh) = (&weights.host()[there.clone()], &mut fresh.host_mut()[there.clone()]);
             match &mut mixing {
@@ -112,6 +113,9 @@ impl Exchange<'_> {
                 }
             }
         }
+        if bad {
+            gradient.flag(0);
+        }
     }
 
     fn on_gpu(self, gpu: &Gpu) {
@@ -137,6 +141,8 @@ impl Exchange<'_> {
             let plan = Plan {
                 way,
                 clipped: incoming.factor.is_some(),
+                guard: incoming.guard,
+                vector,
                 notes_loss: part == 0,
                 places: segments.iter().map(|s| (s.start / vector, s.len / vector)).collect(),
             };
@@ -184,6 +190,8 @@ enum Way {
 struct Plan {
     way: Way,
     clipped: bool,
+    guard: Guard,
+    vector: usize,
     notes_loss: bool,
     /// (start in the flat buffer, length) of each gradient, in vectors.
     places: Vec<(usize, usize)>,
@@ -213,6 +221,8 @@ fn mixing_kernel<N: Size>(
             losses[slot as usize] = loss[0];
         }
     }
+    let flag = losses.len() / 2 + slot as usize;
+    let zero = Vector::<f32, N>::new(0.0f32);
     let stride = CUBE_DIM as usize * CUBE_COUNT;
     #[unroll]
     for k in 0..comptime!(plan.places.len()) {
@@ -226,6 +236,7 @@ fn mixing_kernel<N: Size>(
             if comptime!(plan.clipped) {
                 g *= Vector::new(factor[0]);
             }
+            g = guarded::<N>(g, zero, loss[0], losses, flag, plan.guard, plan.vector);
             let move_by = g * Vector::new(lr);
             let w = weights[at];
             let x = own[at];

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::params::tensor;
 use burn::tensor::Tensor;
 use serde_json::json;
-use stagger_kernels::update::EARLIER;
+use stagger_kernels::update::{EARLIER, Guard};
 use stagger_kernels::{Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Method, Row, Seal, Step, Update, copy};
 
 /// Parameters of ResNet-18, rounded to whole vectors.
@@ -85,6 +85,7 @@ impl State {
                 loss: &self.loss,
                 losses: &mut self.losses,
                 slot: EARLIER,
+                guard: Guard::Whole,
             },
             weights: &self.weights,
             fold,

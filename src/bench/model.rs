@@ -12,6 +12,7 @@ use serde_json::json;
 use stagger_datasets::{ImageData, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::nn::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
+use stagger_kernels::update;
 use stagger_kernels::{Device, Fold, Incoming, Method, Seal, Step, Update};
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
@@ -114,12 +115,20 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     })?;
     report.row(vec![json!("batch, forward, backward"), json!(1e3 * gradient), json!(null), rate(gradient)]);
     let (buffers, loss) = problem.objectives[0].gradient(&snapshot, 0)?;
-    let (mut fresh, mut losses) = (device.zeros(layout.total()), device.zeros(1));
+    let (mut fresh, mut losses) = (device.zeros(layout.total()), update::ring(&device, 1));
     let update = median_seconds(bench.seconds / 4.0, || {
         let (seal, factor) = (Seal::default(), None);
         let losses = &mut losses;
-        let gradient =
-            Incoming { layout: &layout, buffers: &buffers, factor, seal: &seal, loss: &loss, losses, slot: 0 };
+        let gradient = Incoming {
+            layout: &layout,
+            buffers: &buffers,
+            factor,
+            seal: &seal,
+            loss: &loss,
+            losses,
+            slot: 0,
+            guard: update::Guard::Whole,
+        };
         let step = Step {
             fresh: &mut fresh,
             lr: 0.01,

@@ -116,6 +116,8 @@ pub struct Summary {
     pub dropped: u64,
     /// Jobs that were given up and never arrived.
     pub restarted: u64,
+    /// Arrivals whose gradient or loss was not finite; what was not was left out.
+    pub not_finite: u64,
     /// The last arrival's time on the run's axis, in seconds.
     pub time: f64,
     /// Real seconds from the first job to the last arrival, without evaluation.

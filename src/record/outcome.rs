@@ -26,6 +26,8 @@ pub struct Outcome {
     pub samples: u64,
     /// Arrivals that were not applied.
     pub dropped: u64,
+    /// Gradients with numbers that are none.
+    pub not_finite: u64,
     /// Jobs given up.
     pub restarted: u64,
     /// The last arrival's time.

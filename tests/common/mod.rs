@@ -122,6 +122,7 @@ pub fn serve_by(
     })
     .unwrap();
     let server = Server {
+        stops_at_nan: false,
         saver: None,
         save_every: 0,
         manifest: Default::default(),

@@ -1,6 +1,6 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
-use super::{EARLIER, Fold, Incoming, Method, SQUARE_FLOOR, Step, Update};
+use super::{EARLIER, Fold, Guard, Incoming, Method, SQUARE_FLOOR, Step, Update};
 use crate::nn::for_each_instruction_set;
 use crate::row::Entries;
 
@@ -9,6 +9,17 @@ use crate::row::Entries;
 const BLOCK: usize = 64;
 
 impl Incoming<'_> {
+    /// Whether all of it is left out.
+    pub(crate) fn is_out(&self) -> bool {
+        self.guard == Guard::Whole && !self.loss.host()[0].is_finite()
+    }
+
+    /// Flags the gradient that came `before` this one as not finite.
+    pub(crate) fn flag(&mut self, before: usize) {
+        let flags = self.losses.len() / 2;
+        self.losses.host_mut()[flags + self.slot - before] = 1.0;
+    }
+
     /// Notes the loss; gives the factor with which the gradient is clipped, if it is.
     pub(crate) fn note(&mut self) -> Option<f32> {
         self.losses.host_mut()[self.slot] = self.loss.host()[0];
@@ -32,6 +43,28 @@ pub(crate) fn clipped<'a>(g: &'a [f32], factor: Option<f32>, room: &'a mut [f32]
     room.iter_mut().zip(g).for_each(|(c, g)| *c = factor * g);
     room
 }
+
+/// The block with `instead` in the place of what is not finite, or of all if the gradient is `out`; `bad` says whether something was.
+#[inline(always)]
+pub(crate) fn clean<'a>(
+    g: &'a [f32],
+    (guard, out, instead): (Guard, bool, f32),
+    bad: &mut bool,
+    room: &'a mut [f32],
+) -> &'a [f32] {
+    // The largest exponent: one look at a block that is as it should be.
+    let exponent = g.iter().fold(0, |most, g| most.max(g.to_bits() & EXPONENT));
+    if guard == Guard::Off || (exponent != EXPONENT && !out) {
+        return g;
+    }
+    *bad = true;
+    let room = &mut room[..g.len()];
+    room.iter_mut().zip(g).for_each(|(c, g)| *c = if out || !g.is_finite() { instead } else { *g });
+    room
+}
+
+/// All ones where a number is infinite or none.
+const EXPONENT: u32 = 0x7f80_0000;
 
 impl Update<'_> {
     pub(super) fn on_cpu(self) {
@@ -94,7 +127,17 @@ fn blocks<const P: usize, const N: usize, const FMA: bool>(update: Update) {
         let losses = &mut gradient.losses.host_mut()[first..];
         earlier.iter().zip(losses).for_each(|(e, noted)| *noted = e.loss.host()[0]);
     }
-    let (mut direction, mut room) = ([0f32; BLOCK], [0f32; BLOCK]);
+    let (mut direction, mut room, mut cleaned) = ([0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
+    let mut early = [[0f32; BLOCK]; EARLIER];
+    // This one, and those that waited.
+    let (guard, out, mut bad) = (gradient.guard, gradient.is_out(), false);
+    let (mut early_out, mut early_bad) = ([false; EARLIER], [false; EARLIER]);
+    if let Fold::Sum { earlier, .. } = &fold {
+        let outs = earlier.iter().map(|e| guard == Guard::Whole && !e.loss.host()[0].is_finite());
+        early_out.iter_mut().zip(outs).for_each(|(out, is)| *out = is);
+    }
+    // A row keeps what it holds where the gradient has no number.
+    let instead = if matches!(fold, Fold::Row { .. }) { f32::NAN } else { 0.0 };
     for (k, (segment, buffer)) in gradient.layout.segments().iter().zip(gradient.buffers).enumerate() {
         // What waited, of this segment; nothing of what did not.
         let mut waited: [&[f32]; EARLIER] = [&[]; EARLIER];
@@ -104,13 +147,18 @@ fn blocks<const P: usize, const N: usize, const FMA: bool>(update: Update) {
             count = earlier.len();
         }
         for (b, g) in buffer.host().chunks(BLOCK).enumerate() {
-            let (first, g) = (b * BLOCK, clipped(g, factor, &mut room));
+            let (first, at) = (b * BLOCK, segment.start + b * BLOCK);
+            let g = clean(clipped(g, factor, &mut room), (guard, out, instead), &mut bad, &mut cleaned);
             let mut own: [&[f32]; EARLIER] = [&[]; EARLIER];
-            own.iter_mut().zip(&waited[..count]).for_each(|(own, w)| *own = &w[first..first + g.len()]);
-            let at = segment.start + first;
+            for (e, room) in early.iter_mut().enumerate().take(count) {
+                own[e] = clean(&waited[e][first..first + g.len()], (guard, early_out[e], 0.0), &mut early_bad[e], room);
+            }
             block(&mut fold, &mut step, weights, &mut direction[..g.len()], at, g, &own[..count]);
         }
     }
+    let count = if let Fold::Sum { earlier, .. } = &fold { earlier.len() } else { 0 };
+    let found = early_bad[..count].iter().enumerate().map(|(e, bad)| (count - e, *bad)).chain([(0, bad)]);
+    found.filter(|(_, bad)| *bad).for_each(|(before, _)| gradient.flag(before));
 }
 
 /// One block: all passes over it, while it is near.
@@ -146,7 +194,8 @@ fn block(
                 places,
                 |r, ((g, _), _)| {
                     let old = if forget { 0.0 } else { r };
-                    if mix == 1.0 { **g } else { old + mix * (**g - old) }
+                    let g = if g.is_finite() { **g } else { old };
+                    if mix == 1.0 { g } else { old + mix * (g - old) }
                 },
                 // By what was stored, so that the sum holds exactly what the row holds.
                 |r, new, ((_, s), d)| {

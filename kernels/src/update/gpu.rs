@@ -1,6 +1,6 @@
 //! The update as one launch: what is bound, what the kernel is specialised for, and the kernel.
 
-use super::{Adam, Earlier, Fold, Method, SQUARE_FLOOR, Update, count_launch, count_worker_launch};
+use super::{Adam, Earlier, Fold, Guard, Method, SQUARE_FLOOR, Update, count_launch, count_worker_launch};
 use crate::device::{Buffer, Gpu, Slot};
 use crate::row::{self, Row};
 use cubecl::prelude::*;
@@ -12,7 +12,7 @@ impl Update<'_> {
         let vector = incoming.layout.vector_size();
         let mut slots = Slots::new(incoming.layout.total() / vector);
         let mut numbers = Numbers::default();
-        let mut plan = Plan { clipped: incoming.factor.is_some(), vector, ..Plan::default() };
+        let mut plan = Plan { clipped: incoming.factor.is_some(), guard: incoming.guard, vector, ..Plan::default() };
         let mut retired: Vec<&Row> = Vec::new();
         let mut earlier: &[Earlier] = &[];
         let mut packed: Option<Slot> = None;
@@ -276,6 +276,7 @@ enum Way {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Plan {
     kind: Kind,
+    guard: Guard,
     at: Places,
     vector: usize,
     clipped: bool,
@@ -298,6 +299,45 @@ struct Plan {
     places: Vec<(usize, usize)>,
     /// Gradients that waited.
     earlier: usize,
+}
+
+/// The vector `g` of a gradient with `instead` in the place of what is not finite, or of all where the loss is not; then a flag is set at
+/// `flag`.
+#[cube]
+pub(crate) fn guarded<N: Size>(
+    g: Vector<f32, N>,
+    instead: Vector<f32, N>,
+    loss: f32,
+    flags: &mut [f32],
+    flag: usize,
+    #[comptime] guard: Guard,
+    #[comptime] vector: usize,
+) -> Vector<f32, N> {
+    let mut clean = g;
+    if comptime!(guard != Guard::Off) {
+        // By the bits: a driver's compiler may take it that there are no other numbers.
+        let mut out = 0u32;
+        if comptime!(guard == Guard::Whole) {
+            out = infinite(loss);
+        }
+        let mut found = out;
+        #[unroll]
+        for lane in 0..vector {
+            let here = out | infinite(g.extract(lane));
+            found |= here;
+            clean.insert(lane, select(here == 1u32, instead.extract(lane), g.extract(lane)));
+        }
+        if found == 1u32 {
+            flags[flag] = 1.0f32;
+        }
+    }
+    clean
+}
+
+/// 1 for an infinite number or none, else 0.
+#[cube]
+fn infinite(x: f32) -> u32 {
+    select((u32::reinterpret(x) & 0x7f80_0000u32) == 0x7f80_0000u32, 1u32, 0u32)
 }
 
 /// Stores a vector.
@@ -359,6 +399,8 @@ fn update_kernel<N: Size>(
     let first = comptime!(places.first);
     let second = comptime!(places.second);
     let largest = comptime!(places.largest);
+    let flag = losses.len() / 2 + slot as usize;
+    let zero = Vector::<f32, N>::new(0.0f32);
     let stride = CUBE_DIM as usize * CUBE_COUNT;
     #[unroll]
     for k in 0..comptime!(plan.places.len()) {
@@ -372,6 +414,9 @@ fn update_kernel<N: Size>(
             if comptime!(plan.clipped) {
                 g *= Vector::new(factor[0][0]);
             }
+            if comptime!(plan.kind != Kind::Row) {
+                g = guarded::<N>(g, zero, loss[0], losses, flag, plan.guard, plan.vector);
+            }
             let mut direction = g;
             if comptime!(plan.kind == Kind::Direct) {
                 direction = g * Vector::new(scale);
@@ -382,7 +427,10 @@ fn update_kernel<N: Size>(
                 #[unroll]
                 for e in 0..comptime!(plan.earlier) {
                     let w = comptime!(e * plan.places.len() + k);
-                    direction = fma(waited[w][i], Vector::new(scale), direction);
+                    let before = comptime!(plan.earlier - e);
+                    let (of, at) = (waited_losses[e][0], flag - before);
+                    let early = guarded::<N>(waited[w][i], zero, of, losses, at, plan.guard, plan.vector);
+                    direction = fma(early, Vector::new(scale), direction);
                 }
                 direction = fma(g, Vector::new(scale), direction);
             }
@@ -395,6 +443,7 @@ fn update_kernel<N: Size>(
                         old = written[row][at];
                     }
                 }
+                g = guarded::<N>(g, old, loss[0], losses, flag, plan.guard, plan.vector);
                 let mut new = g;
                 if comptime!(!plan.replaces) {
                     new = old + (g - old) * Vector::new(mix);

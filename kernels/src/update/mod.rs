@@ -19,14 +19,16 @@
 //!              w' = w - η d ; s'' = k s'
 //! ```
 //!
-//! A gradient may carry a factor (clipping) with which it is multiplied as it is read. Invariant I2: new weights go to a
+//! A gradient may carry a factor (clipping) with which it is multiplied as it is read. What is not finite in it is left out ([`Guard`]),
+//! and flagged. Invariant I2: new weights go to a
 //! fresh buffer, so a published snapshot is never written. All other state is touched by the server's stream alone and
 //! stays in place. Each byte is read once and written once.
 
 mod cpu;
 mod gpu;
 
-pub(crate) use cpu::clipped;
+pub(crate) use cpu::{clean, clipped};
+pub(crate) use gpu::guarded;
 
 use crate::device::{Buffer, Device, Seal};
 use crate::layout::Layout;
@@ -45,10 +47,31 @@ pub struct Incoming<'a> {
     pub seal: &'a Seal,
     /// The job's loss (one float), and where in `losses` it goes.
     pub loss: &'a Buffer,
-    /// Ring of recent losses, so that the host reads many at once.
+    /// Ring of recent losses, so that the host reads many at once; its second half holds 1 at the places of gradients that were not
+    /// finite (see [`Guard`]).
     pub losses: &'a mut Buffer,
     /// The loss's place in the ring.
     pub slot: usize,
+    /// What is done with numbers that are none.
+    pub guard: Guard,
+}
+
+/// What is done with a gradient's elements that are not finite, before anything is changed. An element that is left out counts as zero,
+/// and in a table's row as what the row holds; weights and state so stay finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Guard {
+    /// Nothing: a worker's own steps.
+    Off,
+    /// These elements are left out.
+    Elements,
+    /// These elements are left out, and all of a gradient whose loss is not finite.
+    #[default]
+    Whole,
+}
+
+/// A ring of losses for so many arrivals, with its flags.
+pub fn ring(device: &Device, arrivals: usize) -> Buffer {
+    device.zeros(2 * arrivals)
 }
 
 /// Gradients that one launch folds before the one that it is for, at most.
