@@ -66,6 +66,8 @@ pub struct Manifest {
     pub board: u64,
     /// Arrivals of each staleness since the last evaluation.
     pub staleness: Vec<u64>,
+    /// Workers that failed and were dropped, each with the number of gradients that had arrived then.
+    pub lost: Vec<(usize, u64)>,
     /// The server's counters.
     pub counts: Counts,
     /// SHA-256 of the state's file.

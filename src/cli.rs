@@ -16,7 +16,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const AFTER: &str =
-    "Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted (what was reached is saved).";
+    "Exit codes: 0 done; 1 the run failed (a worker, a device, a disk, a gradient that is not finite): what was reached before is saved, and
+`stagger train --resume` goes on; 2 wrong usage or input, nothing was begun; 130 interrupted by SIGINT or SIGTERM: the state is saved (a
+second signal ends the process at once, without that).";
 
 /// Asynchronous SGD with many workers on one machine's GPU.
 #[derive(Parser)]
@@ -302,7 +304,13 @@ fn rules(name: Option<String>, json: bool) -> Result<String> {
         lines.push(format!(
             "\nserver {server} d, each worker {worker} d beside its replica, models sent per update: {copies}"
         ));
-        lines.push(format!("limit under unequal speeds and data: {}\n", limit(biased)));
+        lines.push(format!("limit under unequal speeds and data: {}", limit(biased)));
+        let without = if rule::goes_on_without_a_worker(entry) {
+            "goes on"
+        } else {
+            "waits for it in the end, and the run stops"
+        };
+        lines.push(format!("without a worker that failed (--on-failure drop): {without}\n"));
         let none = entry.keys.is_empty();
         lines.push(if none { "no parameters" } else { "parameters (--rule NAME:key=value,key=value)" }.into());
         lines.extend(entry.keys.iter().map(|k| format!("  {:<12} {} [default: {}]", k.name, k.meaning, k.default)));
@@ -347,6 +355,7 @@ fn describe(entry: &rule::Entry) -> serde_json::Value {
         "worker_copies": worker,
         "models_per_update": copies,
         "biased": biased,
+        "goes_on_without_a_worker": rule::goes_on_without_a_worker(entry),
         "parameters": keys,
     })
 }

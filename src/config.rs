@@ -4,6 +4,7 @@
 use crate::backend::Choice;
 use crate::clock::DelayModel;
 use crate::error::{Error, Result};
+use crate::fault::{Faults, Kind, Policy};
 use crate::problem::{Regularizer, StepKind};
 use crate::rule::RuleSpec;
 use crate::schedule::Schedule;
@@ -12,6 +13,7 @@ use stagger_datasets::partition::Partition;
 use stagger_kernels::Dtype;
 use stagger_kernels::nn::Precision;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The flags of `train`, which are also the keys of its configuration file (with `_` for `-`).
 // These comments are what `--help` prints.
@@ -108,6 +110,18 @@ pub struct Options {
     #[arg(long, value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_nan: Option<String>,
+    /// A worker that panics or hangs: stop, drop (go on without it), or restart (it does the job again, up to three times) [default: stop]
+    #[arg(long, value_name = "POLICY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<String>,
+    /// A worker that has not answered after S real seconds, beside its injected delay, hangs [default: it may take as long as it likes]
+    #[arg(long, value_name = "S")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_timeout: Option<f64>,
+    /// Faults on purpose: worker=I,job=K,kind=panic|hang|nan|slow (slow also takes seconds=S), several with ; between them
+    #[arg(long, value_name = "FAULTS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inject: Option<String>,
     /// Save a checkpoint every N updates, besides the one at the end or at an interruption; 0 for none at all [default: at the end]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -429,6 +443,8 @@ pub struct Settings {
     pub epochs: Option<f64>,
     pub eval_every: Option<u64>,
     pub on_nan: OnNan,
+    pub policy: Policy,
+    pub faults: Faults,
     pub checkpoint_every: Option<u64>,
     pub keep_checkpoints: usize,
     pub test_samples: Option<usize>,
@@ -521,6 +537,10 @@ impl Options {
         }
         if self.threads_per_worker == Some(0) {
             return Err(Error::usage("--threads-per-worker 0: at least one thread is needed"));
+        }
+        let faults: Faults = text(&self.inject, "").parse()?;
+        if faults.0.iter().any(|fault| fault.kind == Kind::Hang) && self.worker_timeout.is_none() {
+            return Err(Error::usage("--inject with kind=hang needs --worker-timeout: else the run hangs as well"));
         }
         if self.keep_checkpoints == Some(0) {
             return Err(Error::usage("--keep-checkpoints 0: one at least; --checkpoint-every 0 saves none"));
@@ -630,6 +650,11 @@ impl Options {
                 "clip" => OnNan::Clip,
                 other => return Err(Error::usage(format!("--on-nan `{other}` is not one of stop, skip, clip"))),
             },
+            policy: Policy {
+                on_failure: text(&self.on_failure, "stop").parse()?,
+                timeout: positive("worker-timeout", self.worker_timeout)?.map(|s| Duration::from_secs_f64(s.min(1e9))),
+            },
+            faults,
             checkpoint_every: self.checkpoint_every,
             keep_checkpoints: self.keep_checkpoints.unwrap_or(2),
             test_samples: self.test_samples,

@@ -16,6 +16,7 @@
 //! and their gradients are kept until their turn. Who is computed with whom follows from the clock, so a run repeats itself.
 
 use crate::error::{Error, Result};
+use crate::fault::{Failure, OnFailure, Policy};
 use crate::problem::{Asked, Snapshot, Stacked};
 use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
@@ -24,7 +25,13 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Times that a job which fails is done again.
+const ATTEMPTS: u32 = 3;
+
+/// How often it is looked whether a run is interrupted or somebody hangs.
+const WATCH: Duration = Duration::from_millis(200);
 
 /// Set by SIGINT and SIGTERM; a run ends at the next arrival.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -53,6 +60,10 @@ pub struct Crew {
     /// Jobs computed so far by a crew on the spot.
     computed: u64,
     together: Option<Together>,
+    policy: Policy,
+    failures: Vec<Failure>,
+    /// When it was last looked whether somebody hangs.
+    watched: Instant,
     /// The past is told again: jobs are noted, but nobody computes.
     recalling: bool,
 }
@@ -141,8 +152,16 @@ struct Slot {
     /// To be sent when the thread comes back from a job that was given up.
     held: Option<Job>,
     queue: VecDeque<Assignment>,
-    early: Option<Gradient>,
+    /// The answer of the running job, before its turn.
+    early: Option<std::result::Result<Gradient, Failure>>,
     next_job: u64,
+    /// When the job in hand was sent, and what of its time is waited for on purpose.
+    sent: Instant,
+    patience: Duration,
+    /// Times that the running job has failed.
+    attempts: u32,
+    /// It failed and the run went on without it.
+    lost: bool,
 }
 
 impl Crew {
@@ -166,6 +185,9 @@ impl Crew {
             computed: 0,
             together: None,
             recalling: false,
+            policy: Policy::default(),
+            failures: Vec::new(),
+            watched: Instant::now(),
         };
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
@@ -236,6 +258,9 @@ impl Crew {
             computed: 0,
             together: None,
             recalling: false,
+            policy: Policy::default(),
+            failures: Vec::new(),
+            watched: Instant::now(),
         })
     }
 
@@ -264,12 +289,45 @@ impl Crew {
             computed: 0,
             together,
             recalling: false,
+            policy: Policy::default(),
+            failures: Vec::new(),
+            watched: Instant::now(),
         })
     }
 
     /// From now on jobs are ordered behind this seal of the server's.
     pub fn behind(&mut self, seal: Seal) {
         self.order = seal;
+    }
+
+    /// What is done about workers that fail.
+    pub fn policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// The failures so far.
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    /// Goes on without a worker: its job, its queue and everything that it is given from now on are dropped.
+    pub fn lose(&mut self, worker: usize) {
+        let slot = &mut self.slots[worker];
+        *slot = Slot { next_job: slot.next_job, lost: true, ..Slot::new(Hand::Gone) };
+    }
+
+    /// The error that nobody has a job any more, if a worker was lost.
+    pub fn waits_for_ever(&self) -> Option<Error> {
+        let lost: Vec<String> =
+            self.slots.iter().enumerate().filter(|(_, slot)| slot.lost).map(|(i, _)| i.to_string()).collect();
+        let runs = self.slots.iter().any(|slot| slot.running.is_some());
+        (!lost.is_empty() && !runs).then(|| {
+            Error::failed(format!(
+                "the rule waits for ever for worker {}, which is gone: `stagger rules NAME` says which rules go on without a worker; \
+                 --on-failure restart keeps it where it can",
+                lost.join(", ")
+            ))
+        })
     }
 
     /// Whether gradients are computed by the server's own thread, one by one.
@@ -299,6 +357,9 @@ impl Crew {
 
     /// Gives `worker` something to do at time `now`: it begins now if the worker is free, else it is queued.
     pub fn assign(&mut self, worker: usize, assignment: Assignment, now: f64, begin: Begin) -> Result<()> {
+        if self.slots[worker].lost {
+            return Ok(());
+        }
         self.slots[worker].queue.push_back(assignment);
         self.next_job(worker, now, begin)
     }
@@ -355,15 +416,20 @@ impl Crew {
                 None => Err(Error::failed("nobody has a job: the rule waits for ever")),
             };
         }
+        if self.slots.iter().all(|slot| slot.running.is_none()) {
+            return Err(self
+                .waits_for_ever()
+                .unwrap_or_else(|| Error::failed("nobody has a job: the rule waits for ever")));
+        }
         let worker = self.receive()?;
-        Ok(self.take(worker).expect("just received"))
+        self.take(worker).expect("just received")
     }
 
     /// The gradient of `worker`'s running job, waiting for it while others' are put by.
     pub fn from(&mut self, worker: usize) -> Result<Gradient> {
         loop {
-            if let Some(gradient) = self.take(worker) {
-                return Ok(gradient);
+            if let Some(answer) = self.take(worker) {
+                return answer;
             }
             if self.slots[worker].running.is_none() {
                 return Err(Error::failed(format!(
@@ -436,9 +502,38 @@ impl Crew {
         slot.busy = false;
         match here.answer(job) {
             Message::Gradient(gradient) => Ok(gradient),
-            Message::Failed { worker, job, reason } => Err(failed(worker, job, reason)),
+            Message::Failed { worker, reason, .. } => {
+                self.failed(worker, reason, false)?;
+                match self.take(worker) {
+                    Some(answer) => answer,
+                    None => self.compute(worker),
+                }
+            }
             _ => unreachable!("nobody cancels a job that is computed on the spot"),
         }
+    }
+
+    /// The running job of `worker` failed: it is sent again, or its failure waits for its turn.
+    fn failed(&mut self, worker: usize, reason: String, hung: bool) -> Result<()> {
+        let slot = &mut self.slots[worker];
+        let Some(Running { number, assignment, .. }) = &slot.running else { return Ok(()) };
+        slot.attempts += 1;
+        let handled = match self.policy.on_failure {
+            OnFailure::Restart if hung => "dropped",
+            OnFailure::Restart if slot.attempts <= ATTEMPTS => "restarted",
+            OnFailure::Drop => "dropped",
+            _ => "stopped",
+        };
+        let failure = Failure { worker, job: *number, reason, hung, handled };
+        self.failures.push(failure.clone());
+        if handled != "restarted" {
+            slot.early = Some(Err(failure));
+            return Ok(());
+        }
+        eprintln!("NOTE       {failure}; it does the job again");
+        let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
+        let job = Job { number: *number, snapshot, delay: 0.0, lr: assignment.lr, steps: assignment.steps };
+        self.send(worker, job)
     }
 
     /// Computes a worker's job with as many others as are there, rounded to a power of two so that few shapes occur; all come early.
@@ -463,7 +558,13 @@ impl Crew {
             .collect();
         let computed = catch_unwind(AssertUnwindSafe(|| together.stacked.gradients(&asked)));
         let computed = computed.unwrap_or_else(|panic| Err(Error::failed(panic_text(&*panic))));
-        let gradients = computed.map_err(|e| failed(worker, asked[0].job, e.to_string()))?;
+        let gradients = match computed {
+            Ok(gradients) => gradients,
+            Err(e) => {
+                let (job, reason, hung) = (asked[0].job, e.to_string(), false);
+                return Err(Error::Worker(Failure { worker, job, reason, hung, handled: "stopped" }));
+            }
+        };
         for ((i, job), (buffers, loss)) in who.iter().zip(&jobs).zip(gradients) {
             let Together { device, layout, clip, .. } = together;
             let factor = clip.map(|limit| Box::new(clip::factor(device, layout, &buffers, limit)));
@@ -471,7 +572,7 @@ impl Crew {
             slot.busy = false;
             let (worker, job) = (*i, job.number);
             // On the server's own stream: nothing is to be ordered behind anything.
-            slot.early = Some(Gradient { worker, job, buffers, factor, loss, seal: Seal::default() });
+            slot.early = Some(Ok(Gradient { worker, job, buffers, factor, loss, seal: Seal::default() }));
         }
         Ok(())
     }
@@ -484,23 +585,41 @@ impl Crew {
             slot.held = None;
             slot.early = None;
         }
-        for thread in self.threads.drain(..) {
-            // A panic inside a worker was already reported through the inbox.
-            let _ = thread.join();
+        for (worker, thread) in self.threads.drain(..).enumerate() {
+            // Who hangs is not waited for. A panic inside a worker was already reported through the inbox.
+            let hung = self.failures.iter().any(|failure| failure.worker == worker && failure.hung);
+            if !hung || thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 
-    fn take(&mut self, worker: usize) -> Option<Gradient> {
-        self.slots[worker].early.take()
+    /// The answer of the running job, if it is there.
+    fn take(&mut self, worker: usize) -> Option<Result<Gradient>> {
+        let slot = &mut self.slots[worker];
+        let answer = slot.early.take()?;
+        slot.attempts = 0;
+        Some(answer.map_err(Error::Worker))
+    }
+
+    /// Somebody who has had a job for too long.
+    fn hangs(&mut self) -> Option<usize> {
+        let timeout = self.policy.timeout.filter(|_| self.watched.elapsed() > WATCH)?;
+        self.watched = Instant::now();
+        let late = |slot: &Slot| slot.busy && slot.running.is_some() && slot.sent.elapsed() > timeout + slot.patience;
+        self.slots.iter().position(late)
     }
 
     /// The next message, whoever sends it.
-    fn message(&self) -> Result<Message> {
+    fn message(&mut self) -> Result<Message> {
         loop {
             if INTERRUPTED.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted("interrupted".into()));
             }
-            match self.inbox.recv_timeout(Duration::from_millis(200)) {
+            if let Some(worker) = self.hangs() {
+                return Ok(Message::Hangs { worker });
+            }
+            match self.inbox.recv_timeout(WATCH) {
                 Ok(message) => return Ok(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(Error::failed("every worker is gone")),
@@ -517,7 +636,7 @@ impl Crew {
                     let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
                     slot.busy = false;
                     if slot.running.as_ref().is_some_and(|job| job.number == gradient.job) {
-                        slot.early = Some(gradient);
+                        slot.early = Some(Ok(gradient));
                         return Ok(worker);
                     }
                     worker
@@ -527,7 +646,23 @@ impl Crew {
                     worker
                 }
                 Message::Ready => unreachable!("every worker was ready before the first job"),
-                Message::Failed { worker, job, reason } => return Err(failed(worker, job, reason)),
+                Message::Failed { worker, job, reason } => {
+                    self.slots[worker].busy = false;
+                    // A job that was given up meanwhile may fail as it likes.
+                    if self.slots[worker].running.as_ref().is_some_and(|running| running.number == job) {
+                        self.failed(worker, reason, false)?;
+                    }
+                    if self.slots[worker].early.is_some() {
+                        return Ok(worker);
+                    }
+                    worker
+                }
+                Message::Hangs { worker } => {
+                    let seconds = self.slots[worker].sent.elapsed().as_secs_f64();
+                    (self.slots[worker].hand, self.slots[worker].busy) = (Hand::Gone, false);
+                    self.failed(worker, format!("no answer for {seconds:.1} s (--worker-timeout)"), true)?;
+                    return Ok(worker);
+                }
             };
             if let Some(job) = self.slots[worker].held.take() {
                 self.send(worker, job)?;
@@ -542,6 +677,9 @@ impl Crew {
             return Ok(());
         }
         slot.busy = true;
+        if self.policy.timeout.is_some() {
+            (slot.sent, slot.patience) = (Instant::now(), Duration::from_secs_f64(job.delay.clamp(0.0, 1e9)));
+        }
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
             Hand::Here(here) => here.job.replace(job).is_none(),
@@ -558,12 +696,20 @@ impl Crew {
 
 impl Slot {
     fn new(hand: Hand) -> Self {
-        Slot { hand, running: None, busy: false, held: None, queue: VecDeque::new(), early: None, next_job: 0 }
+        Slot {
+            hand,
+            running: None,
+            busy: false,
+            held: None,
+            queue: VecDeque::new(),
+            early: None,
+            next_job: 0,
+            sent: Instant::now(),
+            patience: Duration::ZERO,
+            attempts: 0,
+            lost: false,
+        }
     }
-}
-
-fn failed(worker: usize, job: u64, reason: String) -> Error {
-    Error::failed(format!("worker {worker} failed in its job {job}: {reason}"))
 }
 
 impl Drop for Crew {

@@ -1,5 +1,6 @@
 //! Trouble, in two kinds, and the exit code of each. One place prints them: [`crate::cli::main`].
 
+use crate::fault::Failure;
 use std::fmt;
 
 /// Why a command did not end well.
@@ -9,6 +10,8 @@ pub enum Error {
     Usage(String),
     /// The run failed. Exit code 1.
     Failed(String),
+    /// A worker failed; the run may go on without it.
+    Worker(Failure),
     /// Somebody asked the run to stop; what was reached is saved. Exit code 130.
     Interrupted(String),
 }
@@ -20,7 +23,7 @@ impl Error {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Failed(_) => 1,
+            Error::Failed(_) | Error::Worker(_) => 1,
             Error::Usage(_) => 2,
             Error::Interrupted(_) => 130,
         }
@@ -41,6 +44,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Error::Usage(text) | Error::Failed(text) | Error::Interrupted(text) => write!(f, "{text}"),
+            Error::Worker(failure) => {
+                write!(f, "{failure}; --on-failure drop goes on without it, --on-failure restart tries again")
+            }
         }
     }
 }

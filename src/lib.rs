@@ -30,6 +30,7 @@
 //!
 //! | module | what it does | knows |
 //! | --- | --- | --- |
+//! | [`fault`] | failures: on purpose, and what is done about any | nothing |
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
 //! | [`mod@bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
@@ -73,6 +74,7 @@ pub mod compare;
 pub mod config;
 pub mod crew;
 pub mod error;
+pub mod fault;
 pub mod figure;
 pub mod memory;
 pub mod model;

@@ -108,6 +108,8 @@ pub struct Server<'a> {
     pub rehearsal: Option<(Box<dyn Rule>, bool)>,
     /// The weights that the workers write themselves, for a rule that has such.
     pub live: Option<Live>,
+    /// The order comes from a log, which ends where it ends.
+    pub replays: bool,
     /// The run ends at a gradient that is not finite.
     pub stops_at_nan: bool,
     /// Writes checkpoints, if there are to be any.
@@ -147,24 +149,28 @@ impl Server<'_> {
         let result = self.serve(&mut state, &mut outcome, &mut pending, past.is_none());
         outcome.wall_seconds = self.stopwatch.seconds();
         outcome.restarted = self.crew.restarted();
+        outcome.failures = self.crew.failures().to_vec();
         outcome.updates = state.version;
         self.crew.stop();
-        outcome.interrupted = match result {
+        // What arrived is kept, whatever ended the run.
+        let noted = self.note(&mut state, &mut outcome, &mut pending);
+        outcome.interrupted = match noted.and(result) {
             Err(Error::Interrupted(_)) => true,
             Err(error) => {
-                // What arrived before the failure is kept.
-                let _ = self.note(&mut state, &mut outcome, &mut pending);
                 let _ = self.save(&mut state, &outcome).and_then(|()| self.saved());
                 let _ = self.folder.finish();
                 return Err(error);
             }
             Ok(()) => false,
         };
-        self.note(&mut state, &mut outcome, &mut pending)?;
         self.save(&mut state, &outcome)?;
         self.evaluate(&mut state, &mut outcome)?;
-        self.saved()?;
+        let saved = self.saved();
         self.folder.finish()?;
+        // A run that came to its end has its weights; one that was interrupted has nothing else.
+        if outcome.interrupted {
+            saved?;
+        }
         outcome.weights = device.download(&state.snapshot.weights)?;
         self.progress.done();
         Ok(outcome)
@@ -179,6 +185,7 @@ impl Server<'_> {
         let log = self.folder.path().join("events.jsonl");
         for event in recorded(&log, past.manifest.events, self.crew.workers())? {
             let event = event?;
+            self.lose_again(&past.manifest, outcome);
             self.transport.passed(&self.crew, &event)?;
             let job = self.crew.recalled(event.worker);
             let job = job.ok_or_else(|| other(format!("worker {} has no job at event {}", event.worker, event.seq)))?;
@@ -193,6 +200,7 @@ impl Server<'_> {
             self.start(state, event.worker, &decision, event.time)?;
         }
         let manifest = &past.manifest;
+        self.lose_again(manifest, outcome);
         if (state.version, outcome.gradients) != (manifest.updates, manifest.gradients) {
             let (t, k) = (state.version, outcome.gradients);
             return Err(other(format!(
@@ -222,6 +230,19 @@ impl Server<'_> {
         self.crew.go_on()
     }
 
+    /// Loses whom the run lost at this point of its past.
+    fn lose_again(&mut self, manifest: &Manifest, outcome: &mut Outcome) {
+        let now: Vec<_> =
+            manifest.lost.iter().filter(|(i, at)| *at == outcome.gradients && *i < self.crew.workers()).collect();
+        now.into_iter().for_each(|(worker, _)| self.lose(*worker, outcome));
+    }
+
+    /// Goes on without a worker.
+    fn lose(&mut self, worker: usize, outcome: &mut Outcome) {
+        self.crew.lose(worker);
+        outcome.lost.push((worker, outcome.gradients));
+    }
+
     /// Hands a checkpoint of this moment, between two arrivals that are both noted or both to come, to the thread that writes it.
     fn save(&mut self, state: &mut State, outcome: &Outcome) -> Result<()> {
         let Some(saver) = &self.saver else { return Ok(()) };
@@ -230,6 +251,7 @@ impl Server<'_> {
             gradients: outcome.gradients,
             seconds: self.stopwatch.seconds(),
             evaluated: outcome.evaluated,
+            lost: outcome.lost.clone(),
             score: outcome.evaluation.score().filter(|_| outcome.evaluated == Some(state.version)),
             ..self.manifest.clone()
         };
@@ -318,7 +340,16 @@ impl Server<'_> {
     /// One arrival.
     fn turn(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<Pause> {
         let over = Pause { end: true, ..Pause::default() };
-        let Some((time, gradient)) = self.transport.next(&mut self.crew)? else { return Ok(over) };
+        let (time, gradient) = match self.transport.next(&mut self.crew) {
+            Ok(Some(next)) => next,
+            Ok(None) => return self.crew.waits_for_ever().filter(|_| !self.replays).map_or(Ok(over), Err),
+            Err(Error::Worker(failure)) if failure.handled == "dropped" => {
+                eprintln!("NOTE       {failure}; the run goes on without it");
+                self.lose(failure.worker, outcome);
+                return Ok(Pause::default());
+            }
+            Err(error) => return Err(error),
+        };
         if self.limits.time.is_some_and(|limit| time > limit) {
             return Ok(over);
         }
@@ -454,8 +485,8 @@ impl Server<'_> {
         outcome.recent_loss = self.losses.mean();
         match first.filter(|_| self.stops_at_nan) {
             Some((worker, seq)) => Err(Error::failed(format!(
-                "the gradient of worker {worker} (event {seq}) is not finite; it was left out, and so were others after it: a smaller --lr or \
-                 --clip may help, --on-nan skip goes on without such gradients"
+                "the gradient of worker {worker} (event {seq}) is not finite; it was left out, and the weights are finite: a smaller --lr or --clip \
+                 may help, --on-nan skip goes on without such gradients"
             ))),
             None => Ok(()),
         }

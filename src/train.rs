@@ -67,7 +67,9 @@ pub enum Place {
 }
 
 /// Settings that a run may go on with though it began with others: when it ends, what is looked at, how fast it is.
-const CHANGEABLE: [&str; 9] = [
+const CHANGEABLE: [&str; 11] = [
+    "on_failure",
+    "worker_timeout",
     "updates",
     "time",
     "epochs",
@@ -224,7 +226,8 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
     let recorded = problem.recorded && !needs.local.walks() && !needs.live && !waits;
     let on_the_spot = if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded };
-    let on_the_spot = on_the_spot || problem.stacked.is_some();
+    // Only from a thread of its own can a worker be seen to hang.
+    let on_the_spot = (on_the_spot && settings.policy.timeout.is_none()) || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
     let memory = Need::of(&problem, workers, threads_taken, timed, &needs, &descent);
     memory.check(&backend, &problem, workers, &descent)?;
@@ -260,8 +263,11 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let (delay, seed) = (settings.delay.clone(), settings.seed);
     let transport: Box<dyn Transport> = match (&settings.clock, replay) {
         (_, Some(replay)) => Box::new(replay),
-        (Clock::Virtual, None) => Box::new(Virtual::new(delay, seed)),
-        (_, None) => Box::new(Wall { stopwatch: stopwatch.clone(), delay, time_scale: settings.time_scale, seed }),
+        (Clock::Virtual, None) => Box::new(Virtual::new(delay, seed).with(settings.faults.clone())),
+        (_, None) => {
+            let faults = settings.faults.clone();
+            Box::new(Wall { stopwatch: stopwatch.clone(), delay, time_scale: settings.time_scale, seed, faults })
+        }
     };
     let limits = Limits {
         updates: settings.updates,
@@ -308,6 +314,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         inbox,
         gate: gate.clone(),
         stopwatch: stopwatch.clone(),
+        faults: settings.faults.of(index),
         warm_up: warm_up.clone(),
     };
     let crew = match stacked {
@@ -319,6 +326,8 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         None if on_the_spot => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
         None => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
+    let mut crew = crew;
+    crew.policy(settings.policy);
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));
     if let Some(past) = &past {
@@ -350,6 +359,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         losses: Default::default(),
         rehearsal,
         live,
+        replays: matches!(settings.clock, Clock::Replay(_)),
         stops_at_nan: settings.on_nan == OnNan::Stop,
         saver,
         save_every: settings.checkpoint_every.unwrap_or(0),
@@ -675,7 +685,15 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
     if settings.table_dtype != Dtype::F32 && needs.tables == 0 {
         return refuse("--table-dtype bf16", "it keeps no table of gradients");
     }
+    if let Some(fault) = settings.faults.0.iter().find(|fault| settings.workers.is_some_and(|n| fault.worker >= n)) {
+        return Err(Error::usage(format!("--inject: there is no worker {}; they count from 0", fault.worker)));
+    }
     if matches!(settings.step, Some(StepKind::Stacked(_))) {
+        if !settings.faults.0.is_empty() || settings.policy.timeout.is_some() {
+            return Err(Error::usage(
+                "--inject and --worker-timeout are for workers that compute by themselves; leave --step stacked out",
+            ));
+        }
         if settings.clock == Clock::Wall {
             return Err(Error::usage(
                 "--step stacked computes whole groups of workers at once, so they have no time of their own: use --clock virtual",
@@ -779,6 +797,7 @@ fn summarise(
         cores_busy: None,
         memory_estimate: 0,
         memory: None,
+        failures: outcome.failures.clone(),
         weights_sha256,
         version: env!("CARGO_PKG_VERSION").into(),
         interrupted: outcome.interrupted,
@@ -802,6 +821,9 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
     );
     println!("staleness  {:.2} on average, {} at most", s.mean_staleness, s.max_staleness);
     let number = |x: Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.6}"));
+    for failure in &s.failures {
+        println!("FAILED     {failure}; {}", failure.handled);
+    }
     if s.not_finite > 0 {
         println!("NOT FINITE {} gradients: they were left out", s.not_finite);
     }

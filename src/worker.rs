@@ -10,6 +10,7 @@
 //!
 //! Shutdown: the server drops the outboxes, `recv` fails, the thread ends, and with the last thread the inbox disconnects.
 
+use crate::fault::{Fault, Kind};
 use crate::problem::{Objective, Snapshot};
 use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
@@ -70,12 +71,17 @@ pub enum Message {
     Ready,
     /// The gradient.
     Gradient(Gradient),
+    /// From the watch, not from the worker: it has not answered for too long.
+    Hangs {
+        /// Who.
+        worker: usize,
+    },
     /// The job was given up.
     Cancelled {
         /// Who gave it up.
         worker: usize,
     },
-    /// The worker failed and is gone.
+    /// The worker failed.
     Failed {
         /// Who failed.
         worker: usize,
@@ -158,6 +164,8 @@ pub struct Worker {
     pub gate: Gate,
     /// The run's clock, for injected delays.
     pub stopwatch: Arc<Stopwatch>,
+    /// Faults that are to happen; each is taken out when it does.
+    pub faults: Vec<Fault>,
     /// Weights to compute one gradient at before the clock starts. It is thrown away; what remains are compiled kernels and the memory
     /// of this thread and its stream.
     pub warm_up: Option<Snapshot>,
@@ -177,9 +185,9 @@ impl Worker {
         while let Ok(order) = self.outbox.recv() {
             // A cancellation that comes after the answer finds nothing to give up.
             let Order::Job(job) = order else { continue };
+            // A panic was caught: the thread lives, and may be asked again.
             let message = self.answer(job);
-            let failed = matches!(message, Message::Failed { .. });
-            if self.inbox.send(message).is_err() || failed {
+            if self.inbox.send(message).is_err() {
                 return;
             }
         }
@@ -205,7 +213,16 @@ impl Worker {
 
     fn compute_and_wait(&mut self, job: Job) -> Result<Message, String> {
         let began = if job.delay > 0.0 { self.stopwatch.seconds() } else { 0.0 };
-        let Some(gradient) = self.compute(&job)? else { return Ok(Message::Cancelled { worker: self.index }) };
+        let fault = self.fault(job.number);
+        match fault {
+            Some(Kind::Panic) => panic!("injected by --inject"),
+            Some(Kind::Hang) => return Ok(self.hang(job.number)),
+            _ => {}
+        }
+        let Some(mut gradient) = self.compute(&job)? else { return Ok(Message::Cancelled { worker: self.index }) };
+        if fault == Some(Kind::Nan) {
+            gradient = self.gate.clone().pass(|| self.spoiled(gradient));
+        }
         if job.delay <= 0.0 {
             return Ok(Message::Gradient(gradient));
         }
@@ -224,6 +241,29 @@ impl Worker {
             }
         }
         Ok(Message::Gradient(gradient))
+    }
+
+    /// The fault of this job, if there is one that has not happened yet.
+    fn fault(&mut self, job: u64) -> Option<Kind> {
+        let at = self.faults.iter().position(|fault| fault.job == job && !matches!(fault.kind, Kind::Slow(_)))?;
+        Some(self.faults.swap_remove(at).kind)
+    }
+
+    /// Does nothing until the job is given up or the run is over.
+    fn hang(&self, job: u64) -> Message {
+        while let Ok(order) = self.outbox.recv() {
+            if matches!(order, Order::Cancel(number) if number == job) {
+                break;
+            }
+        }
+        Message::Cancelled { worker: self.index }
+    }
+
+    /// The gradient without a number in it.
+    fn spoiled(&self, gradient: Gradient) -> Gradient {
+        let nothing = |len: usize| self.device.upload(vec![f32::NAN; len]);
+        let buffers = gradient.buffers.iter().map(|buffer| nothing(buffer.len())).collect();
+        Gradient { buffers, loss: nothing(1), seal: self.device.seal(), ..gradient }
     }
 
     /// Computes the job's gradient; `None` if it was given up before it, or between two local steps.

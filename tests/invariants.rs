@@ -166,7 +166,7 @@ fn preemption_gives_up_a_wait_under_the_wall_clock() {
     // Worker 1's injected hour is given up when worker 0 restarts it; the run ends at once, not after an hour.
     let stopwatch = Arc::new(Stopwatch::default());
     let delay = "fixed:0.001,3600".parse().unwrap();
-    let wall = Wall { stopwatch: stopwatch.clone(), delay, time_scale: 1.0, seed: 0 };
+    let wall = Wall { stopwatch: stopwatch.clone(), delay, time_scale: 1.0, seed: 0, faults: Default::default() };
     let rule = by(|_: &Arrival| Decision { restart: vec![1], ..Decision::direct() });
     let (outcome, events) = serve_by(Box::new(wall), stopwatch, rule, centres(2), updates(5), 0.1);
     assert!(events.iter().all(|e| e.worker == 0) && outcome.restarted >= 4, "{events:?}");

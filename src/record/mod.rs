@@ -9,6 +9,7 @@ pub use outcome::{Limits, Outcome};
 
 use crate::checkpoint::Manifest;
 use crate::error::{Error, Result};
+use crate::fault::Failure;
 use crossbeam_channel::Receiver;
 use log::EventLog;
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,8 @@ pub struct Summary {
     pub memory_estimate: u64,
     /// Bytes that it took: of the process on the CPU, of the device's pools on a GPU.
     pub memory: Option<u64>,
+    /// Workers that failed, in which job, why, and what was done about it.
+    pub failures: Vec<Failure>,
     pub weights_sha256: String,
     pub version: String,
     pub interrupted: bool,

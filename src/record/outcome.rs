@@ -1,6 +1,7 @@
 //! When a run stops, and what it came to: plain numbers.
 
 use super::Evaluation;
+use crate::fault::Failure;
 
 /// When to stop; whichever comes first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +29,10 @@ pub struct Outcome {
     pub dropped: u64,
     /// Gradients with numbers that are none.
     pub not_finite: u64,
+    /// Failures of workers.
+    pub failures: Vec<Failure>,
+    /// Workers that were dropped, each with the number of gradients that had arrived then.
+    pub lost: Vec<(usize, u64)>,
     /// Jobs given up.
     pub restarted: u64,
     /// The last arrival's time.

@@ -49,6 +49,9 @@ mod shuffled;
 mod staleness;
 mod sync;
 mod waiting;
+mod without;
+
+pub use without::goes_on_without_a_worker;
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@ use super::Transport;
 use crate::clock::DelayModel;
 use crate::crew::Crew;
 use crate::error::Result;
+use crate::fault::Faults;
 use crate::stopwatch::Stopwatch;
 use crate::worker::Gradient;
 use std::sync::Arc;
@@ -18,11 +19,13 @@ pub struct Wall {
     pub time_scale: f64,
     /// Keys the draws.
     pub seed: u64,
+    /// Jobs that take longer on purpose.
+    pub faults: Faults,
 }
 
 impl Transport for Wall {
     fn begin(&mut self, worker: usize, job: u64, _now: f64, share: f64) -> f64 {
-        self.delay.draw(self.seed, worker, job) * share * self.time_scale
+        (self.delay.draw(self.seed, worker, job) * share + self.faults.delay(worker, job)) * self.time_scale
     }
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {

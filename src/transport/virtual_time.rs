@@ -7,6 +7,7 @@ use super::Transport;
 use crate::clock::DelayModel;
 use crate::crew::Crew;
 use crate::error::{Error, Result};
+use crate::fault::Faults;
 use crate::record::Event;
 use crate::worker::Gradient;
 use std::cmp::Reverse;
@@ -16,6 +17,7 @@ use std::collections::BinaryHeap;
 pub struct Virtual {
     delay: DelayModel,
     seed: u64,
+    faults: Faults,
     events: BinaryHeap<Reverse<Finish>>,
 }
 
@@ -45,7 +47,12 @@ impl Virtual {
     /// A clock that draws job times from `delay`; with no delay model every job takes one second.
     pub fn new(delay: DelayModel, seed: u64) -> Self {
         let delay = if delay == DelayModel::None { DelayModel::Fixed(vec![1.0]) } else { delay };
-        Virtual { delay, seed, events: BinaryHeap::new() }
+        Virtual { delay, seed, faults: Faults::default(), events: BinaryHeap::new() }
+    }
+
+    /// The same, with jobs that take longer on purpose.
+    pub fn with(self, faults: Faults) -> Self {
+        Virtual { faults, ..self }
     }
 
     /// The next finish of a job that is still running.
@@ -58,7 +65,7 @@ impl Virtual {
 
 impl Transport for Virtual {
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64 {
-        let time = now + self.delay.draw(self.seed, worker, job) * share;
+        let time = now + self.delay.draw(self.seed, worker, job) * share + self.faults.delay(worker, job);
         self.events.push(Reverse(Finish { time, worker, job }));
         0.0
     }

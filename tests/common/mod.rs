@@ -118,10 +118,12 @@ pub fn serve_by(
         inbox,
         gate: gate.clone(),
         stopwatch: stopwatch.clone(),
+        faults: Vec::new(),
         warm_up: None,
     })
     .unwrap();
     let server = Server {
+        replays: false,
         stops_at_nan: false,
         saver: None,
         save_every: 0,

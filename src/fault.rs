@@ -1,0 +1,154 @@
+//! Faults on purpose, and what a run does about those that come by themselves. Plain data.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What goes wrong in a job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Its thread panics.
+    Panic,
+    /// It never ends.
+    Hang,
+    /// Its gradient and its loss are no numbers.
+    Nan,
+    /// It takes so many seconds longer, on the run's axis.
+    Slow(f64),
+}
+
+/// A fault in one job of one worker. It happens once: a job that is done again succeeds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fault {
+    /// The worker.
+    pub worker: usize,
+    /// Its job's number, from 0.
+    pub job: u64,
+    /// What happens.
+    pub kind: Kind,
+}
+
+/// The faults of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl Faults {
+    /// The faults of one worker.
+    pub fn of(&self, worker: usize) -> Vec<Fault> {
+        self.0.iter().copied().filter(|fault| fault.worker == worker).collect()
+    }
+
+    /// Seconds that a job takes longer.
+    pub fn delay(&self, worker: usize, job: u64) -> f64 {
+        let slow = self.0.iter().filter(|fault| (fault.worker, fault.job) == (worker, job));
+        slow.map(|fault| if let Kind::Slow(seconds) = fault.kind { seconds } else { 0.0 }).sum()
+    }
+}
+
+impl FromStr for Faults {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let one = |part: &str| -> Option<Fault> {
+            let (mut worker, mut job, mut kind, mut seconds) = (None, None, None, None);
+            for item in part.split(',') {
+                match item.trim().split_once('=')? {
+                    ("worker", value) => worker = Some(value.parse().ok()?),
+                    ("job", value) => job = Some(value.parse().ok()?),
+                    ("kind", value) => kind = Some(value),
+                    ("seconds", value) => {
+                        seconds = Some(value.parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0)?)
+                    }
+                    _ => return None,
+                }
+            }
+            let kind = match (kind?, seconds) {
+                ("panic", None) => Kind::Panic,
+                ("hang", None) => Kind::Hang,
+                ("nan", None) => Kind::Nan,
+                ("slow", seconds) => Kind::Slow(seconds.unwrap_or(10.0)),
+                _ => return None,
+            };
+            Some(Fault { worker: worker?, job: job?, kind })
+        };
+        let all: Option<Vec<Fault>> = text.split(';').filter(|part| !part.trim().is_empty()).map(one).collect();
+        all.map(Faults).ok_or_else(|| {
+            Error::usage(format!(
+                "--inject `{text}`: write worker=I,job=K,kind=panic|hang|nan|slow (and seconds=S for slow), several with ; between them"
+            ))
+        })
+    }
+}
+
+/// What a run does when a worker fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It ends.
+    #[default]
+    Stop,
+    /// It goes on without the worker.
+    Drop,
+    /// The worker does the job again, a few times; a worker that hangs is dropped, for its thread cannot be taken back.
+    Restart,
+}
+
+impl FromStr for OnFailure {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "stop" => Ok(OnFailure::Stop),
+            "drop" => Ok(OnFailure::Drop),
+            "restart" => Ok(OnFailure::Restart),
+            _ => Err(Error::usage(format!("--on-failure `{text}` is not one of stop, drop, restart"))),
+        }
+    }
+}
+
+/// What is done about workers that fail.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policy {
+    /// About those that panic or hang.
+    pub on_failure: OnFailure,
+    /// Real time after which a worker without an answer counts as hanging, injected delays left out.
+    pub timeout: Option<Duration>,
+}
+
+/// A worker's failure.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Failure {
+    /// Who.
+    pub worker: usize,
+    /// In which job.
+    pub job: u64,
+    /// Why.
+    pub reason: String,
+    /// Its thread does not come back.
+    pub hung: bool,
+    /// `stopped`, `dropped` or `restarted`.
+    pub handled: &'static str,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "worker {} failed in its job {}: {}", self.worker, self.job, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read_and_mistakes_are_named() {
+        let faults: Faults = "worker=3,job=40,kind=panic; job=1,worker=0,kind=slow,seconds=2.5".parse().unwrap();
+        assert_eq!(faults.of(3), [Fault { worker: 3, job: 40, kind: Kind::Panic }]);
+        assert_eq!((faults.delay(0, 1), faults.delay(0, 2), faults.delay(3, 40)), (2.5, 0.0, 0.0));
+        for text in
+            ["worker=1", "worker=1,job=2,kind=melt", "worker=x,job=1,kind=nan", "worker=1,job=1,kind=nan,seconds=1"]
+        {
+            assert!(text.parse::<Faults>().unwrap_err().to_string().contains(text));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Promises 6, 7 and 8: a worker that panics, hangs or gives no number is handled as was asked for, under every clock, and nothing hangs.
+
+mod common;
+
+use common::{centres, events, scratch, stagger, summary};
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+/// Runs three quadratics with these flags.
+fn run(flags: &str) -> (Output, PathBuf) {
+    let (folder, file) = (scratch("failing"), centres());
+    let dataset = format!("quadratic:{}", file.display());
+    let mut args = vec!["train", "--dataset", &dataset, "--init", "const:2.0", "--lr", "0.1", "--backend", "cpu"];
+    args.extend([
+        "--updates",
+        "60",
+        "--delay",
+        "fixed:1,2,3",
+        "--time-scale",
+        "0.002",
+        "--out",
+        folder.to_str().unwrap(),
+    ]);
+    args.extend(flags.split_whitespace());
+    let began = Instant::now();
+    let output = stagger(&args);
+    assert!(began.elapsed() < Duration::from_secs(20), "{flags}: it hangs");
+    (output, folder)
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const CLOCKS: [&str; 2] = ["virtual", "wall"];
+
+#[test]
+fn a_worker_that_panics() {
+    for clock in CLOCKS {
+        let flags = format!("--rule asgd --clock {clock} --inject worker=1,job=3,kind=panic");
+        let (output, folder) = run(&flags);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error(&output).contains("worker 1 failed in its job 3"), "{}", error(&output));
+        // Nothing is lost: the run goes on from there, as it would have gone.
+        let resumed = stagger(&["train", "--resume", folder.to_str().unwrap(), "--on-failure", "restart"]);
+        assert!(resumed.status.success(), "{}", error(&resumed));
+        assert_eq!(events(&folder).len(), 60);
+
+        let (output, folder) = run(&format!("{flags} --on-failure drop"));
+        assert!(output.status.success(), "{}", error(&output));
+        let answers = events(&folder).iter().filter(|event| event.worker == 1).count();
+        assert_eq!(answers, 3, "jobs 0, 1 and 2");
+        let failure = &summary(&folder)["failures"][0];
+        assert_eq!((failure["worker"].as_u64(), failure["job"].as_u64()), (Some(1), Some(3)));
+        assert_eq!(failure["handled"], "dropped");
+
+        let (output, folder) = run(&format!("{flags} --on-failure restart"));
+        assert!(output.status.success(), "{}", error(&output));
+        assert_eq!(summary(&folder)["failures"][0]["handled"], "restarted");
+    }
+    // A job that is done again is the same job.
+    let weights = |flags: &str| common::weights(&run(flags).1);
+    let calm = weights("--rule asgd --clock virtual");
+    assert_eq!(calm, weights("--rule asgd --clock virtual --inject worker=1,job=3,kind=panic --on-failure restart"));
+    assert_ne!(calm, weights("--rule asgd --clock virtual --inject worker=1,job=3,kind=panic --on-failure drop"));
+}
+
+#[test]
+fn a_worker_that_hangs() {
+    for clock in CLOCKS {
+        let flags = format!("--rule asgd --clock {clock} --inject worker=0,job=5,kind=hang --worker-timeout 0.5");
+        let (output, _) = run(&flags);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error(&output).contains("worker 0 failed in its job 5: no answer for"), "{}", error(&output));
+        for policy in ["drop", "restart"] {
+            let (output, folder) = run(&format!("{flags} --on-failure {policy}"));
+            assert!(output.status.success(), "{}", error(&output));
+            assert_eq!(summary(&folder)["failures"][0]["handled"], "dropped");
+        }
+    }
+    let (output, _) = run("--rule asgd --inject worker=0,job=5,kind=hang");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("--worker-timeout"));
+}
+
+#[test]
+fn the_same_failure_gives_the_same_run() {
+    for kind in ["panic", "hang", "nan", "slow,seconds=7"] {
+        let flags = format!(
+            "--rule dude --clock virtual --inject worker=2,job=4,kind={kind} --on-failure drop --on-nan skip --worker-timeout 0.5"
+        );
+        let [a, b] = [run(&flags), run(&flags)].map(|(output, folder)| {
+            assert!(output.status.success(), "{kind}: {}", error(&output));
+            (std::fs::read(folder.join("events.jsonl")).unwrap(), common::weights(&folder))
+        });
+        assert!(a == b, "{kind}");
+    }
+}
+
+#[test]
+fn a_run_without_a_worker_can_be_stopped_and_goes_on() {
+    let flags = "--rule dude --clock virtual --inject worker=2,job=2,kind=panic --on-failure drop";
+    let (_, whole) = run(flags);
+    let (_, parts) = run(&format!("{flags} --set updates=40"));
+    // The last flag wins, and `--set` is under the flags: so by a limit of time.
+    let (_, short) = run(&format!("{flags} --time 12"));
+    let resumed = stagger(&["train", "--resume", short.to_str().unwrap(), "--updates", "60"]);
+    assert!(resumed.status.success(), "{}", error(&resumed));
+    drop(parts);
+    assert_eq!(std::fs::read(whole.join("events.jsonl")).unwrap(), std::fs::read(short.join("events.jsonl")).unwrap());
+    assert_eq!(common::weights(&whole), common::weights(&short));
+}
+
+#[test]
+fn every_rule_goes_on_or_says_for_whom_it_waits() {
+    let list = stagger(&["rules", "--json"]);
+    let rules: Vec<serde_json::Value> = serde_json::from_slice(&list.stdout).unwrap();
+    for rule in rules {
+        let name = rule["name"].as_str().unwrap();
+        let clock = if name == "hogwild" { "wall" } else { "virtual" };
+        // Long enough for those that wait only in the end.
+        let (output, _) = run(&format!(
+            "--rule {name} --clock {clock} --inject worker=1,job=2,kind=panic --on-failure drop --updates 3000"
+        ));
+        let goes_on = rule["goes_on_without_a_worker"].as_bool().unwrap();
+        assert_eq!(output.status.success(), goes_on, "{name}: {}", error(&output));
+        if !goes_on {
+            assert!(error(&output).contains("waits for ever for worker 1"), "{name}: {}", error(&output));
+        }
+    }
+}
+
+#[test]
+fn a_gradient_without_numbers_leaves_the_weights_finite() {
+    for rule in ["asgd", "dude", "fedbuff:b=2", "fedasync", "easgd", "dcasgd", "fadas", "mifa"] {
+        let flags = format!("--rule {rule} --clock virtual --inject worker=1,job=3,kind=nan");
+        let (output, folder) = run(&flags);
+        assert_eq!(output.status.code(), Some(1), "{rule}");
+        assert!(error(&output).contains("the gradient of worker 1"), "{rule}: {}", error(&output));
+        let saved = stagger(&["train", "--resume", folder.to_str().unwrap(), "--updates", "61"]);
+        assert!(error(&saved).is_empty() || saved.status.success(), "{rule}: {}", error(&saved));
+        for policy in ["skip", "clip"] {
+            let (output, folder) = run(&format!("{flags} --on-nan {policy}"));
+            assert!(output.status.success(), "{rule}: {}", error(&output));
+            assert!(common::weights(&folder).iter().all(|w| w.is_finite()), "{rule} {policy}");
+            assert_eq!(summary(&folder)["not_finite"], 1, "{rule} {policy}");
+            let nulls = events(&folder).iter().filter(|event| event.loss.is_none()).count();
+            assert_eq!(nulls, 1, "{rule}: its loss is no number");
+        }
+    }
+}
+
+#[test]
+fn a_rate_that_is_too_large_is_said() {
+    let (output, _) = run("--rule asgd --clock virtual --lr 1e30");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error(&output).contains("not finite") && error(&output).contains("--lr"), "{}", error(&output));
+}
