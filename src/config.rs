@@ -713,7 +713,7 @@ mod tests {
             ("workers=0", "--workers 0"),
             ("batch=0", "--batch 0"),
             ("clock=sundial", "sundial"),
-            ("dataset=mnist", "mnist"),
+            ("dataset=imagenet", "imagenet"),
             ("init=const:x", "const:x"),
             ("momentum=1.0", "--momentum 1"),
             ("lr=-1.0", "--lr -1"),

@@ -316,12 +316,16 @@ impl Crew {
         *slot = Slot { next_job: slot.next_job, lost: true, ..Slot::new(Hand::Gone) };
     }
 
-    /// The error that nobody has a job any more, if a worker was lost.
+    /// Whether no worker has a job.
+    pub fn is_idle(&self) -> bool {
+        self.slots.iter().all(|slot| slot.running.is_none())
+    }
+
+    /// That a rule waits for workers which were lost, if some were.
     pub fn waits_for_ever(&self) -> Option<Error> {
         let lost: Vec<String> =
             self.slots.iter().enumerate().filter(|(_, slot)| slot.lost).map(|(i, _)| i.to_string()).collect();
-        let runs = self.slots.iter().any(|slot| slot.running.is_some());
-        (!lost.is_empty() && !runs).then(|| {
+        (!lost.is_empty()).then(|| {
             Error::failed(format!(
                 "the rule waits for ever for worker {}, which is gone: `stagger rules NAME` says which rules go on without a worker; \
                  --on-failure restart keeps it where it can",
@@ -416,7 +420,7 @@ impl Crew {
                 None => Err(Error::failed("nobody has a job: the rule waits for ever")),
             };
         }
-        if self.slots.iter().all(|slot| slot.running.is_none()) {
+        if self.is_idle() {
             return Err(self
                 .waits_for_ever()
                 .unwrap_or_else(|| Error::failed("nobody has a job: the rule waits for ever")));

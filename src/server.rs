@@ -25,6 +25,9 @@ const RING: usize = 64;
 /// A rule that follows the loss is told of it once per as many arrivals as there are workers, but not more often than this.
 const LOSS_RING: usize = 8;
 
+/// Arrivals without an update after which a run that lost a worker is taken to wait for it, besides a hundred of each worker.
+const STARVED: u64 = 1000;
+
 /// Batch losses, as they are read from the device.
 #[derive(Default)]
 pub struct Losses {
@@ -230,6 +233,15 @@ impl Server<'_> {
         self.crew.go_on()
     }
 
+    /// The error that a rule gathers gradients for ever and waits for a worker that is gone.
+    fn starves(&self, outcome: &Outcome) -> Option<Error> {
+        let most = STARVED + 100 * self.crew.workers() as u64;
+        if outcome.lost.is_empty() || outcome.gradients - outcome.stepped < most {
+            return None;
+        }
+        self.crew.waits_for_ever()
+    }
+
     /// Loses whom the run lost at this point of its past.
     fn lose_again(&mut self, manifest: &Manifest, outcome: &mut Outcome) {
         let now: Vec<_> =
@@ -355,6 +367,9 @@ impl Server<'_> {
         }
         let worker = gradient.worker;
         let job = self.crew.arrived(worker);
+        if let Some(error) = self.starves(outcome) {
+            return Err(error);
+        }
         let (decision, event) = self.decide(state, &job, worker, time);
         let (effect, steps) = (event.effect, job.assignment.steps);
         let device = state.device.clone();
@@ -405,6 +420,9 @@ impl Server<'_> {
     fn count(&self, outcome: &mut Outcome, event: &Event, steps: u32) {
         outcome.gradients += 1;
         outcome.dropped += (event.effect == Effect::Drop) as u64;
+        if event.effect.is_step() {
+            outcome.stepped = outcome.gradients;
+        }
         outcome.samples += self.batches[event.worker] as u64 * steps.max(1) as u64;
         outcome.staleness += event.staleness;
         outcome.max_staleness = outcome.max_staleness.max(event.staleness);

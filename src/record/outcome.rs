@@ -23,6 +23,8 @@ pub struct Outcome {
     pub updates: u64,
     /// Arrivals.
     pub gradients: u64,
+    /// Their number when the last update was made.
+    pub stepped: u64,
     /// Samples that they drew.
     pub samples: u64,
     /// Arrivals that were not applied.

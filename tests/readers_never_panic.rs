@@ -1,0 +1,135 @@
+//! Promise 22: whatever stands in a configuration, an event log, a checkpoint or a data file, it is read or refused, without a panic and
+//! without more memory than the file has. `STAGGER_FUZZ=100000 cargo test --release --test readers_never_panic` looks longer.
+
+mod common;
+
+use common::{scratch, train};
+use rand_chacha::rand_core::RngCore;
+use stagger::config::Options;
+use stagger_datasets::{cifar10, keyed, libsvm, mnist, quadratic};
+use std::panic::catch_unwind;
+use std::path::Path;
+
+fn cases() -> u64 {
+    std::env::var("STAGGER_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
+}
+
+/// Text that such files are made of, so that changes are often nearly right.
+const WORDS: [&[u8]; 16] = [
+    b"0",
+    b"-1",
+    b"1e999",
+    b"nan",
+    b"18446744073709551615",
+    b"\"",
+    b"{",
+    b"}",
+    b"[",
+    b":",
+    b",",
+    b"\n",
+    b"=",
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"null",
+];
+
+/// A few changes to a file that could be read.
+fn changed(bytes: &[u8], key: u64) -> Vec<u8> {
+    let mut random = keyed([key, 0x66757a7a, 0, 0]);
+    let mut bytes = bytes.to_vec();
+    for _ in 0..1 + random.next_u32() % 6 {
+        let at = random.next_u64() as usize % (bytes.len() + 1);
+        let to = (at + random.next_u32() as usize % 9).min(bytes.len());
+        match random.next_u32() % 4 {
+            0 => bytes.truncate(at),
+            1 => _ = bytes.splice(at..to, WORDS[random.next_u32() as usize % WORDS.len()].iter().copied()),
+            2 => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = random.next_u32() as u8),
+            _ => {
+                let piece = bytes[at..to].to_vec();
+                _ = bytes.splice(at..at, piece);
+            }
+        }
+    }
+    bytes
+}
+
+/// Feeds changed copies of `good` to `read`, as the file `name`.
+fn feed(name: &str, good: &[u8], read: impl Fn(&Path) -> bool + std::panic::RefUnwindSafe) {
+    let folder = scratch("fuzz");
+    let file = folder.join(name);
+    std::fs::write(&file, good).unwrap();
+    assert!(read(&file), "{name}: what is right is read");
+    let mut refused = 0;
+    for key in 0..cases() {
+        let bytes = changed(good, key);
+        std::fs::write(&file, &bytes).unwrap();
+        match catch_unwind(|| read(&file)) {
+            Ok(was_read) => refused += !was_read as u64,
+            Err(_) => {
+                let kept = common::scratch("panic").join(name);
+                std::fs::write(&kept, &bytes).unwrap();
+                panic!("{name}: case {key} panics; it is kept in {}", kept.display());
+            }
+        }
+    }
+    assert!(refused > 0, "{name}: some changes are refused");
+}
+
+#[test]
+fn data_files() {
+    feed("rows.txt", b"+1 1:0.5 3:1e-3 7:2\n-1 2:1 4:0.25\n+1 1:1\n-1 7:1\n", |file| libsvm::load(file).is_ok());
+    feed("centres.csv", b"0,1.5\n3,-6e0\n-6,2\n", |file| quadratic::load(file).is_ok());
+    // The other readers look for files of their own names, whose sizes are fixed.
+    let idx: Vec<u8> = [2049u32, 10_000].iter().flat_map(|w| w.to_be_bytes()).chain([3; 10_000]).collect();
+    let folder = scratch("sets");
+    for key in 0..cases() {
+        std::fs::write(folder.join("t10k-labels-idx1-ubyte"), changed(&idx, key)).unwrap();
+        std::fs::write(folder.join("train-images-idx3-ubyte.gz"), changed(&idx, key + 1)).unwrap();
+        std::fs::write(folder.join("data_batch_1.bin"), changed(&idx, key)).unwrap();
+        assert!(mnist::load(&folder).is_err() && cifar10::load(&folder).is_err());
+    }
+}
+
+#[test]
+fn configurations() {
+    let good = b"rule = \"dude:c=2\"\nworkers = 4\nlr = 0.05\nbatch = 32\ndelay = \"exp:1,2\"\npartition = \"dirichlet:0.1\"\nclip = 1.0\n";
+    feed("config.toml", good, |file| {
+        Options::layered(&Options::default(), Some(file), &[]).and_then(|options| options.resolve()).is_ok()
+    });
+}
+
+#[test]
+fn logs_and_checkpoints() {
+    let run = train("--rule dude --dataset clusters --workers 2 --clock virtual --backend cpu --updates 30 --batch 2");
+    let log = std::fs::read(run.join("events.jsonl")).unwrap();
+    feed("events.jsonl", &log, |file| match stagger::record::recorded(file, u64::MAX, 2) {
+        Ok(mut events) => events.all(|event| event.is_ok()),
+        Err(_) => false,
+    });
+    let folder = std::fs::read_dir(run.join("checkpoints")).unwrap().next().unwrap().unwrap().path();
+    let manifest = std::fs::read(folder.join("manifest.json")).unwrap();
+    let state = std::fs::read(folder.join("state.safetensors")).unwrap();
+    let newest = |_: &Path| stagger::checkpoint::newest(&run).is_ok();
+    assert!(newest(&run));
+    let mut refused = 0;
+    for key in 0..cases() {
+        // The checksum guards the state, so it is made to fit the damage.
+        let (bytes, named) = if key % 2 == 0 {
+            (state.clone(), changed(&manifest, key))
+        } else {
+            (changed(&state, key), manifest.clone())
+        };
+        std::fs::write(folder.join("state.safetensors"), &bytes).unwrap();
+        let sum: String = <sha2::Sha256 as sha2::Digest>::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let named = String::from_utf8_lossy(&named).into_owned();
+        let old = named.split("\"sha256\": \"").nth(1).and_then(|rest| rest.get(..64)).map(String::from);
+        let named = if key % 2 == 1 { named.replace(&old.unwrap(), &sum) } else { named };
+        std::fs::write(folder.join("manifest.json"), named).unwrap();
+        let found = catch_unwind(std::panic::AssertUnwindSafe(|| {
+            stagger::checkpoint::newest(&run).map(|c| c.tensor("weights", 5).is_ok())
+        }));
+        refused += found.unwrap_or_else(|_| panic!("case {key} panics")).is_err() as u64;
+    }
+    assert!(refused > 0);
+}
