@@ -16,10 +16,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use stagger_kernels::Buffer;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 /// Of the files' form.
@@ -74,8 +77,8 @@ pub struct Manifest {
     pub sha256: String,
 }
 
-/// A state's buffers: name and 32-bit words.
-pub type Tensors = Vec<(String, Vec<f32>)>;
+/// A state's buffers, each with its name, in host memory that nobody writes any more.
+pub type Tensors = Vec<(String, Buffer)>;
 
 /// A checkpoint in memory.
 pub struct Checkpoint {
@@ -99,6 +102,8 @@ pub struct Draft {
 /// Writes checkpoints on a thread of its own.
 pub struct Saver {
     drafts: Option<Sender<Draft>>,
+    /// One is waiting or being written.
+    busy: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -107,10 +112,13 @@ impl Saver {
     pub fn new(run: &Path, keep: usize) -> Result<Saver> {
         let (drafts, waiting) = bounded::<Draft>(1);
         let folder = run.join(FOLDER);
+        let busy = Arc::new(AtomicBool::new(false));
+        let done = busy.clone();
         let write = move || {
             let mut last = Ok(());
             for draft in waiting {
                 last = save(&folder, draft, keep);
+                done.store(false, Ordering::Release);
                 if let Err(error) = &last {
                     eprintln!("NOTE       {error}; the run goes on, and what was saved before is whole");
                 }
@@ -119,17 +127,18 @@ impl Saver {
         };
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(write);
         let thread = thread.map_err(|e| Error::failed(format!("cannot start the thread that saves: {e}")))?;
-        Ok(Saver { drafts: Some(drafts), thread: Some(thread) })
+        Ok(Saver { drafts: Some(drafts), busy, thread: Some(thread) })
     }
 
-    /// Whether one that is saved now would not wait for another.
+    /// Whether none is being written, so that no two copies of the state are held.
     pub fn is_free(&self) -> bool {
-        self.drafts.as_ref().is_some_and(|drafts| drafts.is_empty())
+        !self.busy.load(Ordering::Acquire)
     }
 
     /// Hands over a draft, behind those before it.
     pub fn save(&self, draft: Draft) {
         if let Some(drafts) = &self.drafts {
+            self.busy.store(true, Ordering::Release);
             // A thread that is gone has panicked; `finish` says so.
             let _ = drafts.send(draft);
         }
@@ -170,17 +179,20 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
             fs::create_dir(folder)?;
         }
         fs::create_dir(&partial)?;
-        let bytes = |values: &[f32]| -> Vec<u8> { bytemuck::cast_slice(values).to_vec() };
-        let tensors: Vec<(String, Vec<u8>)> =
-            tensors.iter().map(|(name, values)| (name.clone(), bytes(values))).collect();
-        let views = tensors.iter().map(|(name, bytes)| {
-            let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).expect("four bytes a word");
+        // Written from where it lies: a table of many workers is not to be there twice.
+        let views = tensors.iter().map(|(name, values)| {
+            let bytes: &[u8] = bytemuck::cast_slice(values.host());
+            let view = TensorView::new(Dtype::F32, vec![values.len()], bytes).expect("four bytes a word");
             (name.as_str(), view)
         });
         let none: Option<HashMap<String, String>> = None;
-        let state = safetensors::serialize(views, none).map_err(std::io::Error::other)?;
-        manifest.sha256 = hex(&Sha256::digest(&state));
-        put(&partial.join(STATE), &state)?;
+        let state = partial.join(STATE);
+        safetensors::serialize_to_file(views, none, &state).map_err(std::io::Error::other)?;
+        let mut file = File::open(&state)?;
+        file.sync_all()?;
+        let mut hash = Sha256::new();
+        std::io::copy(&mut file, &mut hash)?;
+        manifest.sha256 = hex(&hash.finalize());
         let gone = || Err(std::io::Error::other("the event log is closed"));
         manifest.events = log.recv().unwrap_or_else(|_| gone())?;
         files.iter().try_for_each(File::sync_all)?;
@@ -300,12 +312,18 @@ pub fn blank() -> Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stagger_kernels::Device;
 
     fn draft(gradients: u64, score: Option<f64>) -> Draft {
         let (tell, log) = bounded(1);
         tell.send(Ok(7)).unwrap();
         let manifest = Manifest { gradients, score, ..blank() };
-        Draft { manifest, tensors: vec![("weights".into(), vec![gradients as f32; 3])], log, files: Vec::new() }
+        Draft {
+            manifest,
+            tensors: vec![("weights".into(), Device::Cpu.upload(vec![gradients as f32; 3]))],
+            log,
+            files: Vec::new(),
+        }
     }
 
     fn folder(name: &str) -> PathBuf {

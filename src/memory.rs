@@ -26,6 +26,8 @@ pub struct Need {
     pub total: u64,
     /// Of these the rule's table.
     pub table: u64,
+    /// Besides, what a checkpoint is copied to while it is written.
+    saved: u64,
 }
 
 impl Need {
@@ -79,7 +81,15 @@ impl Need {
         let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
             PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
         });
-        Need { total: program + models * model + table + steps + problem.data_bytes, table }
+        // A checkpoint in the middle of a run: a copy of what is written in place, and the models that jobs have left behind meanwhile.
+        let saved = (server - 2 + n * needs.squares as u64 + sent) * model + table;
+        Need { total: program + models * model + table + steps + problem.data_bytes, table, saved }
+    }
+
+    /// The same for a run that saves checkpoints before its end, in the memory that it computes in. Twice, because what the thread that saves
+    /// lets go of is still the allocator's when the next is copied.
+    pub fn with_checkpoints(self) -> Need {
+        Need { total: self.total + 2 * self.saved, ..self }
     }
 
     /// Compares it with what the device has.

@@ -160,13 +160,13 @@ impl Server<'_> {
         outcome.interrupted = match noted.and(result) {
             Err(Error::Interrupted(_)) => true,
             Err(error) => {
-                let _ = self.save(&mut state, &outcome).and_then(|()| self.saved());
+                let _ = self.save(&mut state, &outcome, true).and_then(|()| self.saved());
                 let _ = self.folder.finish();
                 return Err(error);
             }
             Ok(()) => false,
         };
-        self.save(&mut state, &outcome)?;
+        self.save(&mut state, &outcome, true)?;
         self.evaluate(&mut state, &mut outcome)?;
         let saved = self.saved();
         self.folder.finish()?;
@@ -256,7 +256,7 @@ impl Server<'_> {
     }
 
     /// Hands a checkpoint of this moment, between two arrivals that are both noted or both to come, to the thread that writes it.
-    fn save(&mut self, state: &mut State, outcome: &Outcome) -> Result<()> {
+    fn save(&mut self, state: &mut State, outcome: &Outcome, last: bool) -> Result<()> {
         let Some(saver) = &self.saver else { return Ok(()) };
         let mut manifest = Manifest {
             updates: state.version,
@@ -273,7 +273,7 @@ impl Server<'_> {
         for (worker, place, assignment) in self.crew.jobs().filter(|job| job.2.version != state.version) {
             jobs.insert(model_name(own, worker, place, assignment), assignment.snapshot.weights.clone());
         }
-        let (counts, tensors) = self.gate.pass(|| state.save(jobs.into_iter().collect()))?;
+        let (counts, tensors) = self.gate.pass(|| state.save(jobs.into_iter().collect(), last))?;
         saver.save(Draft { manifest: Manifest { counts, ..manifest }, tensors, log, files });
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Server<'_> {
             }
             // One that would wait for the last to be written is left out.
             if pause.save && self.saver.as_ref().is_some_and(Saver::is_free) {
-                self.save(state, outcome)?;
+                self.save(state, outcome, false)?;
             }
         }
     }

@@ -273,17 +273,25 @@ impl State {
         !self.own.is_empty()
     }
 
-    /// Copies the state for a checkpoint, with the models of `jobs`. Nothing may wait to be folded.
-    pub fn save(&mut self, jobs: Vec<(String, Buffer)>) -> Result<(Counts, Tensors)> {
+    /// The state for a checkpoint, with the models of `jobs`. Nothing may wait to be folded. What is written in place is copied, unless this
+    /// is the `last` that happens to it; what is published never is, for nobody writes it again (I2).
+    pub fn save(&mut self, jobs: Vec<(String, Buffer)>, last: bool) -> Result<(Counts, Tensors)> {
         debug_assert!(self.waiting.is_empty(), "what waits is folded before a checkpoint");
         self.catch_up();
         let since = if let Drive::Nesterov { since, .. } = &self.drive { *since } else { 0 };
         let counts = Counts { arrivals: self.arrivals, since, counted: self.counted.clone() };
         let device = self.device.clone();
-        let own = self.buffers().into_iter().map(|(name, buffer)| (name, buffer.clone()));
-        let all: Vec<(String, Buffer)> = own.chain(jobs).collect();
-        let copy = |(name, buffer): (String, Buffer)| Ok((name, device.download(&buffer)?));
-        Ok((counts, all.into_iter().map(copy).collect::<Result<_>>()?))
+        let published = |name: &str| name == "weights" || name.starts_with("own/");
+        let own = self.buffers().into_iter().map(|(name, buffer)| (last || published(&name), name, buffer.clone()));
+        let all: Vec<_> = own.chain(jobs.into_iter().map(|(name, buffer)| (true, name, buffer))).collect();
+        let on_host = |(shared, name, buffer): (bool, String, Buffer)| {
+            let buffer = match (&device, shared) {
+                (Device::Cpu, true) => buffer,
+                _ => Device::Cpu.upload(device.download(&buffer)?),
+            };
+            Ok((name, buffer))
+        };
+        Ok((counts, all.into_iter().map(on_host).collect::<Result<_>>()?))
     }
 
     /// Becomes what a checkpoint holds.
