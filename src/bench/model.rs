@@ -115,7 +115,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     })?;
     report.row(vec![json!("batch, forward, backward"), json!(1e3 * gradient), json!(null), rate(gradient)]);
     let (buffers, loss) = problem.objectives[0].gradient(&snapshot, 0)?;
-    let (mut fresh, mut losses) = (device.zeros(layout.total()), update::ring(&device, 1));
+    let (mut fresh, mut losses) = (device.zeros(layout.total()), update::ring(device, 1));
     let update = median_seconds(bench.seconds / 4.0, || {
         let (seal, factor) = (Seal::default(), None);
         let losses = &mut losses;

@@ -1,0 +1,42 @@
+//! Every command has a page, and the page says what the program says. `STAGGER_BLESS=1 cargo test --release --test docs` brings the pages up to
+//! date.
+
+mod common;
+
+use common::stagger;
+use std::path::Path;
+
+fn help(args: &[&str]) -> String {
+    let output = stagger(&[args, &["--help"]].concat());
+    assert!(output.status.success(), "{args:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// Names of the commands that a help text lists.
+fn commands(help: &str) -> Vec<String> {
+    let list = help.split("Commands:\n").nth(1).unwrap_or("").split("\n\n").next().unwrap_or("");
+    let names = list.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let first = names.filter_map(|line| line.split_whitespace().next());
+    first.filter(|name| *name != "help").map(String::from).collect()
+}
+
+#[test]
+fn every_command_has_a_page_that_is_true() {
+    let all = commands(&help(&[]));
+    assert!(all.len() > 8, "{all:?}");
+    for command in &all {
+        let own = help(&[command]);
+        let below = commands(&own).into_iter().map(|name| format!("\n{}", help(&[command, &name])));
+        let text = own.clone() + &below.collect::<String>();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands").join(format!("{command}.md"));
+        let page = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let (words, _) = page.split_once("```text\n").expect("a page ends with the help");
+        let now = format!("{words}```text\n{text}```\n");
+        if std::env::var_os("STAGGER_BLESS").is_some() {
+            std::fs::write(&file, &now).unwrap();
+        }
+        let is_true = page == now || std::env::var_os("STAGGER_BLESS").is_some();
+        assert!(is_true, "{} is behind the program: STAGGER_BLESS=1 brings it up to date", file.display());
+    }
+}
