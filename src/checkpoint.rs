@@ -11,6 +11,8 @@
 //! Nothing that is read is trusted: lengths are those of the files, names are not used as paths, the state must fit its checksum and the run.
 
 use crate::error::{Error, Result};
+use crate::fault::Failure;
+use crate::record::Evaluation;
 use crate::state::Counts;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -59,7 +61,9 @@ pub struct Manifest {
     pub seconds: f64,
     /// The version of the last evaluation.
     pub evaluated: Option<u64>,
-    /// What that found, if it was of this version: the larger the better.
+    /// What that found.
+    pub evaluation: Evaluation,
+    /// The same as one number, if it was of this version: the larger the better.
     pub score: Option<f64>,
     /// Bytes of `events.jsonl` that belong to it, and likewise of `metrics.csv` and of TensorBoard's file.
     pub events: u64,
@@ -67,10 +71,14 @@ pub struct Manifest {
     pub metrics: u64,
     /// See `events`.
     pub board: u64,
-    /// Arrivals of each staleness since the last evaluation.
-    pub staleness: Vec<u64>,
+    /// Which staleness how many arrivals had since the last evaluation.
+    pub staleness: Vec<(u64, u64)>,
     /// Workers that failed and were dropped, each with the number of gradients that had arrived then.
     pub lost: Vec<(usize, u64)>,
+    /// Failures of workers so far.
+    pub failures: Vec<Failure>,
+    /// Gradients so far with numbers that are none.
+    pub not_finite: u64,
     /// The server's counters.
     pub counts: Counts,
     /// SHA-256 of the state's file.
@@ -108,8 +116,10 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// For a run's folder, of which the newest `keep` checkpoints and the best one stay.
-    pub fn new(run: &Path, keep: usize) -> Result<Saver> {
+    /// For a run's folder, of which the newest `keep` checkpoints and the best one stay. A run that begins or goes on after `gradients`
+    /// has no checkpoint beyond that: what is there is of a run before it, or damaged.
+    pub fn new(run: &Path, keep: usize, gradients: u64) -> Result<Saver> {
+        tidy(&run.join(FOLDER), gradients);
         let (drafts, waiting) = bounded::<Draft>(1);
         let folder = run.join(FOLDER);
         let busy = Arc::new(AtomicBool::new(false));
@@ -158,6 +168,16 @@ impl Drop for Saver {
     }
 }
 
+/// Removes what is not whole, and what lies beyond so many gradients.
+fn tidy(folder: &Path, gradients: u64) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PARTIAL) || name.parse::<u64>().is_ok_and(|number| number > gradients) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -167,7 +187,7 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
     let Draft { mut manifest, tensors, log, files } = draft;
     let name = format!("{:015}", manifest.gradients);
     let (partial, whole) = (folder.join(format!("{PARTIAL}{name}")), folder.join(&name));
-    if whole.is_dir() {
+    if whole.is_dir() && read(&whole).is_ok() {
         return Ok(());
     }
     let failed =
@@ -198,8 +218,11 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
         files.iter().try_for_each(File::sync_all)?;
         put(&partial.join(MANIFEST), &serde_json::to_vec_pretty(&manifest).expect("plain data"))?;
         synchronise(&partial)?;
+        // What is there of this name could not be read.
+        let _ = fs::remove_dir_all(&whole);
         fs::rename(&partial, &whole)?;
-        synchronise(folder)
+        synchronise(folder)?;
+        folder.parent().map_or(Ok(()), synchronise)
     };
     let mut write = write;
     write().map_err(|e| {

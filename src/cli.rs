@@ -51,6 +51,9 @@ enum Command {
         /// With --resume: also on another backend or with another version, where the same bits cannot be promised
         #[arg(long, requires = "resume")]
         resume_anyway: bool,
+        /// Show the run on the whole terminal: curves, and a lane per worker
+        #[arg(long)]
+        tui: bool,
         /// Print how many kernels the updates launched
         #[arg(long)]
         profile: bool,
@@ -197,12 +200,12 @@ pub fn main() -> ExitCode {
 /// Runs the command that the arguments name. Wrong arguments end the process with exit code 2.
 pub fn run() -> Result<()> {
     match Cli::parse().command {
-        Command::Train { options, config, sets, out, resume, resume_anyway: anyway, profile } => {
+        Command::Train { options, config, sets, out, resume, resume_anyway: anyway, tui, profile } => {
             let (options, place) = match resume {
                 Some(folder) => (resumed(&folder, &options, anyway)?, Place::Resumed { folder, anyway }),
                 None => (Options::layered(&options, config.as_deref(), &sets)?, Place::New(out)),
             };
-            crate::train::train(&options, place, profile)
+            crate::train::train(&options, place, profile, tui)
         }
         Command::Bench(options) => crate::bench::bench(&options),
         Command::Compare { options, compare } => crate::compare::compare(&options, &compare),

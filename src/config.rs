@@ -105,8 +105,8 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
-    /// A gradient with numbers that are none (NaN, infinite): stop, skip (it counts as zero), or clip (what is finite of it counts). In each
-    /// case it is found before the weights change [default: stop]
+    /// Numbers of a gradient that are none (NaN, infinite): they are found before the weights change, and left out. Then: stop, skip (go on; a
+    /// gradient whose loss is none is left out as a whole), or clip (go on; what is finite of any gradient counts) [default: stop]
     #[arg(long, value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_nan: Option<String>,
@@ -564,8 +564,8 @@ impl Options {
             Some(("libsvm", file)) => Dataset::Libsvm(file.into()),
             Some(("quadratic", file)) => Dataset::Quadratic(file.into()),
             Some(("syn", pair)) => {
-                let numbers: Vec<f64> = pair.split(',').filter_map(|x| x.trim().parse().ok()).collect();
-                match numbers.as_slice() {
+                let numbers: Option<Vec<f64>> = pair.split(',').map(|x| x.trim().parse().ok()).collect();
+                match numbers.as_deref().unwrap_or_default() {
                     [alpha, beta] if [alpha, beta].iter().all(|x| (0.0..=1e6).contains(*x)) => {
                         Dataset::Syn(*alpha, *beta)
                     }

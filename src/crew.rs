@@ -18,7 +18,7 @@
 use crate::error::{Error, Result};
 use crate::fault::{Failure, OnFailure, Policy};
 use crate::problem::{Asked, Snapshot, Stacked};
-use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
+use crate::worker::{Gate, Gradient, Job, Message, Order, Worker, panic_text};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use stagger_kernels::{Device, Layout, Seal, Stream, clip};
 use std::collections::VecDeque;
@@ -61,6 +61,7 @@ pub struct Crew {
     computed: u64,
     together: Option<Together>,
     policy: Policy,
+    gate: Gate,
     failures: Vec<Failure>,
     /// When it was last looked whether somebody hangs.
     watched: Instant,
@@ -186,6 +187,7 @@ impl Crew {
             together: None,
             recalling: false,
             policy: Policy::default(),
+            gate: Gate::open(),
             failures: Vec::new(),
             watched: Instant::now(),
         };
@@ -259,6 +261,7 @@ impl Crew {
             together: None,
             recalling: false,
             policy: Policy::default(),
+            gate: Gate::open(),
             failures: Vec::new(),
             watched: Instant::now(),
         })
@@ -290,6 +293,7 @@ impl Crew {
             together,
             recalling: false,
             policy: Policy::default(),
+            gate: Gate::open(),
             failures: Vec::new(),
             watched: Instant::now(),
         })
@@ -301,8 +305,13 @@ impl Crew {
     }
 
     /// What is done about workers that fail.
-    pub fn policy(&mut self, policy: Policy) {
-        self.policy = policy;
+    pub fn policy(&mut self, policy: Policy, gate: Gate) {
+        (self.policy, self.gate) = (policy, gate);
+    }
+
+    /// Failures of the run before it went on.
+    pub fn remember(&mut self, failures: Vec<Failure>) {
+        self.failures = failures;
     }
 
     /// The failures so far.
@@ -376,7 +385,7 @@ impl Crew {
         }
         let Some(assignment) = slot.queue.pop_front() else { return Ok(()) };
         let number = slot.next_job;
-        slot.next_job += 1;
+        (slot.next_job, slot.attempts) = (number + 1, 0);
         let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
         let (lr, steps) = (assignment.lr, assignment.steps);
         let job = Job { number, snapshot, delay: begin(worker, number, assignment.share), lr, steps };
@@ -526,9 +535,10 @@ impl Crew {
             OnFailure::Restart if hung => "dropped",
             OnFailure::Restart if slot.attempts <= ATTEMPTS => "restarted",
             OnFailure::Drop => "dropped",
-            _ => "stopped",
+            OnFailure::Restart => "given up",
+            OnFailure::Stop => "stopped",
         };
-        let failure = Failure { worker, job: *number, reason, hung, handled };
+        let failure = Failure { worker, job: *number, reason, hung, handled: handled.into() };
         self.failures.push(failure.clone());
         if handled != "restarted" {
             slot.early = Some(Err(failure));
@@ -566,7 +576,8 @@ impl Crew {
             Ok(gradients) => gradients,
             Err(e) => {
                 let (job, reason, hung) = (asked[0].job, e.to_string(), false);
-                return Err(Error::Worker(Failure { worker, job, reason, hung, handled: "stopped" }));
+                let handled = "given up, with those that were computed together".into();
+                return Err(Error::Worker(Failure { worker, job, reason, hung, handled }));
             }
         };
         for ((i, job), (buffers, loss)) in who.iter().zip(&jobs).zip(gradients) {
@@ -592,7 +603,12 @@ impl Crew {
         for (worker, thread) in self.threads.drain(..).enumerate() {
             // Who hangs is not waited for. A panic inside a worker was already reported through the inbox.
             let hung = self.failures.iter().any(|failure| failure.worker == worker && failure.hung);
-            if !hung || thread.is_finished() {
+            let patience = if hung { Some(Duration::ZERO) } else { self.policy.timeout };
+            let began = Instant::now();
+            while !thread.is_finished() && patience.is_some_and(|patience| began.elapsed() < patience) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() || patience.is_none() {
                 let _ = thread.join();
             }
         }
@@ -604,6 +620,11 @@ impl Crew {
         let answer = slot.early.take()?;
         slot.attempts = 0;
         Some(answer.map_err(Error::Worker))
+    }
+
+    /// The server kept everybody waiting for so long: nobody is to blame for it.
+    pub fn excuse(&mut self, pause: Duration) {
+        self.slots.iter_mut().for_each(|slot| slot.patience += pause);
     }
 
     /// Somebody who has had a job for too long.
@@ -620,6 +641,10 @@ impl Crew {
             if INTERRUPTED.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted("interrupted".into()));
             }
+            // Who has answered does not hang.
+            if let Ok(message) = self.inbox.try_recv() {
+                return Ok(message);
+            }
             if let Some(worker) = self.hangs() {
                 return Ok(Message::Hangs { worker });
             }
@@ -635,6 +660,15 @@ impl Crew {
     fn receive(&mut self) -> Result<usize> {
         loop {
             let message = self.message()?;
+            // Whoever was given up may say what it likes, and nobody listens.
+            let sender = match &message {
+                Message::Gradient(gradient) => Some(gradient.worker),
+                Message::Cancelled { worker } | Message::Failed { worker, .. } => Some(*worker),
+                Message::Ready | Message::Hangs { .. } => None,
+            };
+            if sender.is_some_and(|worker| matches!(self.slots[worker].hand, Hand::Gone)) {
+                continue;
+            }
             let worker = match message {
                 Message::Gradient(gradient) => {
                     let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
@@ -662,6 +696,7 @@ impl Crew {
                     worker
                 }
                 Message::Hangs { worker } => {
+                    self.gate.replace_a_permit();
                     let seconds = self.slots[worker].sent.elapsed().as_secs_f64();
                     (self.slots[worker].hand, self.slots[worker].busy) = (Hand::Gone, false);
                     self.failed(worker, format!("no answer for {seconds:.1} s (--worker-timeout)"), true)?;
@@ -675,6 +710,7 @@ impl Crew {
     }
 
     fn send(&mut self, worker: usize, job: Job) -> Result<()> {
+        let number = job.number;
         let slot = &mut self.slots[worker];
         if self.recalling {
             slot.held = Some(job);
@@ -688,7 +724,13 @@ impl Crew {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
             Hand::Here(here) => here.job.replace(job).is_none(),
             Hand::Together(hand) => hand.replace(job).is_none(),
-            Hand::Gone => false,
+            Hand::Gone => {
+                // It hangs, and its turn to be given up has not come: this job fails like the last.
+                slot.busy = false;
+                let hung = self.failures.iter().rev().find(|failure| failure.worker == worker && failure.hung);
+                slot.early = hung.map(|failure| Err(Failure { job: number, ..failure.clone() }));
+                slot.early.is_some()
+            }
         };
         if told {
             return Ok(());

@@ -44,9 +44,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Error::Usage(text) | Error::Failed(text) | Error::Interrupted(text) => write!(f, "{text}"),
-            Error::Worker(failure) => {
+            Error::Worker(failure) if failure.handled == "stopped" => {
                 write!(f, "{failure}; --on-failure drop goes on without it, --on-failure restart tries again")
             }
+            Error::Worker(failure) => write!(f, "{failure}; {}", failure.handled),
         }
     }
 }

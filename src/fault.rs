@@ -116,7 +116,7 @@ pub struct Policy {
 }
 
 /// A worker's failure.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
     /// Who.
     pub worker: usize,
@@ -126,8 +126,14 @@ pub struct Failure {
     pub reason: String,
     /// Its thread does not come back.
     pub hung: bool,
-    /// `stopped`, `dropped` or `restarted`.
-    pub handled: &'static str,
+    /// `stopped`, `dropped`, `restarted`, or `given up` after that.
+    pub handled: String,
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{self} ({})", self.handled)
+    }
 }
 
 impl fmt::Display for Failure {

@@ -48,7 +48,7 @@
 //! | [`problem`] | objectives and their evaluation: images, LIBSVM, quadratics | model, params, kernels, datasets |
 //! | [`model`], [`params`] | the networks; Burn's tensors as views of flat buffers | Burn |
 //! | [`checkpoint`] | a run's state in a folder, whole or not at all | state |
-//! | [`record`], [`progress`] | the run's folder; what people see | nothing |
+//! | [`record`], [`progress`], [`dashboard`] | the run's folder; what people see | nothing |
 //!
 //! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Here Burn is known
 //! to [`model`], [`params`], [`problem`] and [`mod@bench`] alone; the layers of the networks are extensions of Burn's backends in
@@ -73,6 +73,7 @@ pub mod clock;
 pub mod compare;
 pub mod config;
 pub mod crew;
+pub mod dashboard;
 pub mod error;
 pub mod fault;
 pub mod figure;

@@ -1,6 +1,8 @@
-//! What a person sees while a run goes on: a bar on a terminal, plain lines otherwise.
+//! What a person sees while a run goes on: a bar on a terminal (or, if asked for, the whole terminal), plain lines otherwise.
 
-use crate::record::{Limits, Outcome};
+use crate::dashboard::Dashboard;
+use crate::error::{Error, Result};
+use crate::record::{Effect, Limits, Outcome};
 use crate::stopwatch::Stopwatch;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -13,6 +15,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The display of one run.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    dashboard: Option<Box<Dashboard>>,
     silent: bool,
     limits: Limits,
     shown: Instant,
@@ -25,18 +28,35 @@ impl Progress {
             let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}").expect("a valid template");
             ProgressBar::new(1000).with_style(style)
         });
-        Progress { bar, silent: false, limits, shown: Instant::now() }
+        Progress { bar, dashboard: None, silent: false, limits, shown: Instant::now() }
     }
 
     /// A display that shows nothing.
     pub fn silent(limits: Limits) -> Self {
-        Progress { bar: None, silent: true, limits, shown: Instant::now() }
+        Progress { bar: None, dashboard: None, silent: true, limits, shown: Instant::now() }
+    }
+
+    /// A display that takes the whole terminal; an error without one.
+    pub fn on_the_whole_terminal(limits: Limits, title: String, workers: usize) -> Result<Self> {
+        let nowhere = |why: &str| Error::usage(format!("--tui needs a terminal: {why}; leave it out"));
+        if !std::io::stderr().is_terminal() {
+            return Err(nowhere("the error output is none"));
+        }
+        let dashboard = Dashboard::new(title, workers).map_err(|e| nowhere(&e.to_string()))?;
+        Ok(Progress { dashboard: Some(Box::new(dashboard)), ..Progress::silent(limits) })
+    }
+
+    /// Called at every arrival: `worker`'s job took from `began` to `ended`.
+    pub fn arrived(&mut self, worker: usize, began: f64, ended: f64, effect: Effect) {
+        if let Some(dashboard) = &mut self.dashboard {
+            dashboard.arrived(worker, began, ended, effect);
+        }
     }
 
     /// Called at every arrival; shows something every so often.
     pub fn show(&mut self, stopwatch: &Stopwatch, updates: u64, outcome: &Outcome) {
-        let every = if self.bar.is_some() { BAR_EVERY } else { LINE_EVERY };
-        if self.silent || self.shown.elapsed() < every {
+        let every = if self.bar.is_some() || self.dashboard.is_some() { BAR_EVERY } else { LINE_EVERY };
+        if (self.silent && self.dashboard.is_none()) || self.shown.elapsed() < every {
             return;
         }
         self.shown = Instant::now();
@@ -54,6 +74,9 @@ impl Progress {
             outcome.samples as f64 / seconds,
             outcome.staleness as f64 / outcome.gradients.max(1) as f64,
         );
+        if let Some(dashboard) = &mut self.dashboard {
+            return dashboard.draw(&line, done, outcome);
+        }
         match &self.bar {
             Some(bar) => {
                 bar.set_position((1000.0 * done) as u64);
@@ -64,7 +87,10 @@ impl Progress {
     }
 
     /// Called after an evaluation of a classifier; the problems of theory are evaluated too often to be shown.
-    pub fn evaluated(&self, updates: u64, outcome: &Outcome) {
+    pub fn evaluated(&mut self, updates: u64, outcome: &Outcome) {
+        if let Some(dashboard) = &mut self.dashboard {
+            dashboard.evaluated(outcome);
+        }
         let Some(accuracy) = outcome.evaluation.test_accuracy.filter(|_| !self.silent) else { return };
         let line = format!(
             "evaluation at update {updates} (time {:.1} s): test accuracy {:.2} %, test loss {:.4}",
@@ -78,8 +104,9 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
-    pub fn done(&self) {
+    /// Takes the display away.
+    pub fn done(&mut self) {
+        self.dashboard = None;
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -19,6 +19,7 @@ use crate::worker::Gate;
 use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Losses stay on the device until this many have come together: one read per so many arrivals.
 const RING: usize = 64;
@@ -26,7 +27,7 @@ const RING: usize = 64;
 const LOSS_RING: usize = 8;
 
 /// Arrivals without an update after which a run that lost a worker is taken to wait for it, besides a hundred of each worker.
-const STARVED: u64 = 1000;
+const STARVED: u64 = 10_000;
 
 /// Batch losses, as they are read from the device.
 #[derive(Default)]
@@ -160,7 +161,10 @@ impl Server<'_> {
         outcome.interrupted = match noted.and(result) {
             Err(Error::Interrupted(_)) => true,
             Err(error) => {
-                let _ = self.save(&mut state, &outcome, true).and_then(|()| self.saved());
+                // A log that is of another run has been followed too far.
+                if !matches!(error, Error::Usage(_)) {
+                    let _ = self.save(&mut state, &outcome, true).and_then(|()| self.saved());
+                }
                 let _ = self.folder.finish();
                 return Err(error);
             }
@@ -212,7 +216,9 @@ impl Server<'_> {
             )));
         }
         outcome.recent_loss = self.losses.mean();
-        outcome.evaluated = manifest.evaluated;
+        (outcome.evaluated, outcome.evaluation) = (manifest.evaluated, manifest.evaluation);
+        outcome.not_finite = manifest.not_finite;
+        self.crew.remember(manifest.failures.clone());
         state.restore(past)?;
         let mut models: HashMap<String, Snapshot> = HashMap::new();
         let (device, own) = (state.device.clone(), state.has_own());
@@ -229,13 +235,14 @@ impl Server<'_> {
             }
             assignment.snapshot = models[&name].clone();
         }
+        self.folder.go_on()?;
         self.crew.behind(device.seal());
         self.crew.go_on()
     }
 
     /// The error that a rule gathers gradients for ever and waits for a worker that is gone.
     fn starves(&self, outcome: &Outcome) -> Option<Error> {
-        let most = STARVED + 100 * self.crew.workers() as u64;
+        let most = (STARVED + 100 * self.crew.workers() as u64).max(10 * outcome.longest);
         if outcome.lost.is_empty() || outcome.gradients - outcome.stepped < most {
             return None;
         }
@@ -257,13 +264,17 @@ impl Server<'_> {
 
     /// Hands a checkpoint of this moment, between two arrivals that are both noted or both to come, to the thread that writes it.
     fn save(&mut self, state: &mut State, outcome: &Outcome, last: bool) -> Result<()> {
+        let began = Instant::now();
         let Some(saver) = &self.saver else { return Ok(()) };
         let mut manifest = Manifest {
             updates: state.version,
             gradients: outcome.gradients,
             seconds: self.stopwatch.seconds(),
             evaluated: outcome.evaluated,
+            evaluation: outcome.evaluation,
             lost: outcome.lost.clone(),
+            failures: self.crew.failures().to_vec(),
+            not_finite: outcome.not_finite,
             score: outcome.evaluation.score().filter(|_| outcome.evaluated == Some(state.version)),
             ..self.manifest.clone()
         };
@@ -275,6 +286,7 @@ impl Server<'_> {
         }
         let (counts, tensors) = self.gate.pass(|| state.save(jobs.into_iter().collect(), last))?;
         saver.save(Draft { manifest: Manifest { counts, ..manifest }, tensors, log, files });
+        self.crew.excuse(began.elapsed());
         Ok(())
     }
 
@@ -352,6 +364,9 @@ impl Server<'_> {
     /// One arrival.
     fn turn(&mut self, state: &mut State, outcome: &mut Outcome, pending: &mut Vec<Event>) -> Result<Pause> {
         let over = Pause { end: true, ..Pause::default() };
+        if let Some(error) = self.starves(outcome) {
+            return Err(error);
+        }
         let (time, gradient) = match self.transport.next(&mut self.crew) {
             Ok(Some(next)) => next,
             Ok(None) => return self.crew.waits_for_ever().filter(|_| !self.replays).map_or(Ok(over), Err),
@@ -367,11 +382,8 @@ impl Server<'_> {
         }
         let worker = gradient.worker;
         let job = self.crew.arrived(worker);
-        if let Some(error) = self.starves(outcome) {
-            return Err(error);
-        }
         let (decision, event) = self.decide(state, &job, worker, time);
-        let (effect, steps) = (event.effect, job.assignment.steps);
+        let (effect, steps, began) = (event.effect, job.assignment.steps, job.began);
         let device = state.device.clone();
         // Whoever has nothing to do writes nothing.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
@@ -388,6 +400,7 @@ impl Server<'_> {
         self.transport.decided(effect, state.version)?;
         pending.push(Event { seq: outcome.gradients, t: state.version, ..event });
         self.count(outcome, &event, steps);
+        self.progress.arrived(worker, began, time, effect);
         let end = self.over(state, outcome);
         if !end {
             self.start(state, worker, &decision, time)?;
@@ -421,6 +434,7 @@ impl Server<'_> {
         outcome.gradients += 1;
         outcome.dropped += (event.effect == Effect::Drop) as u64;
         if event.effect.is_step() {
+            outcome.longest = outcome.longest.max(outcome.gradients - outcome.stepped);
             outcome.stepped = outcome.gradients;
         }
         outcome.samples += self.batches[event.worker] as u64 * steps.max(1) as u64;
@@ -493,7 +507,7 @@ impl Server<'_> {
         let mut first = None;
         for ((event, loss), flag) in pending.iter_mut().zip(losses).zip(flags) {
             event.loss = loss.is_finite().then_some(loss);
-            self.losses.push(loss as f64);
+            self.losses.push(event.loss.map_or(f64::NAN, f64::from));
             if flag || !loss.is_finite() {
                 outcome.not_finite += 1;
                 first.get_or_insert((event.worker, event.seq));
@@ -503,7 +517,7 @@ impl Server<'_> {
         outcome.recent_loss = self.losses.mean();
         match first.filter(|_| self.stops_at_nan) {
             Some((worker, seq)) => Err(Error::failed(format!(
-                "the gradient of worker {worker} (event {seq}) is not finite; it was left out, and the weights are finite: a smaller --lr or --clip \
+                "the gradient of worker {worker} (event {seq}) is not finite; what is not finite of it was left out, and the weights are finite: a smaller --lr or --clip \
                  may help, --on-nan skip goes on without such gradients"
             ))),
             None => Ok(()),
@@ -512,8 +526,10 @@ impl Server<'_> {
 
     /// Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
     fn evaluate_in_peace(&mut self, state: &mut State, outcome: &mut Outcome) -> Result<()> {
-        let (gate, stopwatch) = (self.gate.clone(), self.stopwatch.clone());
-        gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))
+        let (gate, stopwatch, began) = (self.gate.clone(), self.stopwatch.clone(), Instant::now());
+        gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))?;
+        self.crew.excuse(began.elapsed());
+        Ok(())
     }
 
     fn evaluate(&mut self, state: &mut State, outcome: &mut Outcome) -> Result<()> {

@@ -6,6 +6,7 @@ use crate::clock::DelayModel;
 use crate::config::{Clock, Dataset, OnNan, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, Together, share_a_core};
 use crate::error::{Error, Result};
+use crate::fault::OnFailure;
 use crate::memory::{Need, gib};
 use crate::problem::{self, Evaluator, ImageOptions, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
@@ -39,8 +40,8 @@ enum Data {
 }
 
 /// Runs `stagger train`.
-pub fn train(options: &Options, place: Place, profile: bool) -> Result<()> {
-    let (summary, folder) = run(options, place, Audience::People)?;
+pub fn train(options: &Options, place: Place, profile: bool, tui: bool) -> Result<()> {
+    let (summary, folder) = run(options, place, Audience::People { tui })?;
     report(&summary, &folder, profile);
     if summary.interrupted {
         let folder = folder.display();
@@ -155,7 +156,7 @@ pub fn measure(options: &Options, target: Option<f64>) -> Result<Measured> {
 /// Who is told of a run while it goes on.
 #[derive(Clone, Copy, PartialEq)]
 enum Audience {
-    People,
+    People { tui: bool },
     Program { target: Option<f64> },
 }
 
@@ -171,7 +172,7 @@ impl Evaluator for Unevaluated {
 /// Puts a run together and runs it; gives its summary and folder.
 fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, PathBuf)> {
     let say = |line: &str| {
-        if audience == Audience::People {
+        if matches!(audience, Audience::People { .. }) {
             println!("{line}");
         }
     };
@@ -293,7 +294,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let have = backend.memory.map_or(String::new(), |have| format!(" of {:.2}", gib(have)));
     say(&format!("memory     about {:.2}{have} GiB", gib(memory.total)));
     let permits = threads.map_or(1, |t| (backend::cores() / t).max(1));
-    let gate = if on_the_spot { Gate::open() } else { Gate::new(permits) };
+    let gate = if on_the_spot { Gate::open() } else { Gate::new(permits).patient(settings.policy.timeout) };
     let live = match &past {
         Some(past) if needs.live => Some(past.tensor("weights", initial.len())?.to_vec()),
         _ => needs.live.then(|| initial.clone()),
@@ -302,7 +303,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let shared = Arc::new(layout.clone());
     let mut objectives = objectives.into_iter();
     // On a GPU always; on the CPU a first step costs its page faults, which a measurement is not about.
-    let warm_up = (threads.is_none() || audience != Audience::People)
+    let warm_up = (threads.is_none() || !matches!(audience, Audience::People { .. }))
         .then(|| Snapshot { weights: backend.device.upload(initial.clone()), seal: backend.device.seal() });
     let make = |index, outbox, inbox| Worker {
         index,
@@ -329,20 +330,30 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         None => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
     let mut crew = crew;
-    crew.policy(settings.policy);
+    crew.policy(settings.policy, gate.clone());
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));
     if let Some(past) = &past {
         let Manifest { updates, gradients, .. } = past.manifest;
         say(&format!("resumed    at update {updates}, after {gradients} gradients"));
     }
-    let saves = audience == Audience::People && settings.checkpoint_every != Some(0);
-    let saver = saves.then(|| Saver::new(folder.path(), settings.keep_checkpoints)).transpose()?;
+    let reached = past.as_ref().map_or(0, |past| past.manifest.gradients);
+    let saves = matches!(audience, Audience::People { .. }) && settings.checkpoint_every != Some(0);
+    let saver = saves.then(|| Saver::new(folder.path(), settings.keep_checkpoints, reached)).transpose()?;
     let manifest = Manifest {
         rule: settings.rule.to_string(),
         workers,
         backend: backend.device.name().into(),
         ..checkpoint::blank()
+    };
+    let progress = match audience {
+        Audience::People { tui: true } => {
+            let title =
+                format!("{}, {workers} workers, {} clock", settings.rule, resolved.clock.as_deref().unwrap_or("wall"));
+            Progress::on_the_whole_terminal(limits, title, workers)?
+        }
+        Audience::People { tui: false } => Progress::new(limits),
+        Audience::Program { .. } => Progress::silent(limits),
     };
     let server = Server {
         rule,
@@ -356,7 +367,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         batches,
         eval_every: resolved.eval_every.unwrap_or(0),
         limits,
-        progress: if audience == Audience::People { Progress::new(limits) } else { Progress::silent(limits) },
+        progress,
         gate: gate.clone(),
         losses: Default::default(),
         rehearsal,
@@ -417,6 +428,9 @@ fn fitting(folder: &Path, settings: &Settings, anyway: bool) -> Result<Checkpoin
 /// Workers, where nothing else decides.
 const WORKERS: usize = 8;
 
+/// Workers for which Syn(α, β) is made at most: half a megabyte each.
+const MOST_OF_SYN: usize = 10_000;
+
 fn read(settings: &Settings) -> Result<Data> {
     let folder = || settings.data.clone().unwrap_or_else(default_folder);
     let cifar10 = |folder: &Path| Ok(Data::Images { name: "cifar10", set: cifar10::load(folder)? });
@@ -428,6 +442,11 @@ fn read(settings: &Settings) -> Result<Data> {
         Dataset::Clusters => Ok(Data::Images { name: "clusters", set: clusters::generate(settings.seed) }),
         Dataset::Syn(alpha, beta) => {
             let workers = settings.workers.unwrap_or(WORKERS);
+            if workers > MOST_OF_SYN {
+                return Err(Error::usage(format!(
+                    "--workers {workers}: --dataset syn is made for at most {MOST_OF_SYN}"
+                )));
+            }
             Ok(Data::Libsvm(syn::generate(*alpha, *beta, workers, settings.seed)))
         }
         Dataset::Libsvm(file) => Ok(Data::Libsvm(libsvm::load(file)?)),
@@ -601,6 +620,7 @@ fn fill(
     resolved.step.get_or_insert("auto".into());
     resolved.table_dtype = Some(if settings.table_dtype == Dtype::F32 { "f32" } else { "bf16" }.into());
     resolved.precision.get_or_insert("f32".into());
+    resolved.on_nan.get_or_insert("stop".into());
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
@@ -637,7 +657,9 @@ fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
     let now = toml::Table::try_from(resolved).expect("options are plain data");
     let show = |value: Option<&toml::Value>| value.map_or("not set".into(), |v| v.to_string());
     for key in ARITHMETIC {
-        if then.get(key) != now.get(key) {
+        // Logs of older programs do not say it.
+        let untold = key == "on_nan" && !then.contains_key(key);
+        if then.get(key) != now.get(key) && !untold {
             return Err(Error::usage(format!(
                 "{} is the log of another run: its {key} is {}, here it is {}; give the flags of that run (--config {})",
                 log.display(),
@@ -691,9 +713,12 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
         return Err(Error::usage(format!("--inject: there is no worker {}; they count from 0", fault.worker)));
     }
     if matches!(settings.step, Some(StepKind::Stacked(_))) {
-        if !settings.faults.0.is_empty() || settings.policy.timeout.is_some() {
+        if !settings.faults.0.is_empty()
+            || settings.policy.timeout.is_some()
+            || settings.policy.on_failure != OnFailure::Stop
+        {
             return Err(Error::usage(
-                "--inject and --worker-timeout are for workers that compute by themselves; leave --step stacked out",
+                "--inject, --worker-timeout and --on-failure are for workers that compute by themselves; leave --step stacked out",
             ));
         }
         if settings.clock == Clock::Wall {
@@ -827,7 +852,7 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
         println!("FAILED     {failure}; {}", failure.handled);
     }
     if s.not_finite > 0 {
-        println!("NOT FINITE {} gradients: they were left out", s.not_finite);
+        println!("NOT FINITE numbers in {} gradients: they were left out", s.not_finite);
     }
     println!("train loss {}", number(s.final_train_loss));
     if let Some(norm) = s.final_grad_norm {

@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// AdamW's constants, of local steps.
 const BETA1: f32 = 0.9;
@@ -98,41 +99,69 @@ pub enum Message {
 /// starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,
 /// so that workers do not push each other out of the caches.
 #[derive(Clone)]
-pub struct Gate(Option<(Receiver<()>, Sender<()>)>);
+pub struct Gate {
+    permits: Option<(Receiver<()>, Sender<()>)>,
+    /// After so long nobody waits for a permit any more: who has it hangs.
+    patience: Option<Duration>,
+}
 
 impl Gate {
     /// A gate with `permits` permits.
     pub fn new(permits: usize) -> Self {
         let (give, take) = bounded(permits);
         (0..permits).for_each(|_| give.send(()).expect("the channel has room for every permit"));
-        Gate(Some((take, give)))
+        Gate { permits: Some((take, give)), patience: None }
     }
 
     /// A gate that lets everybody through, where there is only one thread.
     pub fn open() -> Self {
-        Gate(None)
+        Gate { permits: None, patience: None }
+    }
+
+    /// The same, where a worker without an answer after so long counts as hanging.
+    pub fn patient(self, patience: Option<Duration>) -> Self {
+        Gate { patience, ..self }
+    }
+
+    /// A permit in the place of one that a hanging worker may hold.
+    pub fn replace_a_permit(&self) {
+        if let Some((_, give)) = &self.permits {
+            let _ = give.try_send(());
+        }
+    }
+
+    /// Waits for a permit; false if none came in time.
+    fn take(&self, take: &Receiver<()>) -> bool {
+        match self.patience {
+            None => take.recv().is_ok(),
+            Some(patience) => take.recv_timeout(patience).is_ok(),
+        }
     }
 
     /// Runs `work` while nobody has a permit: waits for those who have one, and keeps the others out. For the server
     /// alone; two at a time would wait for each other.
     pub fn closed<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some((take, give)) = &self.0 else { return work() };
+        let Some((take, give)) = &self.permits else { return work() };
         let permits = give.capacity().expect("the channel is bounded");
-        (0..permits).for_each(|_| take.recv().expect("the gate holds both ends"));
+        let taken = (0..permits).filter(|_| self.take(take)).count();
         let result = work();
-        (0..permits).for_each(|_| give.send(()).expect("the gate holds both ends"));
+        // There is room for all, unless one was replaced meanwhile.
+        (0..taken).for_each(|_| _ = give.try_send(()));
         result
     }
 
     /// Runs `work` with a permit.
     pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some((take, give)) = &self.0 else { return work() };
-        take.recv().expect("the gate holds both ends");
+        let Some((take, give)) = &self.permits else { return work() };
+        if !self.take(take) {
+            return work();
+        }
         // The permit goes back even if `work` panics, so that the others are not locked out.
         struct Back<'a>(&'a Sender<()>);
         impl Drop for Back<'_> {
             fn drop(&mut self) {
-                let _ = self.0.send(());
+                // There is room, unless this one was replaced meanwhile.
+                let _ = self.0.try_send(());
             }
         }
         let _back = Back(give);

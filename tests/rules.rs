@@ -3,7 +3,7 @@
 mod common;
 
 use common::reference::{Scenario, simulate};
-use common::{centres, events, metrics, scratch, summary, train, weights};
+use common::{centres, events, metrics, scratch, summary, train_unsaved as train, weights};
 use libtest_mimic::{Arguments, Trial};
 use stagger::record::Effect;
 use std::path::{Path, PathBuf};

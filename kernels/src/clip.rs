@@ -1,11 +1,12 @@
 //! Clipping by norm: the factor min(1, limit / ‖g‖) of a gradient that lies in several buffers, as one float on the device.
 //!
-//! The gradient itself is not rewritten: whoever reads it multiplies by the factor. The sum of squares is taken in a fixed
+//! Elements that are not finite do not count: whoever reads the gradient leaves them out. The gradient itself is not rewritten: whoever reads it multiplies by the factor. The sum of squares is taken in a fixed
 //! order (units in stripes, then groups of units), so the same gradient has the same factor every time. On a GPU it is taken in
 //! f32: a norm beyond 1e19 counts as infinite there, and the gradient as nothing.
 
 use crate::device::{Buffer, Device};
 use crate::layout::Layout;
+use crate::update::finite;
 use cubecl::prelude::*;
 
 /// Units of the first pass; the second gathers as many groups as it has members.
@@ -15,7 +16,8 @@ const GROUPS: usize = 64;
 /// The factor that brings the gradient's norm down to `limit`: one float, at most 1.
 pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32) -> Buffer {
     let Device::Gpu(gpu) = device else {
-        let squares: f64 = gradient.iter().flat_map(|g| g.host()).map(|g| *g as f64 * *g as f64).sum();
+        let finite = gradient.iter().flat_map(|g| g.host()).filter(|g| g.is_finite());
+        let squares: f64 = finite.map(|g| *g as f64 * *g as f64).sum();
         return device.upload(vec![(limit as f64 / squares.sqrt()).min(1.0) as f32]);
     };
     let vector = layout.vector_size();
@@ -79,7 +81,7 @@ fn squares_kernel<N: Size>(
         let len = comptime!(lengths[k]);
         let mut i = ABSOLUTE_POS;
         while i < len {
-            let g = gradients[k][i];
+            let g = finite::<N>(gradients[k][i], vector);
             squares += g * g;
             i += comptime!(UNITS);
         }

@@ -3,6 +3,7 @@
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::layout::Layout;
+use crate::update::finite;
 use cubecl::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -95,6 +96,7 @@ fn on_gpu(
                 decay,
                 places,
                 factor.is_some(),
+                vector,
             )
         }
         crate::update::count_worker_launch();
@@ -111,6 +113,7 @@ fn live_kernel<N: Size>(
     decay: f32,
     #[comptime] places: Vec<(usize, usize)>,
     #[comptime] clipped: bool,
+    #[comptime] vector: usize,
 ) {
     let stride = CUBE_DIM as usize * CUBE_COUNT;
     #[unroll]
@@ -124,6 +127,7 @@ fn live_kernel<N: Size>(
             if comptime!(clipped) {
                 g *= Vector::new(factor[0]);
             }
+            g = finite::<N>(g, vector);
             let w = live[start + i];
             live[start + i] = w - (g + w * Vector::new(decay)) * Vector::new(lr);
             i += stride;

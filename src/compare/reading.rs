@@ -113,6 +113,11 @@ impl Reading {
         self.summary[key].as_f64()
     }
 
+    /// Whether its axis is real time.
+    pub fn is_wall(&self) -> bool {
+        self.summary["clock"].as_str() == Some("wall")
+    }
+
     /// Seconds of the run on its axis.
     pub fn time(&self) -> f64 {
         self.number("time").unwrap_or(0.0)

@@ -47,8 +47,11 @@ const COLUMNS: [Column; 15] = [
     Column { name: "wasted gradients", value: |run, _| Some(run.wasted()) },
     Column { name: "idle [%]", value: |run, _| Some(100.0 * run.idle()) },
     Column { name: "mean staleness", value: |run, _| run.number("mean_staleness") },
-    Column { name: "samples/s in real time", value: |run, _| run.number("samples_per_second") },
     Column { name: "real time [s]", value: |run, _| run.number("wall_seconds") },
+    Column {
+        name: "samples/s in real time",
+        value: |run, _| run.number("samples_per_second").filter(|_| run.is_wall()),
+    },
 ];
 
 /// The runs of one row: its name, and a reading for each seed.

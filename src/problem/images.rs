@@ -128,6 +128,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 images: train.clone(),
                 augment,
                 net: Some(net.clone()),
+                spare: net.clone(),
                 zero: zero.clone(),
                 replica: Replica::new(),
                 layout: shared.clone(),
@@ -209,8 +210,10 @@ struct Classify {
     part: Part,
     batch: usize,
     augment: Augment,
-    /// Always there between calls; taken while Burn maps it.
+    /// There between calls, unless one failed; taken while Burn maps it.
     net: Option<Net>,
+    /// Attached to nothing.
+    spare: Net,
     /// What the net is attached to while it rests on the CPU, so that it holds no weights that the server has left behind.
     zero: Buffer,
     replica: Replica,
@@ -247,7 +250,8 @@ pub(super) fn pass(
 impl Classify {
     /// Forward and backward at `weights` on images and targets.
     fn step(&mut self, weights: &Buffer, x: &Buffer, y: &Buffer) -> Result<Step> {
-        let net = self.net.take().expect("the replica is there");
+        // After a pass that failed there is none: the job may be done again.
+        let net = self.net.take().unwrap_or_else(|| self.spare.clone());
         let (net, buffers, loss) =
             pass(net, &self.device, &self.layout, weights, (self.images.shape(), x, y), self.precision.into())?;
         // A GPU's net stays where it is: they are the replica's own (CUDA), or the newest but a few (WGPU).

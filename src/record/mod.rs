@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use stagger_kernels::Layout;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tensorboard::TensorBoard;
@@ -73,7 +73,7 @@ impl fmt::Display for Effect {
 }
 
 /// What an evaluation found. What does not apply is absent.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The full objective, for the problems of theory.
     pub train_loss: Option<f64>,
@@ -147,8 +147,26 @@ pub struct Summary {
     pub interrupted: bool,
 }
 
-/// Opens a file to write behind its first `bytes` bytes; what comes after them is cut off.
-fn cut(path: &Path, bytes: u64) -> std::io::Result<File> {
+/// Nobody else writes this log, as long as it is open.
+fn lock(log: &File) -> std::io::Result<()> {
+    match log.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(std::io::Error::other("another run is writing to it")),
+        // Some file systems know no locks.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+    }
+}
+
+/// Writes a file that is there whole or not at all, and on the disk.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let beside = path.with_extension("part");
+    let mut file = File::create(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+/// Opens a file to write behind its first `bytes` bytes.
+fn behind(path: &Path, bytes: u64) -> std::io::Result<File> {
     let named = |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", path.display()));
     let mut file = fs::OpenOptions::new().write(true).open(path).map_err(named)?;
     let have = file.metadata().map_err(named)?.len();
@@ -156,8 +174,7 @@ fn cut(path: &Path, bytes: u64) -> std::io::Result<File> {
         let why = format!("{} has {have} bytes, and the checkpoint belongs to its first {bytes}", path.display());
         return Err(std::io::Error::other(why));
     }
-    file.set_len(bytes).map_err(named)?;
-    file.seek(SeekFrom::End(0)).map_err(named)?;
+    file.seek(SeekFrom::Start(bytes)).map_err(named)?;
     Ok(file)
 }
 
@@ -169,6 +186,9 @@ pub struct RunFolder {
     board: TensorBoard,
     /// How many arrivals since the last evaluation had which staleness.
     staleness: Vec<u64>,
+    /// Of a run that goes on: files that are still as long as they were, and how long they are to be; and its settings.
+    uncut: Vec<(File, u64)>,
+    config: String,
 }
 
 /// What `metrics.csv` holds besides update and time.
@@ -191,7 +211,12 @@ impl RunFolder {
             let file = path.join(name);
             File::create(&file).map_err(|e| wrong(&file, e))
         };
-        let (events, mut metrics) = (open("events.jsonl")?, BufWriter::new(open("metrics.csv")?));
+        // Locked before it is emptied: it may be that of a run that still goes.
+        let file = path.join("events.jsonl");
+        let events =
+            fs::OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(|e| wrong(&file, e))?;
+        lock(&events).and_then(|()| events.set_len(0)).map_err(|e| wrong(&file, e))?;
+        let mut metrics = BufWriter::new(open("metrics.csv")?);
         let events = EventLog::new(events).map_err(|e| wrong(path, e))?;
         let header = match columns {
             Columns::Theory => "update,time,train_loss,grad_norm",
@@ -199,20 +224,47 @@ impl RunFolder {
         };
         writeln!(metrics, "{header}").map_err(|e| wrong(path, e))?;
         let file = path.join("config.toml");
-        fs::write(&file, config).map_err(|e| wrong(&file, e))?;
+        write_whole(&file, config).map_err(|e| wrong(&file, e))?;
         let board = TensorBoard::create(path).map_err(|e| wrong(path, e))?;
-        Ok(RunFolder { path: path.into(), events, metrics, board, staleness: Vec::new() })
+        let (staleness, uncut) = (Vec::new(), Vec::new());
+        Ok(RunFolder { path: path.into(), events, metrics, board, staleness, uncut, config: config.into() })
     }
 
-    /// Opens the folder of a run that goes on from a checkpoint: what its logs hold beyond that is cut off.
+    /// Opens the folder of a run that is to go on from a checkpoint; nothing in it is changed before [`RunFolder::go_on`].
     pub fn reopen(path: &Path, config: &str, manifest: &Manifest) -> Result<Self> {
         let wrong = |e: std::io::Error| Error::usage(format!("the run in {} cannot go on: {e}", path.display()));
-        let log = cut(&path.join("events.jsonl"), manifest.events).map_err(wrong)?;
-        let metrics = BufWriter::new(cut(&path.join("metrics.csv"), manifest.metrics).map_err(wrong)?);
-        let board = TensorBoard::open(path, manifest.board).map_err(wrong)?;
-        fs::write(path.join("config.toml"), config).map_err(wrong)?;
+        let log = behind(&path.join("events.jsonl"), manifest.events).map_err(wrong)?;
+        lock(&log).map_err(wrong)?;
+        let metrics = behind(&path.join("metrics.csv"), manifest.metrics).map_err(wrong)?;
+        let (board, written) = TensorBoard::open(path, manifest.board).map_err(wrong)?;
+        let copy = |file: &File| file.try_clone().map_err(wrong);
+        let uncut =
+            vec![(copy(&log)?, manifest.events), (copy(&metrics)?, manifest.metrics), (written, manifest.board)];
         let events = EventLog::new(log).map_err(wrong)?;
-        Ok(RunFolder { path: path.into(), events, metrics, board, staleness: manifest.staleness.clone() })
+        let (metrics, staleness) = (BufWriter::new(metrics), Vec::new());
+        let mut folder =
+            RunFolder { path: path.into(), events, metrics, board, staleness, uncut, config: config.into() };
+        for (staleness, count) in &manifest.staleness {
+            folder.count(*staleness as usize, *count);
+        }
+        Ok(folder)
+    }
+
+    /// The run has been told its past, and it is the run of this folder: what its logs hold beyond the checkpoint is cut off.
+    pub fn go_on(&mut self) -> Result<()> {
+        let wrong = |e: std::io::Error| Error::usage(format!("the run in {} cannot go on: {e}", self.path.display()));
+        for (file, bytes) in std::mem::take(&mut self.uncut) {
+            file.set_len(bytes).map_err(wrong)?;
+        }
+        write_whole(&self.path.join("config.toml"), &self.config).map_err(wrong)
+    }
+
+    /// Notes so many arrivals of this staleness.
+    fn count(&mut self, staleness: usize, arrivals: u64) {
+        if self.staleness.len() <= staleness {
+            self.staleness.resize(staleness + 1, 0);
+        }
+        self.staleness[staleness] += arrivals;
     }
 
     /// Notes in `manifest` how long the logs are, and gives what they still need before that is on the disk: the files to synchronise,
@@ -224,7 +276,8 @@ impl RunFolder {
         let metrics = self.metrics.get_ref().try_clone().map_err(lost)?;
         let (board, length) = self.board.mark().map_err(lost)?;
         manifest.board = length;
-        manifest.staleness = self.staleness.clone();
+        let some = self.staleness.iter().enumerate().filter(|(_, count)| **count > 0);
+        manifest.staleness = some.map(|(staleness, count)| (staleness as u64, *count)).collect();
         Ok((vec![metrics, board], self.events.mark().map_err(lost)?))
     }
 
@@ -246,11 +299,7 @@ impl RunFolder {
     /// Appends arrivals, and leaves room for the next.
     pub fn events(&mut self, block: &mut Vec<Event>) -> Result<()> {
         for event in block.iter() {
-            let staleness = event.staleness as usize;
-            if self.staleness.len() <= staleness {
-                self.staleness.resize(staleness + 1, 0);
-            }
-            self.staleness[staleness] += 1;
+            self.count(event.staleness as usize, 1);
         }
         self.events.append(block).map_err(|e| self.lost("events.jsonl", e))
     }

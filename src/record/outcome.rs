@@ -25,6 +25,8 @@ pub struct Outcome {
     pub gradients: u64,
     /// Their number when the last update was made.
     pub stepped: u64,
+    /// The most gradients between two updates.
+    pub longest: u64,
     /// Samples that they drew.
     pub samples: u64,
     /// Arrivals that were not applied.

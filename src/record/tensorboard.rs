@@ -25,9 +25,11 @@ impl TensorBoard {
         Ok(board)
     }
 
-    /// Opens a file whose first `bytes` bytes are kept.
-    pub fn open(folder: &Path, bytes: u64) -> Result<Self> {
-        Ok(TensorBoard(BufWriter::new(super::cut(&folder.join(NAME), bytes)?)))
+    /// Opens a file to write behind its first `bytes` bytes; gives the file itself too.
+    pub fn open(folder: &Path, bytes: u64) -> Result<(Self, File)> {
+        let file = super::behind(&folder.join(NAME), bytes)?;
+        let written = file.try_clone()?;
+        Ok((TensorBoard(BufWriter::new(file)), written))
     }
 
     /// Brings what was written to the file; gives it and its length.

@@ -45,6 +45,11 @@ pub fn train(flags: &str) -> PathBuf {
     folder
 }
 
+/// The same for many small runs, of which nobody wants to go on with one: no checkpoint is brought to the disk.
+pub fn train_unsaved(flags: &str) -> PathBuf {
+    train(&format!("{flags} --checkpoint-every 0"))
+}
+
 /// A run's arrivals.
 pub fn events(folder: &Path) -> Vec<Event> {
     let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();

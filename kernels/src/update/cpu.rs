@@ -130,7 +130,8 @@ fn blocks<const P: usize, const N: usize, const FMA: bool>(update: Update) {
     let (mut direction, mut room, mut cleaned) = ([0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
     let mut early = [[0f32; BLOCK]; EARLIER];
     // This one, and those that waited.
-    let (guard, out, mut bad) = (gradient.guard, gradient.is_out(), false);
+    let guard = if matches!(fold, Fold::Nothing) { Guard::Off } else { gradient.guard };
+    let (out, mut bad) = (gradient.is_out(), false);
     let (mut early_out, mut early_bad) = ([false; EARLIER], [false; EARLIER]);
     if let Fold::Sum { earlier, .. } = &fold {
         let outs = earlier.iter().map(|e| guard == Guard::Whole && !e.loss.host()[0].is_finite());

@@ -334,6 +334,17 @@ pub(crate) fn guarded<N: Size>(
     clean
 }
 
+/// The vector with zeros in the place of what is not finite.
+#[cube]
+pub(crate) fn finite<N: Size>(g: Vector<f32, N>, #[comptime] vector: usize) -> Vector<f32, N> {
+    let mut clean = g;
+    #[unroll]
+    for lane in 0..vector {
+        clean.insert(lane, select(infinite(g.extract(lane)) == 1u32, 0.0f32, g.extract(lane)));
+    }
+    clean
+}
+
 /// 1 for an infinite number or none, else 0.
 #[cube]
 fn infinite(x: f32) -> u32 {

@@ -28,7 +28,7 @@ mod cpu;
 mod gpu;
 
 pub(crate) use cpu::{clean, clipped};
-pub(crate) use gpu::guarded;
+pub(crate) use gpu::{finite, guarded};
 
 use crate::device::{Buffer, Device, Seal};
 use crate::layout::Layout;
