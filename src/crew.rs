@@ -48,6 +48,13 @@ pub fn share_a_core() {
     }
 }
 
+/// Keeps this thread on the core after that: for the thread of the runtime that issues a GPU's launches. Best effort, too.
+pub fn take_the_next_core() {
+    if let Some(cores) = core_affinity::get_core_ids().filter(|cores| cores.len() > 1) {
+        core_affinity::set_for_current(cores[(std::process::id() as usize + 1) % cores.len()]);
+    }
+}
+
 /// All workers of a run.
 pub struct Crew {
     slots: Vec<Slot>,

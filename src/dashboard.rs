@@ -49,6 +49,7 @@ impl Dashboard {
     pub fn new(title: String, workers: usize) -> std::io::Result<Self> {
         execute!(stderr(), EnterAlternateScreen)?;
         let mut terminal = Terminal::new(CrosstermBackend::new(stderr()))?;
+        terminal.clear()?;
         terminal.hide_cursor()?;
         Ok(Dashboard { terminal, view: View::new(title, workers) })
     }
