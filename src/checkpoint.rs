@@ -192,7 +192,7 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
     }
     let failed =
         |e: std::io::Error| Error::failed(format!("a checkpoint cannot be written to {}: {e}", whole.display()));
-    let write = || -> std::io::Result<()> {
+    let mut write = || -> std::io::Result<()> {
         let _ = fs::remove_dir_all(&partial);
         // Not the run's folder: whoever removed that wants nothing in it.
         if !folder.is_dir() {
@@ -224,7 +224,6 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
         synchronise(folder)?;
         folder.parent().map_or(Ok(()), synchronise)
     };
-    let mut write = write;
     write().map_err(|e| {
         let _ = fs::remove_dir_all(&partial);
         failed(e)

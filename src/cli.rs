@@ -45,7 +45,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
         /// Go on with the run in this folder, from its newest checkpoint, with its own settings; flags may only say when it ends (--updates,
-        /// --time, --epochs), what is evaluated and how fast it is
+        /// --time, --epochs), how often it is evaluated, what is done about failures, and how fast it is
         #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "config", "sets"])]
         resume: Option<PathBuf>,
         /// With --resume: also on another backend or with another version, where the same bits cannot be promised

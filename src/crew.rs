@@ -42,16 +42,18 @@ pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// cache; the thread of the runtime that issues the launches keeps another core to itself. On two cores, eight workers on
 /// the null driver: 250 steps a second without, 380 with (`benches/RESULTS.md`). Best effort: nothing depends on it.
 pub fn share_a_core() {
-    if let Some(cores) = core_affinity::get_core_ids().filter(|cores| cores.len() > 1) {
-        // Not the same core for every process.
-        core_affinity::set_for_current(cores[std::process::id() as usize % cores.len()]);
-    }
+    keep_to_core(0);
 }
 
 /// Keeps this thread on the core after that: for the thread of the runtime that issues a GPU's launches. Best effort, too.
 pub fn take_the_next_core() {
+    keep_to_core(1);
+}
+
+/// Not the same core for every process.
+fn keep_to_core(number: usize) {
     if let Some(cores) = core_affinity::get_core_ids().filter(|cores| cores.len() > 1) {
-        core_affinity::set_for_current(cores[(std::process::id() as usize + 1) % cores.len()]);
+        core_affinity::set_for_current(cores[(std::process::id() as usize + number) % cores.len()]);
     }
 }
 
@@ -173,6 +175,23 @@ struct Slot {
 }
 
 impl Crew {
+    fn new(slots: Vec<Slot>, inbox: Receiver<Message>) -> Self {
+        Crew {
+            slots,
+            inbox,
+            threads: Vec::new(),
+            restarted: 0,
+            order: Seal::default(),
+            computed: 0,
+            together: None,
+            policy: Policy::default(),
+            gate: Gate::open(),
+            failures: Vec::new(),
+            watched: Instant::now(),
+            recalling: false,
+        }
+    }
+
     /// Starts `workers` threads and waits until they are ready; `make` builds worker i around its two channel ends.
     ///
     /// With `threads` each worker computes on a pool of that many threads of its own (the CPU backend).
@@ -184,20 +203,7 @@ impl Crew {
         // Each worker has at most one message in flight, so the inbox never fills; an outbox holds at most
         // a cancellation that came too late, a job, and that job's cancellation.
         let (answer, inbox) = bounded(workers);
-        let mut crew = Crew {
-            slots: Vec::new(),
-            inbox,
-            threads: Vec::new(),
-            restarted: 0,
-            order: Seal::default(),
-            computed: 0,
-            together: None,
-            recalling: false,
-            policy: Policy::default(),
-            gate: Gate::open(),
-            failures: Vec::new(),
-            watched: Instant::now(),
-        };
+        let mut crew = Crew::new(Vec::new(), inbox);
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
@@ -258,20 +264,7 @@ impl Crew {
             }
             slots.push(Slot::new(Hand::Here(Here { worker, job: None, answered: 0, stream })));
         }
-        Ok(Crew {
-            slots,
-            inbox,
-            threads: Vec::new(),
-            restarted: 0,
-            order: Seal::default(),
-            computed: 0,
-            together: None,
-            recalling: false,
-            policy: Policy::default(),
-            gate: Gate::open(),
-            failures: Vec::new(),
-            watched: Instant::now(),
-        })
+        Ok(Crew::new(slots, inbox))
     }
 
     /// A crew without threads whose jobs are computed together. With a `warm_up` passes of every size are computed at it first and
@@ -289,21 +282,9 @@ impl Crew {
             together.device.sync().map_err(|e| Error::failed(e.to_string()))?;
         }
         let slots = (0..workers).map(|_| Slot::new(Hand::Together(None))).collect();
-        let (order, together) = (Seal::default(), Some(together));
-        Ok(Crew {
-            slots,
-            inbox: never(),
-            threads: Vec::new(),
-            restarted: 0,
-            order,
-            computed: 0,
-            together,
-            recalling: false,
-            policy: Policy::default(),
-            gate: Gate::open(),
-            failures: Vec::new(),
-            watched: Instant::now(),
-        })
+        let mut crew = Crew::new(slots, never());
+        crew.together = Some(together);
+        Ok(crew)
     }
 
     /// From now on jobs are ordered behind this seal of the server's.
@@ -426,20 +407,17 @@ impl Crew {
 
     /// The next gradient that comes through the channel, whoever sends it.
     pub fn first(&mut self) -> Result<Gradient> {
+        if self.is_idle() {
+            let nobody = || Error::failed("nobody has a job: the rule waits for ever");
+            return Err(self.waits_for_ever().unwrap_or_else(nobody));
+        }
         if self.is_on_the_spot() {
             let waiting = |(i, slot): (usize, &Slot)| match &slot.hand {
                 Hand::Here(Here { job: Some(_), answered, .. }) => Some((*answered, i)),
                 _ => None,
             };
-            return match self.slots.iter().enumerate().filter_map(waiting).min() {
-                Some((_, worker)) => self.compute(worker),
-                None => Err(Error::failed("nobody has a job: the rule waits for ever")),
-            };
-        }
-        if self.is_idle() {
-            return Err(self
-                .waits_for_ever()
-                .unwrap_or_else(|| Error::failed("nobody has a job: the rule waits for ever")));
+            let next = self.slots.iter().enumerate().filter_map(waiting).min();
+            return self.compute(next.expect("a job that runs is in hand").1);
         }
         let worker = self.receive()?;
         self.take(worker).expect("just received")

@@ -517,8 +517,8 @@ impl Server<'_> {
         outcome.recent_loss = self.losses.mean();
         match first.filter(|_| self.stops_at_nan) {
             Some((worker, seq)) => Err(Error::failed(format!(
-                "the gradient of worker {worker} (event {seq}) is not finite; what is not finite of it was left out, and the weights are finite: a smaller --lr or --clip \
-                 may help, --on-nan skip goes on without such gradients"
+                "the gradient of worker {worker} (event {seq}) is not finite; what is not finite of it was left out: a smaller --lr or --clip may \
+                 help, --on-nan skip goes on without such gradients"
             ))),
             None => Ok(()),
         }

@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, Tensors};
 use crate::crew::{Assignment, Running};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
-use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule, Start};
+use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
 use crate::worker::Gradient;
 use serde::{Deserialize, Serialize};
@@ -526,14 +526,7 @@ impl State {
             }
             self.apply(&gradient, &job, &decision, 0);
             let now = self.version;
-            queue.retain(|(i, _)| !decision.restart.contains(i));
-            queue.extend(decision.restart.iter().map(|i| (*i, now)));
-            match decision.start {
-                Start::Nobody => {}
-                Start::Sender => queue.push_back((worker, now)),
-                Start::Everybody => queue.extend((0..workers).map(|i| (i, now))),
-                Start::These(who) => queue.extend(who.into_iter().map(|i| (i, now))),
-            }
+            decision.follow(&mut queue, worker, now, workers);
         }
         for (gradient, decision) in sums.iter().flatten() {
             for waiting in 1..=self.most_waiting {

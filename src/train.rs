@@ -320,7 +320,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         faults: settings.faults.of(index),
         warm_up: warm_up.clone(),
     };
-    let crew = match stacked {
+    let mut crew = match stacked {
         Some((stacked, most)) => {
             let (device, layout, clip) = (backend.device.clone(), layout.clone(), settings.clip.map(|c| c as f32));
             let together = Together { stacked, most, device, layout, clip };
@@ -329,7 +329,6 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         None if on_the_spot => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
         None => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
-    let mut crew = crew;
     crew.policy(settings.policy, gate.clone());
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));

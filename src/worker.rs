@@ -169,6 +169,31 @@ impl Gate {
     }
 }
 
+#[cfg(test)]
+#[test]
+fn a_patient_gate_goes_on_without_a_permit_that_never_comes_back() {
+    let gate = Gate::new(1).patient(Some(Duration::from_millis(30)));
+    let (let_go, held) = bounded::<()>(1);
+    let (hold, (begins, began)) = (gate.clone(), bounded::<()>(1));
+    let hangs = std::thread::spawn(move || {
+        hold.pass(|| {
+            begins.send(()).unwrap();
+            let _ = held.recv();
+        })
+    });
+    began.recv().unwrap();
+    // Nobody waits for ever: neither who computes, nor who closes the gate.
+    assert_eq!((gate.pass(|| 1), gate.closed(|| 2)), (1, 2));
+    gate.replace_a_permit();
+    let again = std::time::Instant::now();
+    assert_eq!(gate.pass(|| 3), 3);
+    assert!(again.elapsed() < Duration::from_millis(25), "the permit in its place is there at once");
+    drop(let_go);
+    hangs.join().unwrap();
+    // One too many is not kept.
+    assert_eq!(gate.closed(|| gate.permits.as_ref().unwrap().0.len()), 0);
+}
+
 /// Everything that a worker's thread owns.
 pub struct Worker {
     /// Its number.

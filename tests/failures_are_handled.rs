@@ -143,7 +143,7 @@ fn a_gradient_without_numbers_leaves_the_weights_finite() {
         assert_eq!(output.status.code(), Some(1), "{rule}");
         assert!(error(&output).contains("the gradient of worker 1"), "{rule}: {}", error(&output));
         let saved = stagger(&["train", "--resume", folder.to_str().unwrap(), "--updates", "61"]);
-        assert!(error(&saved).is_empty() || saved.status.success(), "{rule}: {}", error(&saved));
+        assert!(saved.status.success(), "{rule}: {}", error(&saved));
         for policy in ["skip", "clip"] {
             let (output, folder) = run(&format!("{flags} --on-nan {policy}"));
             assert!(output.status.success(), "{rule}: {}", error(&output));

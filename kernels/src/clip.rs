@@ -1,6 +1,7 @@
 //! Clipping by norm: the factor min(1, limit / ‖g‖) of a gradient that lies in several buffers, as one float on the device.
 //!
-//! Elements that are not finite do not count: whoever reads the gradient leaves them out. The gradient itself is not rewritten: whoever reads it multiplies by the factor. The sum of squares is taken in a fixed
+//! Elements that are not finite do not count: whoever reads the gradient leaves them out. It is not rewritten: whoever reads it multiplies
+//! by the factor. The sum of squares is taken in a fixed
 //! order (units in stripes, then groups of units), so the same gradient has the same factor every time. On a GPU it is taken in
 //! f32: a norm beyond 1e19 counts as infinite there, and the gradient as nothing.
 

@@ -54,7 +54,7 @@ mod without;
 pub use without::goes_on_without_a_worker;
 
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -215,6 +215,18 @@ impl Decision {
     /// Who starts.
     pub fn start(self, start: Start) -> Self {
         Decision { start, ..self }
+    }
+
+    /// Brings jobs (worker, version) up to date with it, where every job takes the same time: who is given up leaves, who starts comes.
+    pub(crate) fn follow(&self, jobs: &mut VecDeque<(usize, u64)>, sender: usize, t: u64, workers: usize) {
+        jobs.retain(|(i, _)| !self.restart.contains(i));
+        jobs.extend(self.restart.iter().map(|i| (*i, t)));
+        match &self.start {
+            Start::Nobody => {}
+            Start::Sender => jobs.push_back((sender, t)),
+            Start::Everybody => jobs.extend((0..workers).map(|i| (i, t))),
+            Start::These(who) => jobs.extend(who.iter().map(|i| (*i, t))),
+        }
     }
 
     /// Whose job is given up and begun anew.

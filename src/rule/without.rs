@@ -1,6 +1,6 @@
 //! What a rule does without one of its workers: found out by playing it, so that it cannot be told wrongly.
 
-use super::{Arrival, Entry, Keys, Setting, Start};
+use super::{Arrival, Entry, Keys, Setting};
 use std::collections::VecDeque;
 
 /// Workers of the play, the arrival after which the last of them is gone, and arrivals in all.
@@ -28,14 +28,7 @@ pub fn goes_on_without_a_worker(entry: &Entry) -> bool {
         if decision.step.is_some() {
             (t, last_step) = (t + 1, arrivals);
         }
-        jobs.retain(|(i, _)| !decision.restart.contains(i));
-        jobs.extend(decision.restart.iter().map(|i| (*i, t)));
-        match decision.start {
-            Start::Nobody => {}
-            Start::Sender => jobs.push_back((worker, t)),
-            Start::Everybody => jobs.extend((0..WORKERS).map(|i| (i, t))),
-            Start::These(who) => jobs.extend(who.into_iter().map(|i| (i, t))),
-        }
+        decision.follow(&mut jobs, worker, t, WORKERS);
     }
     last_step > ARRIVALS / 2
 }

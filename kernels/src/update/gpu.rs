@@ -143,8 +143,8 @@ impl Update<'_> {
                     earlier.iter().map(|e| BufferArg::from_raw_parts(gpu.sealed(e.seal), 4)).collect(),
                     retired.iter().filter(|_| !plan.packed).map(|row| arg(&row.bind(gpu, vector, false))).collect(),
                     retired.iter().filter(|_| plan.packed).map(|row| arg(&row.bind(gpu, vector, true))).collect(),
-                    slots.read.iter().map(arg).collect(),
-                    slots.written.iter().map(arg).collect(),
+                    slots.read.iter().flatten().map(arg).collect(),
+                    slots.written.iter().flatten().map(arg).collect(),
                     packed.iter().map(arg).collect(),
                     incoming.factor.iter().map(|f| BufferArg::from_raw_parts(f.handle(), 1)).collect(),
                     BufferArg::from_raw_parts(incoming.loss.handle(), 1),
@@ -185,22 +185,21 @@ pub(super) fn room(gpu: &Gpu) -> usize {
 }
 
 /// What a launch binds besides gradients, rows that retire and losses: what its plan needs and nothing else, for every binding costs
-/// the host half a microsecond.
+/// the host.
 struct Slots {
     vectors: usize,
-    read: Vec<Slot>,
-    written: Vec<Slot>,
+    read: [Option<Slot>; 2],
+    written: [Option<Slot>; 7],
 }
 
 impl Slots {
     fn new(vectors: usize) -> Self {
-        Slots { vectors, read: Vec::with_capacity(2), written: Vec::with_capacity(5) }
+        Slots { vectors, read: Default::default(), written: Default::default() }
     }
 
     /// Binds a buffer that is read; gives its place.
     fn read(&mut self, buffer: &Buffer) -> usize {
-        self.read.push((buffer.handle(), self.vectors));
-        self.read.len() - 1
+        place(&mut self.read, (buffer.handle(), self.vectors))
     }
 
     /// Binds a buffer that is written; gives its place.
@@ -209,9 +208,15 @@ impl Slots {
     }
 
     fn write_slot(&mut self, slot: Slot) -> usize {
-        self.written.push(slot);
-        self.written.len() - 1
+        place(&mut self.written, slot)
     }
+}
+
+/// Puts a slot behind the others.
+fn place(slots: &mut [Option<Slot>], slot: Slot) -> usize {
+    let free = slots.iter().position(Option::is_none).expect("there is room for all that a plan can need");
+    slots[free] = Some(slot);
+    free
 }
 
 /// Where a launch's buffers stand among those that it reads (weights, sent) or writes (all others). Of a buffer that the plan does not

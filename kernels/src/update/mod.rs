@@ -57,7 +57,7 @@ pub struct Incoming<'a> {
 }
 
 /// What is done with a gradient's elements that are not finite, before anything is changed. An element that is left out counts as zero,
-/// and in a table's row as what the row holds; weights and state so stay finite.
+/// and in a table's row as what the row holds; so none of them enters weights or state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Guard {
     /// Nothing: a worker's own steps.
