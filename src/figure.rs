@@ -1,7 +1,11 @@
-//! Figures as SVG: curves with bands, readable without colours (each curve has dashes of its own too).
+//! Figures: curves with bands, readable without colours (each curve has dashes of its own too). Each is drawn as SVG; a file of it is
+//! also painted as PNG, with a font that the program carries, so that it looks the same on every machine.
 
 use crate::error::{Error, Result};
 use plotters::prelude::*;
+use resvg::{tiny_skia, usvg};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 /// Colours that people who see few of them can tell apart (Okabe & Ito, 2008).
 pub const COLOURS: [RGBColor; 7] = [
@@ -135,6 +139,35 @@ impl Figure {
             .draw()
             .map_err(|e| text(&e))
     }
+}
+
+/// Pixels of a PNG per unit of its SVG: twice as fine as a screen shows it, for print.
+const FINE: f32 = 2.0;
+
+/// Writes a drawing into `folder`, as `name.svg` and, painted, as `name.png`.
+pub fn save(folder: &Path, name: &str, svg: &str) -> Result<()> {
+    for (ending, bytes) in [("svg", svg.as_bytes()), ("png", &painted(svg)?)] {
+        let file = folder.join(format!("{name}.{ending}"));
+        std::fs::write(&file, bytes).map_err(|e| Error::usage(format!("cannot write {}: {e}", file.display())))?;
+    }
+    Ok(())
+}
+
+/// A drawing as the bytes of a PNG file.
+fn painted(svg: &str) -> Result<Vec<u8>> {
+    static FONTS: OnceLock<Arc<usvg::fontdb::Database>> = OnceLock::new();
+    let fonts = FONTS.get_or_init(|| {
+        let mut fonts = usvg::fontdb::Database::new();
+        fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
+        fonts.set_sans_serif_family("Ubuntu");
+        Arc::new(fonts)
+    });
+    let options = usvg::Options { fontdb: fonts.clone(), ..Default::default() };
+    let tree = usvg::Tree::from_str(svg, &options).map_err(failed)?;
+    let size = tree.size().to_int_size().scale_by(FINE).ok_or_else(|| failed("it has no size"))?;
+    let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or_else(|| failed("it is too large"))?;
+    resvg::render(&tree, tiny_skia::Transform::from_scale(FINE, FINE), &mut pixels.as_mut());
+    pixels.encode_png().map_err(failed)
 }
 
 /// A number as an axis shows it: few digits, large and small ones by their exponent.
@@ -335,4 +368,26 @@ fn legend<'a>(
         .label_font(("sans-serif", 13))
         .draw()
         .map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A painted text leaves ink: the font that it asks for is there.
+    #[test]
+    fn letters_are_painted() {
+        let ink = |text: &str| {
+            let svg = format!(
+                r#"<svg width="80" height="20" xmlns="http://www.w3.org/2000/svg"><text x="2" y="15" font-family="sans-serif" font-size="14">{text}</text></svg>"#
+            );
+            let pixels = tiny_skia::Pixmap::decode_png(&painted(&svg).unwrap()).unwrap();
+            assert_eq!((pixels.width(), pixels.height()), (160, 40));
+            pixels.pixels().iter().filter(|p| p.alpha() > 128).count()
+        };
+        assert_eq!(ink(" "), 0);
+        for letter in ["a", "7", "%", "±", "α", "τ", "‖", "²"] {
+            assert!(ink(letter) > 5, "{letter} is not painted");
+        }
+    }
 }

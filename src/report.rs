@@ -16,7 +16,7 @@ pub struct ReportOptions {
     /// The page
     #[arg(long, value_name = "FILE.html", default_value = "report.html")]
     pub out: PathBuf,
-    /// Write every figure as an SVG file into this folder too
+    /// Write every figure as an SVG and a PNG file into this folder too
     #[arg(long, value_name = "DIR")]
     pub figures: Option<PathBuf>,
     /// Test accuracy in percent whose time and gradients are told
@@ -45,8 +45,7 @@ pub fn report(options: &ReportOptions) -> Result<()> {
     if let Some(folder) = &options.figures {
         std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e))?;
         for (name, _, svg) in &figures {
-            let file = folder.join(format!("{name}.svg"));
-            std::fs::write(&file, svg).map_err(|e| unwritable(&file, e))?;
+            crate::figure::save(folder, name, svg)?;
         }
     }
     let html = page.html(&figures);
@@ -192,7 +191,7 @@ impl Page<'_> {
             };
             let all: Vec<_> = run.spans.iter().map(lane).collect();
             let title = format!("Timeline: {}", group.name);
-            let height = (90 + 26 * workers as u32).clamp(200, 900);
+            let height = (90 + 26 * workers.min(100) as u32).clamp(200, 900);
             let svg = lanes(&title, &all, &["made a step", "was folded", "was dropped"], (860, height))?;
             let restarted = run.number("restarted").unwrap_or(0.0);
             let what = format!(
@@ -212,7 +211,7 @@ impl Page<'_> {
                 run.summary["partition"].as_str().unwrap_or(""),
                 run.number("seed").unwrap_or(0.0)
             );
-            let height = (110 + 28 * partition.1.len() as u32).clamp(200, 900);
+            let height = (110 + 28 * partition.1.len().min(100) as u32).clamp(200, 900);
             let svg = heat_map(&title, ("class", "worker"), &partition.0, &partition.1, (860, height))?;
             drawn.push((
                 format!("partition-{}", shown.len()),

@@ -1,4 +1,4 @@
-//! Every command has a page, and the page says what the program says. `STAGGER_BLESS=1 cargo test --release --test docs` brings the pages up to
+//! Every command has a page, and the page says what the program says; every promise has tests, and they are there. `STAGGER_BLESS=1 cargo test --release --test docs` brings the pages up to
 //! date.
 
 mod common;
@@ -39,4 +39,31 @@ fn every_command_has_a_page_that_is_true() {
         let is_true = page == now || std::env::var_os("STAGGER_BLESS").is_some();
         assert!(is_true, "{} is behind the program: STAGGER_BLESS=1 brings it up to date", file.display());
     }
+}
+
+/// A row is `| number | promise | file: test, test; file: test |`, files and tests in backticks.
+#[test]
+fn every_promise_has_its_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.trim_matches('|').split(" | ").map(str::trim);
+        Some((cells.next()?.parse::<usize>().ok()?, cells.nth(1)?))
+    });
+    let mut promises = 0;
+    for (number, tests) in rows.filter(|row| row.1.contains("tests/")) {
+        promises += 1;
+        assert_eq!(number, promises);
+        for part in tests.split("; ") {
+            let mut names = part.split('`').skip(1).step_by(2);
+            let file = names.next().unwrap();
+            let text = std::fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+            let tests: Vec<&str> = names.filter(|name| !name.starts_with("STAGGER_")).collect();
+            assert!(!tests.is_empty(), "promise {number} names no test in {file}");
+            for test in tests {
+                assert!(text.contains(test), "promise {number}: {file} has no test `{test}`");
+            }
+        }
+    }
+    assert_eq!(promises, 22);
 }

@@ -133,3 +133,58 @@ fn logs_and_checkpoints() {
     }
     assert!(refused > 0);
 }
+
+/// A report on a folder that somebody else has made.
+#[test]
+fn reports() {
+    let run = train(
+        "--rule asgd --dataset clusters --workers 3 --partition dirichlet:0.3 --clock virtual --backend cpu --updates 30 --batch 2 --eval-every 10",
+    );
+    let page = scratch("page").join("page.html");
+    let report = || {
+        let options = stagger::report::ReportOptions {
+            folders: vec![run.clone()],
+            out: page.clone(),
+            figures: None,
+            target: None,
+        };
+        stagger::report::report(&options)
+    };
+    report().unwrap();
+    for name in ["summary.json", "config.toml", "metrics.csv", "events.jsonl", "partition.csv"] {
+        let good = std::fs::read(run.join(name)).unwrap();
+        let mut refused = 0;
+        for key in 0..cases() {
+            let bytes = changed(&good, key);
+            std::fs::write(run.join(name), &bytes).unwrap();
+            match catch_unwind(std::panic::AssertUnwindSafe(report)) {
+                Ok(result) => refused += result.is_err() as u64,
+                Err(_) => panic!("{name}: case {key} panics: {}", String::from_utf8_lossy(&bytes)),
+            }
+        }
+        std::fs::write(run.join(name), &good).unwrap();
+        assert!(refused > 0 || name == "partition.csv", "{name}: some changes are refused");
+    }
+    // Numbers that would ask for more memory than there is, and text that a browser would execute.
+    let with = |name: &str, from: &str, to: &str| {
+        let good = std::fs::read_to_string(run.join(name)).unwrap();
+        assert!(good.contains(from), "{name} has no {from}");
+        std::fs::write(run.join(name), good.replacen(from, to, 1)).unwrap();
+        let result = report();
+        std::fs::write(run.join(name), good).unwrap();
+        result.map_err(|e| e.to_string())
+    };
+    let refused = with("summary.json", "\"workers\": 3", "\"workers\": 1000000000000000").unwrap_err();
+    assert!(refused.contains("summary.json") && refused.contains("workers"), "{refused}");
+    for (from, to) in [("\"t\":1", "\"t\":1000000000000000"), ("\"staleness\":0", "\"staleness\":1000000000000000")] {
+        let refused = with("events.jsonl", from, to).unwrap_err();
+        assert!(refused.contains("line") && refused.contains("no run has"), "{refused}");
+    }
+    for (name, from) in
+        [("config.toml", "dirichlet:0.3"), ("summary.json", "dirichlet:0.3"), ("partition.csv", "worker,")]
+    {
+        with(name, from, &format!("{}<script>alert(1)</script>", from)).unwrap();
+        let html = std::fs::read_to_string(&page).unwrap();
+        assert!(!html.contains("<script"), "{name} is executed");
+    }
+}

@@ -25,6 +25,13 @@ fn a_page_of_runs_and_comparisons() {
     for figure in ["accuracy-time", "loss-sent", "staleness", "workers", "timeline-0", "timeline-2", "partition-1"] {
         assert!(html.contains(&format!("<figure id=\"{figure}\">")), "no {figure}");
         assert!(figures.join(format!("{figure}.svg")).is_file(), "no {figure}.svg");
+        let png = std::fs::read(figures.join(format!("{figure}.png"))).unwrap();
+        // The width stands behind the signature and the header's length and name: twice the drawing's.
+        assert!(
+            png.starts_with(b"\x89PNG\r\n") && png[16..20] == 1720u32.to_be_bytes(),
+            "{figure}.png: {:?}",
+            &png[..24]
+        );
     }
     for label in
         ["time [s]", "test accuracy [%]", "staleness [updates]", "sent between server and workers [MB]", "class"]

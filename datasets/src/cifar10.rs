@@ -85,8 +85,8 @@ pub fn load(folder: &Path) -> Result<ImageData> {
 
 /// Reads one batch file and checks it.
 fn checked(path: &Path, sum: &str) -> Result<Vec<u8>> {
-    let bytes = crate::read(path, u64::MAX)?;
     let expected = RECORD * RECORDS;
+    let bytes = crate::read(path, 4 * expected as u64)?;
     if bytes.len() != expected {
         return Err(DataError(format!(
             "{} has {} bytes instead of {expected}: it is truncated or not a CIFAR-10 batch; delete it and run `stagger data fetch`",

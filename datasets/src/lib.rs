@@ -26,6 +26,7 @@ pub mod synthetic;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Something is wrong with data; the sentence names the file and the way out.
@@ -97,11 +98,19 @@ pub fn keyed(words: [u64; 4]) -> ChaCha8Rng {
 
 /// Reads a whole file of at most `limit` bytes, or says which file could not be read and why.
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).map_err(|e| DataError(format!("cannot read {}: {e}", path.display())))?.len();
-    if size > limit {
-        return Err(DataError(format!("{} has {size} bytes; the largest that is read is {limit}", path.display())));
+    let failed = |e: std::io::Error| DataError(format!("cannot read {}: {e}", path.display()));
+    let (file, mut bytes) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
+    let size = file.metadata().map_err(failed)?.len();
+    // What is no plain file says nothing of its length.
+    if size <= limit {
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
     }
-    std::fs::read(path).map_err(|e| DataError(format!("cannot read {}: {e}", path.display())))
+    match size.max(bytes.len() as u64) {
+        size if size > limit => {
+            Err(DataError(format!("{} has {size} bytes or more; the largest that is read is {limit}", path.display())))
+        }
+        _ => Ok(bytes),
+    }
 }
 
 /// Where data sets are kept unless `--data` says otherwise.

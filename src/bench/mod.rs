@@ -223,8 +223,8 @@ fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {
         csv += &(cells.collect::<Vec<_>>().join(",") + "\n");
     }
     std::fs::write(folder.join("bench.csv"), csv).map_err(failed)?;
-    if report.figure.is_some() {
-        plot::draw(report, facts, &folder.join("bench.svg"))?;
+    if let Some(svg) = plot::draw(report, facts)? {
+        crate::figure::save(folder, "bench", &svg)?;
     }
     Ok(())
 }

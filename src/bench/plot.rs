@@ -6,11 +6,10 @@ use crate::figure::COLOURS;
 use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
 
-/// Draws the report's figure as SVG.
-pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
-    let (x, y, by) = report.figure.expect("asked for by who has a figure");
+/// The report's figure as SVG, if it has one and anything to show in it.
+pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
+    let Some((x, y, by)) = report.figure else { return Ok(None) };
     let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for row in &report.rows {
         if let (Some(a), Some(b)) = (row[x].as_f64(), row[y].as_f64()) {
@@ -18,16 +17,17 @@ pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
         }
     }
     let failed =
-        |e: &dyn std::fmt::Display| Error::failed(format!("the figure {} cannot be drawn: {e}", path.display()));
+        |e: &dyn std::fmt::Display| Error::failed(format!("the figure of `{}` cannot be drawn: {e}", report.title));
     let points = || curves.values().flatten();
     let most_x = points().map(|p| p.0).fold(0.0, f64::max).max(1.0);
     let most_y = points().map(|p| p.1).fold(0.0, f64::max);
     if most_y <= 0.0 {
-        return Ok(());
+        return Ok(None);
     }
     // A legend stands to the right of the curves.
     let room = if by.is_some() { 1.25 } else { 1.05 };
-    let root = SVGBackend::new(path, (800, 500)).into_drawing_area();
+    let mut text = String::new();
+    let root = SVGBackend::with_string(&mut text, (800, 500)).into_drawing_area();
     root.fill(&WHITE).map_err(|e| failed(&e))?;
     let title = format!("{} - {}", report.title, cell(&facts["device"]));
     let mut chart = ChartBuilder::on(&root)
@@ -65,5 +65,7 @@ pub fn draw(report: &Report, facts: &Value, path: &Path) -> Result<()> {
             .draw()
             .map_err(|e| failed(&e))?;
     }
-    root.present().map_err(|e| failed(&e))
+    root.present().map_err(|e| failed(&e))?;
+    drop((chart, root));
+    Ok(Some(text))
 }

@@ -309,7 +309,7 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
     write("compare.json", serde_json::to_string_pretty(&facts).expect("plain data") + "\n")?;
     for (name, figure) in figures(groups) {
         if !figure.is_empty() {
-            write(&format!("{name}.svg"), figure.svg((860, 520))?)?;
+            crate::figure::save(folder, name, &figure.svg((860, 520))?)?;
         }
     }
     println!("folder     {}", folder.display());

@@ -1,11 +1,13 @@
 //! What a finished run's folder says: its curve, its arrivals, its summary.
 
 use crate::error::{Error, Result};
-use crate::record::{Effect, Event};
+use crate::record::{Effect, recorded};
 use serde_json::Value;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::fs;
 use std::path::Path;
+
+/// Workers of a run that is read at most.
+const MOST_WORKERS: u64 = 1 << 16;
 
 /// One line of `metrics.csv`; what does not apply is absent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,16 +71,16 @@ impl Reading {
         let config = text("config.toml")?.parse().map_err(|e| broken("config.toml", &e))?;
         let mut curve = points(&text("metrics.csv")?).map_err(|e| broken("metrics.csv", &e))?;
 
-        let workers = summary["workers"].as_u64().unwrap_or(1) as usize;
+        // Whoever made the folder may have written any number.
+        let workers = summary["workers"].as_u64().filter(|n| (1..=MOST_WORKERS).contains(n));
+        let workers = workers.ok_or_else(|| broken("summary.json", &"no number of `workers`"))? as usize;
         let (mut spans, mut staleness) = (vec![Vec::<Span>::new(); workers], Vec::new());
         // When each version was made.
         let mut made = vec![0.0];
         let (mut next, mut gradients) = (0, 0);
-        let log = File::open(folder.join("events.jsonl")).map_err(|e| broken("events.jsonl", &e))?;
-        for line in BufReader::new(log).lines() {
-            let line = line.map_err(|e| broken("events.jsonl", &e))?;
-            let event: Event = serde_json::from_str(&line).map_err(|e| broken("events.jsonl", &e))?;
-            let own = spans.get_mut(event.worker).ok_or_else(|| broken("events.jsonl", &"a worker too many"))?;
+        for event in recorded(&folder.join("events.jsonl"), u64::MAX, workers)? {
+            let event = event?;
+            let own = &mut spans[event.worker];
             // A job begins when its worker is free and its model is there; a job that was given up is not in the log.
             let free = own.last().map_or(0.0, |span| span.ended);
             let began = free.max(made.get(event.version as usize).copied().unwrap_or(0.0)).min(event.time);

@@ -39,6 +39,11 @@ pub fn recorded(path: &Path, bytes: u64, workers: usize) -> error::Result<impl I
         if event.seq != k as u64 {
             return Err(wrong(format!("line {}: seq is {} instead of {k}: lines are missing", k + 1, event.seq)));
         }
+        // An arrival makes one version at most, and is computed at one that was there.
+        let possible = event.t <= event.seq + 1 && event.version <= event.t && event.staleness <= event.t;
+        if !possible || !event.time.is_finite() {
+            return Err(wrong(format!("line {}: no run has such a version, staleness or time", k + 1)));
+        }
         if event.worker >= workers {
             let worker = event.worker;
             return Err(wrong(format!(

@@ -118,3 +118,60 @@ pub(crate) fn parallel<T: Send>(pieces: impl Iterator<Item = T>, work: impl Fn(T
         pieces.collect::<Vec<T>>().into_par_iter().for_each(work);
     }
 }
+
+/// What is `unsafe` on the host, small enough for Miri: `cargo +nightly miri test -p stagger-kernels --lib`.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_is_a_tensors_storage_and_goes_home_from_any_thread() {
+        // A length of this test's own, for the free lists are everybody's.
+        let len = 37;
+        let mut scratch = Scratch::zeros(len);
+        scratch[3] = 2.5;
+        let address = scratch.as_ptr();
+        let mut bytes = Bytes::from(scratch);
+        assert_eq!(bytemuck::cast_slice::<u8, f32>(&bytes)[3], 2.5);
+        bytemuck::cast_slice_mut::<u8, f32>(&mut bytes)[4] = 1.5;
+        let shared = std::sync::Arc::new(bytes);
+        let read = |bytes: std::sync::Arc<Bytes>| bytemuck::cast_slice::<u8, f32>(&bytes)[..5].to_vec();
+        let readers: Vec<_> = (0..2).map(|_| shared.clone()).map(|b| std::thread::spawn(move || read(b))).collect();
+        assert_eq!(read(shared), [0.0, 0.0, 0.0, 2.5, 1.5]);
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), [0.0, 0.0, 0.0, 2.5, 1.5]);
+        }
+        let again = Scratch::take(len);
+        assert_eq!((again.as_ptr(), again[4]), (address, 1.5));
+    }
+
+    /// Each path of [`for_each_instruction_set`] that this processor has, at a size that no tile divides.
+    #[test]
+    fn a_product_in_tiles_is_the_product() {
+        let (batch, from, to) = (5, 7, 19);
+        let value = |k: usize| ((k * 37 + 11) % 23) as f32 / 8.0 - 1.0;
+        let [x, w, dy] = [batch * from, from * to, batch * to].map(|len| (0..len).map(value).collect::<Vec<f32>>());
+        let bias = vec![0.5; to];
+        let (mut y, mut dx, mut dw) =
+            (vec![f32::NAN; batch * to], vec![f32::NAN; batch * from], vec![f32::NAN; from * to]);
+        linear::forward(&x, &w, &bias, &mut y);
+        linear::input_gradient(&dy, &w, to, &mut dx);
+        linear::weight_gradient(&x, &dy, batch, &mut dw);
+        for b in 0..batch {
+            for o in 0..to {
+                let exact: f32 = (0..from).map(|i| x[b * from + i] * w[i * to + o]).sum::<f32>() + 0.5;
+                assert!((y[b * to + o] - exact).abs() < 1e-4, "y[{b}, {o}]");
+            }
+            for i in 0..from {
+                let exact: f32 = (0..to).map(|o| dy[b * to + o] * w[i * to + o]).sum();
+                assert!((dx[b * from + i] - exact).abs() < 1e-4, "dx[{b}, {i}]");
+            }
+        }
+        for i in 0..from {
+            for o in 0..to {
+                let exact: f32 = (0..batch).map(|b| x[b * from + i] * dy[b * to + o]).sum();
+                assert!((dw[i * to + o] - exact).abs() < 1e-4, "dw[{i}, {o}]");
+            }
+        }
+    }
+}
