@@ -279,7 +279,7 @@ impl Crew {
             let asked = |worker| Asked { worker, weights: &snapshot.weights, job: 0 };
             let asked: Vec<Asked> = (0..size).map(asked).collect();
             together.stacked.gradients(&asked)?;
-            together.device.sync().map_err(|e| Error::failed(e.to_string()))?;
+            together.device.sync()?;
         }
         let slots = (0..workers).map(|_| Slot::new(Hand::Together(None))).collect();
         let mut crew = Crew::new(slots, never());

@@ -1,6 +1,7 @@
 //! Trouble, in two kinds, and the exit code of each. One place prints them: [`crate::cli::main`].
 
 use crate::fault::Failure;
+use stagger_kernels::Cause;
 use std::fmt;
 
 /// Why a command did not end well.
@@ -62,6 +63,19 @@ impl From<stagger_datasets::DataError> for Error {
 
 impl From<stagger_kernels::DeviceError> for Error {
     fn from(error: stagger_kernels::DeviceError) -> Self {
-        Error::Failed(error.to_string())
+        let root = error.root();
+        Error::Failed(match error.cause() {
+            Cause::Memory => format!(
+                "the device has no memory left ({root}): use fewer --workers, a smaller --batch or --table-dtype bf16, or end what else uses the device"
+            ),
+            Cause::Lost => format!(
+                "the device was lost ({root}): its driver or the card has given up, the system's log may say why; when it works again, `stagger train --resume` goes on from the newest checkpoint"
+            ),
+            Cause::Kernel => format!(
+                "a kernel cannot be built for this device ({}): a newer driver or CUDA toolkit may help, --backend wgpu or cpu does without",
+                error.chain()
+            ),
+            Cause::Other => error.to_string(),
+        })
     }
 }

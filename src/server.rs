@@ -162,8 +162,10 @@ impl Server<'_> {
             Err(Error::Interrupted(_)) => true,
             Err(error) => {
                 // A log that is of another run has been followed too far.
-                if !matches!(error, Error::Usage(_)) {
-                    let _ = self.save(&mut state, &outcome, true).and_then(|()| self.saved());
+                if !matches!(error, Error::Usage(_))
+                    && let Err(why) = self.save(&mut state, &outcome, true).and_then(|()| self.saved())
+                {
+                    eprintln!("NOTE       what was reached last could not be saved: {why}");
                 }
                 let _ = self.folder.finish();
                 return Err(error);

@@ -252,7 +252,7 @@ impl Worker {
         let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
         let job = Job { number: 0, snapshot, delay: 0.0, lr: 0.0, steps: self.local.steps.clamp(1, 2) };
         self.compute(&job)?;
-        self.gate.clone().pass(|| self.device.sync().map_err(|e| e.to_string()))
+        self.gate.clone().pass(|| self.device.sync().map_err(said))
     }
 
     /// Computes a job and waits for its time; a failure or a panic becomes a message.
@@ -281,7 +281,7 @@ impl Worker {
             return Ok(Message::Gradient(gradient));
         }
         // Who waits pushes its own launches out, so that the device computes meanwhile and not afterwards.
-        self.gate.pass(|| self.device.flush()).map_err(|e| e.to_string())?;
+        self.gate.pass(|| self.device.flush()).map_err(said)?;
         let until = began + job.delay;
         // The injected time is waited for without a permit. Evaluation stops the clock, so ask it again after waking.
         while let Some(left) = self.stopwatch.until(until) {
@@ -331,7 +331,7 @@ impl Worker {
                     return self.once(job).map(Some);
                 }
                 let device = self.device.clone();
-                device.issue(|| self.once(job)).map_err(|e| e.to_string())?.map(Some)
+                device.issue(|| self.once(job)).map_err(said)?.map(Some)
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
@@ -391,7 +391,7 @@ impl Worker {
                 }
                 .run(&self.device);
                 current = Snapshot { weights: fresh, seal: Seal::default() };
-                self.device.flush().map_err(|e| e.to_string())
+                self.device.flush().map_err(said)
             })?;
         }
         let gate = self.gate.clone();
@@ -429,6 +429,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// What a device's failure means, as a sentence.
+fn said(error: stagger_kernels::DeviceError) -> String {
+    crate::error::Error::from(error).to_string()
 }
 
 /// The sentence inside a panic.

@@ -99,6 +99,56 @@ fn speed(step: &str, workers: usize, updates: usize) -> f64 {
     number_before(&text, " gradients/s")
 }
 
+/// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
+fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> PathBuf {
+    let folder = common::scratch("nullcuda-fails");
+    let train = ["train", "--backend", "cuda", "--dataset", "synthetic", "--out", folder.to_str().unwrap()];
+    let output = Command::new(tool())
+        .args(["timeout", "60", env!("CARGO_BIN_EXE_stagger")])
+        .args(train.into_iter().chain(flags.split(' ')))
+        .env(failure.0, failure.1)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).to_string();
+    assert_eq!(output.status.code(), Some(1), "{failure:?} {flags}: {text}");
+    let said: Vec<&str> = text.lines().filter(|l| !l.starts_with("[nullcuda]") && !l.starts_with("NOTE ")).collect();
+    let is_one = said.len() == 1 && said[0].starts_with("stagger: ") && words.iter().all(|word| said[0].contains(word));
+    assert!(is_one, "{failure:?} {flags}: {text}");
+    folder
+}
+
+fn a_card_without_memory() {
+    for (memory, step) in [("60", "captured"), ("200", "eager")] {
+        let flags = format!("--rule asgd --workers 4 --updates 400 --step {step}");
+        fails(("NULLCUDA_MEMORY", memory), &flags, &["no memory left", "fewer --workers"]);
+    }
+}
+
+fn a_lost_card() {
+    for step in ["captured", "eager"] {
+        let flags = format!("--rule asgd --workers 4 --step {step}");
+        for launches in ["30", "600"] {
+            fails(
+                ("NULLCUDA_LOST", launches),
+                &format!("{flags} --updates 4000"),
+                &["the device was lost", "--resume"],
+            );
+        }
+        // What was saved before is there, and the run goes on from it.
+        let long = format!("{flags} --updates 100000 --checkpoint-every 50");
+        let folder = fails(("NULLCUDA_LOST", "30000"), &long, &["the device was lost", "--resume"]);
+        let saved = std::fs::read_dir(folder.join("checkpoints")).unwrap().flatten();
+        let newest = saved.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
+        let resumed = Command::new(tool())
+            .args([env!("CARGO_BIN_EXE_stagger"), "train", "--resume", folder.to_str().unwrap()])
+            .args(["--updates", &(newest + 100).to_string()])
+            .output()
+            .unwrap();
+        assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+        assert_eq!(common::summary(&folder)["updates"], newest + 100);
+    }
+}
+
 fn main() {
     // One at a time: one of them measures speed.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
@@ -174,6 +224,8 @@ fn main() {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             }
         }),
+        trial("a card that has less memory than it says: one sentence, no hang", a_card_without_memory),
+        trial("a card that is lost: one sentence, no hang, what was saved loads", a_lost_card),
         trial("eight workers submit no slower than one", || {
             // In turn, and the best of each, so that a disturbance of the machine hits neither alone.
             let (mut one, mut eight) = (0f64, 0f64);

@@ -6,6 +6,7 @@
 //! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::seal`], and the
 //! consumer's first launch binds that seal.
 
+use crate::failure::DeviceError;
 use crate::nn::Scratch;
 use burn::tensor::StreamId;
 use cubecl::MemoryScope;
@@ -16,12 +17,6 @@ use cubecl::profile::TimingMethod;
 use cubecl::server::Handle;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use thiserror::Error;
-
-/// A device that failed while in use.
-#[derive(Debug, Error)]
-#[error("the device failed: {0}")]
-pub struct DeviceError(pub String);
 
 /// Where buffers live and kernels run.
 #[derive(Clone)]

@@ -5,7 +5,8 @@
 //! was. It may bind buffers of its own stream alone: for another stream's the runtime would record and wait for events in the middle
 //! of it, which a driver refuses.
 
-use crate::device::{Device, DeviceError};
+use crate::device::Device;
+use crate::failure::DeviceError;
 use burn::tensor::StreamId;
 use cubecl::client::{Client, Graph};
 

@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`device`] | a [`Device`] (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, seals |
+//! | [`failure`] | what a device says that failed |
 //! | [`cuda`] | whether CUDA can be used here |
 //! | [`graph`] | launches recorded once and replayed with one |
 //! | [`layout`] | where each parameter lies in the flat weight buffer |
@@ -23,6 +24,7 @@
 pub mod clip;
 pub mod cuda;
 pub mod device;
+pub mod failure;
 pub mod gather;
 pub mod graph;
 pub mod layout;
@@ -34,7 +36,8 @@ pub mod row;
 pub mod stack;
 pub mod update;
 
-pub use device::{Buffer, Device, DeviceError, Seal, Stream, copy};
+pub use device::{Buffer, Device, Seal, Stream, copy};
+pub use failure::{Cause, DeviceError};
 pub use layout::{Layout, Segment};
 pub use live::Live;
 pub use row::{Dtype, Row};
