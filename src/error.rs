@@ -72,8 +72,7 @@ impl From<stagger_kernels::DeviceError> for Error {
                 "the device was lost ({root}): its driver or the card has given up, the system's log may say why; when it works again, `stagger train --resume` goes on from the newest checkpoint"
             ),
             Cause::Kernel => format!(
-                "a kernel cannot be built for this device ({}): a newer driver or CUDA toolkit may help, --backend wgpu or cpu does without",
-                error.chain()
+                "a kernel cannot be built for this device ({root}): a newer driver or a whole CUDA toolkit may help, --backend wgpu or cpu does without"
             ),
             Cause::Other => error.to_string(),
         })

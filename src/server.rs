@@ -165,7 +165,9 @@ impl Server<'_> {
                 if !matches!(error, Error::Usage(_))
                     && let Err(why) = self.save(&mut state, &outcome, true).and_then(|()| self.saved())
                 {
-                    eprintln!("NOTE       what was reached last could not be saved: {why}");
+                    let (why, error) = (why.to_string(), error.to_string());
+                    let why = if why == error { String::new() } else { format!(": {why}") };
+                    eprintln!("NOTE       what was reached last could not be saved{why}");
                 }
                 let _ = self.folder.finish();
                 return Err(error);

@@ -149,6 +149,21 @@ fn a_lost_card() {
     }
 }
 
+/// A toolkit with a header that is broken: what includes it does not compile.
+fn a_kernel_that_cannot_be_built() {
+    let toolkit = common::scratch("toolkit");
+    let home = std::env::var("NULLCUDA_HOME").unwrap_or(std::env::var("HOME").unwrap() + "/.cache/nullcuda");
+    let include = PathBuf::from(home).join("cuda/nvidia/cu13/include");
+    std::fs::create_dir(toolkit.join("include")).unwrap();
+    for entry in std::fs::read_dir(include).unwrap().flatten().filter(|e| e.file_name() != "cuda_fp16.h") {
+        std::os::unix::fs::symlink(entry.path(), toolkit.join("include").join(entry.file_name())).unwrap();
+    }
+    std::fs::write(toolkit.join("include/cuda_fp16.h"), "#error \"a toolkit that is broken\"\n").unwrap();
+    let words = ["a kernel cannot be built", "a toolkit that is broken", "--backend"];
+    let flags = "--rule asgd --workers 2 --updates 20 --precision f16";
+    fails(("NULLCUDA_TOOLKIT", toolkit.to_str().unwrap()), flags, &words);
+}
+
 fn main() {
     // One at a time: one of them measures speed.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
@@ -226,6 +241,7 @@ fn main() {
         }),
         trial("a card that has less memory than it says: one sentence, no hang", a_card_without_memory),
         trial("a card that is lost: one sentence, no hang, what was saved loads", a_lost_card),
+        trial("a kernel that cannot be built: one sentence with the compiler's message", a_kernel_that_cannot_be_built),
         trial("eight workers submit no slower than one", || {
             // In turn, and the best of each, so that a disturbance of the machine hits neither alone.
             let (mut one, mut eight) = (0f64, 0f64);

@@ -35,27 +35,31 @@ impl DeviceError {
         }
     }
 
-    /// The chain on one line, without repetitions.
-    pub fn chain(&self) -> String {
+    /// The links of the chain, without repetitions, without what was left out because of the failure, and without a kernel's source.
+    fn links(&self) -> Vec<&str> {
         const SAY_NOTHING: [&str; 4] = ["Caused by", "Backtrace", "No backtrace available", "Asked at"];
         let mut said: Vec<&str> = Vec::new();
-        for line in self.0.lines().map(|line| line.trim().trim_end_matches([':', '.'])) {
-            if !line.is_empty() && !SAY_NOTHING.contains(&line) && !said.contains(&line) {
+        let lines = self.0.lines().map(|line| line.trim().trim_end_matches([':', '.']));
+        for line in lines.take_while(|line| !line.starts_with("[Source]")) {
+            let follows = line.starts_with("skipped ") || line.contains("skip record");
+            if !(line.is_empty() || follows || SAY_NOTHING.contains(&line) || said.contains(&line)) {
                 said.push(line);
             }
         }
-        said.join(": ")
+        said
     }
 
-    /// The link of the chain that says most: the last.
-    pub fn root(&self) -> String {
-        self.chain().rsplit(": ").next().unwrap_or_default().to_string()
+    /// The link that says most: of a kernel the compiler's message, else the last.
+    pub fn root(&self) -> &str {
+        let links = self.links();
+        let message = links.iter().find_map(|link| link.strip_prefix("[Compilation Error]"));
+        message.map(|m| m.trim_start_matches([':', ' '])).or(links.last().copied()).unwrap_or("it does not say why")
     }
 }
 
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "the device failed: {}", self.chain())
+        write!(f, "the device failed: {}", self.links().join(": "))
     }
 }
 
@@ -76,6 +80,14 @@ mod tests {
         assert_eq!(error.root(), "out of device memory allocating 2097152 bytes");
         let error =
             DeviceError("The device is poisoned\nCaused by:\n  cuStreamSynchronize failed with status 719".into());
-        assert_eq!((error.cause(), error.root().as_str()), (Cause::Lost, "cuStreamSynchronize failed with status 719"));
+        assert_eq!((error.cause(), error.root()), (Cause::Lost, "cuStreamSynchronize failed with status 719"));
+        let error = DeviceError(
+            "Several failures at once\n skipped `UpdateKernel`: it needed memory\n(93 older skip record(s) were dropped)\nCaused by:\n  [Compilation Error]: a.h(1): error: no\n[Source]:\n int x;".into(),
+        );
+        assert_eq!((error.cause(), error.root()), (Cause::Kernel, "a.h(1): error: no"));
+        assert_eq!(
+            error.to_string(),
+            "the device failed: Several failures at once: [Compilation Error]: a.h(1): error: no"
+        );
     }
 }
