@@ -111,6 +111,7 @@ fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> PathBuf {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr).to_string();
     assert_eq!(output.status.code(), Some(1), "{failure:?} {flags}: {text}");
+    // Beside it stand notes, and what the null driver counted.
     let said: Vec<&str> = text.lines().filter(|l| !l.starts_with("[nullcuda]") && !l.starts_with("NOTE ")).collect();
     let is_one = said.len() == 1 && said[0].starts_with("stagger: ") && words.iter().all(|word| said[0].contains(word));
     assert!(is_one, "{failure:?} {flags}: {text}");

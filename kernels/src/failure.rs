@@ -24,11 +24,23 @@ impl DeviceError {
     pub fn cause(&self) -> Cause {
         let text = self.0.to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        // CUDA's own numbers from 700 to 719 are faults after which its context is of no use.
+        let cuda = [
+            "status 7",
+            "_launch_failed",
+            "_illegal_",
+            "_ecc_",
+            "_hardware_",
+            "_device_unavailable",
+            "cuda_error_unknown",
+        ];
         if says(&["out of device memory", "out of memory", "outofmemory", "no room for", "not enough memory"]) {
             Cause::Memory
         } else if says(&["compil", "nvrtc"]) {
             Cause::Kernel
-        } else if says(&["poisoned", "device lost", "device is lost", "devicelost", "parent device is lost"]) {
+        } else if says(&cuda)
+            || says(&["poisoned", "device lost", "device is lost", "devicelost", "parent device is lost"])
+        {
             Cause::Lost
         } else {
             Cause::Other
@@ -52,8 +64,10 @@ impl DeviceError {
     /// The link that says most: of a kernel the compiler's message, else the last.
     pub fn root(&self) -> &str {
         let links = self.links();
-        let message = links.iter().find_map(|link| link.strip_prefix("[Compilation Error]"));
-        message.map(|m| m.trim_start_matches([':', ' '])).or(links.last().copied()).unwrap_or("it does not say why")
+        // The message stands on the lines below its heading.
+        let heading = links.iter().position(|link| link.starts_with("[Compilation Error]"));
+        let message = heading.and_then(|k| links.get(k + 1));
+        message.or(links.last()).copied().unwrap_or("it does not say why")
     }
 }
 
@@ -82,7 +96,7 @@ mod tests {
             DeviceError("The device is poisoned\nCaused by:\n  cuStreamSynchronize failed with status 719".into());
         assert_eq!((error.cause(), error.root()), (Cause::Lost, "cuStreamSynchronize failed with status 719"));
         let error = DeviceError(
-            "Several failures at once\n skipped `UpdateKernel`: it needed memory\n(93 older skip record(s) were dropped)\nCaused by:\n  [Compilation Error]: a.h(1): error: no\n[Source]:\n int x;".into(),
+            "Several failures at once\n skipped `UpdateKernel`: it needed memory\n(93 older skip record(s) were dropped)\nCaused by:\n  [Compilation Error]:\n  a.h(1): error: no\n[Source]:\n int x;".into(),
         );
         assert_eq!((error.cause(), error.root()), (Cause::Kernel, "a.h(1): error: no"));
         assert_eq!(
