@@ -278,8 +278,8 @@ impl Crew {
             }
             let asked = |worker| Asked { worker, weights: &snapshot.weights, job: 0 };
             let asked: Vec<Asked> = (0..size).map(asked).collect();
-            together.stacked.gradients(&asked)?;
-            together.device.sync()?;
+            let gradients = together.stacked.gradients(&asked)?;
+            together.device.was_written(gradients.iter().flat_map(|(buffers, loss)| buffers.iter().chain([loss])))?;
         }
         let slots = (0..workers).map(|_| Slot::new(Hand::Together(None))).collect();
         let mut crew = Crew::new(slots, never());

@@ -66,13 +66,13 @@ impl From<stagger_kernels::DeviceError> for Error {
         let root = error.root();
         Error::Failed(match error.cause() {
             Cause::Memory => format!(
-                "the device has no memory left ({root}): use fewer --workers, a smaller --batch or --table-dtype bf16, or end what else uses the device"
+                "the device has no memory left ({root}): use fewer --workers, a smaller --batch --step eager or --table-dtype bf16, or end what else uses the device"
             ),
             Cause::Lost => format!(
-                "the device was lost ({root}): its driver or the card has given up, the system's log may say why; when it works again, `stagger train --resume` goes on from the newest checkpoint"
+                "the device was lost ({root}): its driver or the card has given up, the system's log may say why; when it works again, `stagger train --resume` goes on from the newest checkpoint, if there is one"
             ),
             Cause::Kernel => format!(
-                "a kernel cannot be built for this device ({root}): a newer driver or a whole CUDA toolkit may help, --backend wgpu or cpu does without"
+                "a kernel cannot be built for this device ({root}): a newer driver or a whole CUDA toolkit may help, another --backend may do without"
             ),
             Cause::Other => error.to_string(),
         })

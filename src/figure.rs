@@ -21,6 +21,9 @@ pub const COLOURS: [RGBColor; 7] = [
 /// Dashes of the curves, in turn: length and gap.
 const DASHES: [(i32, i32); 4] = [(1, 0), (10, 5), (3, 4), (16, 4)];
 
+/// Numbers that a figure shows are smaller.
+const LARGEST: f64 = 1e100;
+
 /// One curve.
 pub struct Curve {
     /// For the legend.
@@ -46,7 +49,13 @@ pub struct Figure {
 impl Figure {
     /// Whether there is anything to draw.
     pub fn is_empty(&self) -> bool {
-        self.curves.iter().all(|curve| curve.points.len() < 2)
+        self.curves.iter().all(|curve| self.shown(curve).count() < 2)
+    }
+
+    /// The points of a curve that an axis can hold: numbers so large that their differences overflow would have it look for marks for ever.
+    fn shown<'a>(&self, curve: &'a Curve) -> impl Iterator<Item = &'a (f64, f64, f64)> {
+        let (log, small) = (self.log_y, |x: f64| x.abs() < LARGEST);
+        curve.points.iter().filter(move |p| small(p.0) && small(p.1) && small(p.2) && !(log && p.1 <= 0.0))
     }
 
     /// The figure as one SVG element.
@@ -54,8 +63,7 @@ impl Figure {
         let mut text = String::new();
         {
             let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
-            let all =
-                || self.curves.iter().flat_map(|curve| &curve.points).filter(|p| p.0.is_finite() && p.1.is_finite());
+            let all = || self.curves.iter().flat_map(|curve| self.shown(curve));
             let most_x = all().map(|p| p.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
             let least_y = all().map(|p| p.1 - if self.log_y { 0.0 } else { p.2 }).fold(f64::INFINITY, f64::min);
             let most_y = all().map(|p| p.1 + p.2).fold(f64::NEG_INFINITY, f64::max);
@@ -105,7 +113,7 @@ impl Figure {
             .map_err(|e| text(&e))?;
         for (k, curve) in self.curves.iter().enumerate() {
             let (colour, (dash, gap)) = (COLOURS[k % COLOURS.len()], DASHES[k % DASHES.len()]);
-            let points: Vec<_> = curve.points.iter().filter(|p| p.1.is_finite()).collect();
+            let points: Vec<_> = self.shown(curve).collect();
             if points.iter().any(|p| p.2 > 0.0) {
                 let above = points.iter().map(|p| (p.0, within(p.1 + p.2)));
                 let below = points.iter().rev().map(|p| (p.0, within(p.1 - p.2)));
@@ -146,11 +154,15 @@ const FINE: f32 = 2.0;
 
 /// Writes a drawing into `folder`, as `name.svg` and, painted, as `name.png`.
 pub fn save(folder: &Path, name: &str, svg: &str) -> Result<()> {
-    for (ending, bytes) in [("svg", svg.as_bytes()), ("png", &painted(svg)?)] {
+    // A name that somebody gave may hold what no SVG file may.
+    let is_allowed = |c: &char| (!c.is_control() || *c == '\n') && !matches!(c, '\u{fffe}' | '\u{ffff}');
+    let svg: String = svg.chars().filter(is_allowed).collect();
+    let put = |ending: &str, bytes: &[u8]| {
         let file = folder.join(format!("{name}.{ending}"));
-        std::fs::write(&file, bytes).map_err(|e| Error::usage(format!("cannot write {}: {e}", file.display())))?;
-    }
-    Ok(())
+        std::fs::write(&file, bytes).map_err(|e| Error::failed(format!("cannot write {}: {e}", file.display())))
+    };
+    put("svg", svg.as_bytes())?;
+    put("png", &painted(&svg)?)
 }
 
 /// A drawing as the bytes of a PNG file.

@@ -28,6 +28,10 @@ pub struct ReportOptions {
 const JOBS: usize = 600;
 const ALL_JOBS: usize = 4000;
 
+/// Workers whose shares are shown at most, and workers and classes of a partition.
+const BARS: usize = 512;
+const ROWS: (usize, usize) = (128, 100);
+
 /// Keys by which runs of a group may differ, or that say nothing of what was run.
 const UNTOLD: [&str; 3] = ["seed", "data", "tune_kernels"];
 
@@ -42,14 +46,14 @@ pub fn report(options: &ReportOptions) -> Result<()> {
     let page = Page { groups: &groups, target: options.target };
     let figures = page.figures()?;
     let unwritable = |file: &Path, e: std::io::Error| Error::usage(format!("cannot write {}: {e}", file.display()));
+    let html = page.html(&figures);
+    std::fs::write(&options.out, &html).map_err(|e| unwritable(&options.out, e))?;
     if let Some(folder) = &options.figures {
         std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e))?;
         for (name, _, svg) in &figures {
             crate::figure::save(folder, name, svg)?;
         }
     }
-    let html = page.html(&figures);
-    std::fs::write(&options.out, &html).map_err(|e| unwritable(&options.out, e))?;
     println!("report     {} runs, {} figures, {} kB", page.runs().count(), figures.len(), html.len() / 1000);
     println!("page       {}", options.out.display());
     Ok(())
@@ -161,7 +165,7 @@ impl Page<'_> {
             svg,
         ));
         let share = |group: &Group| {
-            let workers = group.runs.iter().map(|run| run.spans.len()).max().unwrap_or(0);
+            let workers = group.runs.iter().map(|run| run.spans.len()).max().unwrap_or(0).min(BARS);
             let applied = |run: &Reading, i: usize| {
                 run.spans.get(i).map_or(0, |spans| spans.iter().filter(|s| s.effect != Effect::Drop).count()) as f64
             };
@@ -206,13 +210,16 @@ impl Page<'_> {
                 continue;
             }
             shown.push(partition);
+            let (rows, columns) = (partition.1.len().min(ROWS.0), partition.0.len().min(ROWS.1));
             let title = format!(
-                "Partition {}, seed {}",
+                "Partition {}, seed {}{}",
                 run.summary["partition"].as_str().unwrap_or(""),
-                run.number("seed").unwrap_or(0.0)
+                run.number("seed").unwrap_or(0.0),
+                if rows < partition.1.len() { format!(", the first {rows} workers") } else { String::new() }
             );
-            let height = (110 + 28 * partition.1.len().min(100) as u32).clamp(200, 900);
-            let svg = heat_map(&title, ("class", "worker"), &partition.0, &partition.1, (860, height))?;
+            let height = (110 + 28 * rows as u32).clamp(200, 900);
+            let counts: Vec<_> = partition.1[..rows].iter().map(|row| row[..columns.min(row.len())].to_vec()).collect();
+            let svg = heat_map(&title, ("class", "worker"), &partition.0[..columns], &counts, (860, height))?;
             drawn.push((
                 format!("partition-{}", shown.len()),
                 "Training images of each class that a worker holds.".into(),

@@ -165,8 +165,8 @@ impl Server<'_> {
                 if !matches!(error, Error::Usage(_))
                     && let Err(why) = self.save(&mut state, &outcome, true).and_then(|()| self.saved())
                 {
-                    let (why, error) = (why.to_string(), error.to_string());
-                    let why = if why == error { String::new() } else { format!(": {why}") };
+                    let (why, of) = (why.to_string(), |text: &str| text.split('(').next().map(str::to_string));
+                    let why = if of(&why) == of(&error.to_string()) { String::new() } else { format!(": {why}") };
                     eprintln!("NOTE       what was reached last could not be saved{why}");
                 }
                 let _ = self.folder.finish();

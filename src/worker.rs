@@ -252,15 +252,8 @@ impl Worker {
         let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
         let job = Job { number: 0, snapshot, delay: 0.0, lr: 0.0, steps: self.local.steps.clamp(1, 2) };
         let gradient = self.compute(&job)?;
-        // What was launched in vain is told to who reads what it was to write.
-        self.gate.clone().pass(|| {
-            let written = gradient.iter().flat_map(|g| g.buffers.first().into_iter().chain([&g.loss]));
-            written
-                .map(|buffer| self.device.download(buffer))
-                .find_map(Result::err)
-                .map_or(Ok(()), |e| Err(said(e)))?;
-            self.device.sync().map_err(said)
-        })
+        let written = gradient.iter().flat_map(|g| g.buffers.iter().chain(g.factor.as_deref()).chain([&g.loss]));
+        self.gate.clone().pass(|| self.device.was_written(written).map_err(said))
     }
 
     /// Computes a job and waits for its time; a failure or a panic becomes a message.

@@ -61,7 +61,13 @@ fn every_promise_has_its_tests() {
             let tests: Vec<&str> = names.filter(|name| !name.starts_with("STAGGER_")).collect();
             assert!(!tests.is_empty(), "promise {number} names no test in {file}");
             for test in tests {
-                assert!(text.contains(test), "promise {number}: {file} has no test `{test}`");
+                // A function, or part of a trial's name.
+                let is_there = |line: &str| match line.split_once(test) {
+                    Some((before, _)) => before.trim_end().ends_with("fn") || before.contains('"'),
+                    None => false,
+                };
+                let mut lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+                assert!(lines.any(is_there), "promise {number}: {file} has no test `{test}`");
             }
         }
     }

@@ -8,14 +8,14 @@ use rand_chacha::rand_core::RngCore;
 use stagger::config::Options;
 use stagger_datasets::{cifar10, keyed, libsvm, mnist, quadratic};
 use std::panic::catch_unwind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn cases() -> u64 {
     std::env::var("STAGGER_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
 }
 
 /// Text that such files are made of, so that changes are often nearly right.
-const WORDS: [&[u8]; 16] = [
+const WORDS: [&[u8]; 19] = [
     b"0",
     b"-1",
     b"1e999",
@@ -32,6 +32,9 @@ const WORDS: [&[u8]; 16] = [
     b"\0\0\0\0",
     b"\xff\xff\xff\xff",
     b"null",
+    b"1.7e308",
+    b"-1e308",
+    b"\x01",
 ];
 
 /// A few changes to a file that could be read.
@@ -134,6 +137,20 @@ fn logs_and_checkpoints() {
     assert!(refused > 0);
 }
 
+/// Of a figure on a logarithmic axis nothing is left where all is zero.
+#[test]
+fn a_gradient_that_is_zero_from_the_beginning() {
+    let file = scratch("zero").join("centres.csv");
+    std::fs::write(&file, "1\n-1\n").unwrap();
+    let run = train(&format!(
+        "--rule sync --dataset quadratic:{} --init const:0 --clock virtual --backend cpu --updates 9 --eval-every 1",
+        file.display()
+    ));
+    let page = run.join("page.html");
+    let (folders, figures) = (vec![run], Some(page.with_file_name("figures")));
+    stagger::report::report(&stagger::report::ReportOptions { folders, out: page, figures, target: None }).unwrap();
+}
+
 /// A report on a folder that somebody else has made.
 #[test]
 fn reports() {
@@ -141,23 +158,22 @@ fn reports() {
         "--rule asgd --dataset clusters --workers 3 --partition dirichlet:0.3 --clock virtual --backend cpu --updates 30 --batch 2 --eval-every 10",
     );
     let page = scratch("page").join("page.html");
-    let report = || {
-        let options = stagger::report::ReportOptions {
-            folders: vec![run.clone()],
-            out: page.clone(),
-            figures: None,
-            target: None,
-        };
-        stagger::report::report(&options)
+    let figures = page.with_file_name("figures");
+    let reported = |figures: Option<&PathBuf>| {
+        let (folders, out, figures) = (vec![run.clone()], page.clone(), figures.cloned());
+        stagger::report::report(&stagger::report::ReportOptions { folders, out, figures, target: None })
     };
-    report().unwrap();
+    let report = || reported(None);
+    reported(Some(&figures)).unwrap();
     for name in ["summary.json", "config.toml", "metrics.csv", "events.jsonl", "partition.csv"] {
         let good = std::fs::read(run.join(name)).unwrap();
         let mut refused = 0;
         for key in 0..cases() {
             let bytes = changed(&good, key);
             std::fs::write(run.join(name), &bytes).unwrap();
-            match catch_unwind(std::panic::AssertUnwindSafe(report)) {
+            // Painting takes longer.
+            let figures = Some(&figures).filter(|_| key % 30 == 0);
+            match catch_unwind(std::panic::AssertUnwindSafe(|| reported(figures))) {
                 Ok(result) => refused += result.is_err() as u64,
                 Err(_) => panic!("{name}: case {key} panics: {}", String::from_utf8_lossy(&bytes)),
             }
@@ -176,6 +192,28 @@ fn reports() {
     };
     let refused = with("summary.json", "\"workers\": 3", "\"workers\": 1000000000000000").unwrap_err();
     assert!(refused.contains("summary.json") && refused.contains("workers"), "{refused}");
+    // Numbers between which an axis would look for marks for ever: they are refused, or not shown.
+    let log = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
+    let time = log.split("\"time\":").nth(1).unwrap().split(',').next().unwrap();
+    assert!(with("events.jsonl", &format!("\"time\":{time}"), "\"time\":1.7e308").unwrap_err().contains("time"));
+    let metrics = std::fs::read_to_string(run.join("metrics.csv")).unwrap();
+    let last = metrics.lines().last().unwrap();
+    let (cells, header): (Vec<&str>, Vec<&str>) =
+        (last.split(',').collect(), metrics.lines().next().unwrap().split(',').collect());
+    for (k, name) in header.iter().enumerate().skip(1) {
+        for huge in ["1.7e308", "-1.7e308"] {
+            let mut cells = cells.clone();
+            cells[k] = huge;
+            assert_eq!(with("metrics.csv", last, &cells.join(",")).is_err(), *name == "time", "{name} {huge}");
+        }
+    }
+    for name in ["metrics.csv", "summary.json", "events.jsonl"] {
+        let kept = run.join("kept");
+        std::fs::rename(run.join(name), &kept).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", run.join(name)).unwrap();
+        assert!(report().is_err(), "{name} without an end");
+        std::fs::rename(&kept, run.join(name)).unwrap();
+    }
     for (from, to) in [("\"t\":1", "\"t\":1000000000000000"), ("\"staleness\":0", "\"staleness\":1000000000000000")] {
         let refused = with("events.jsonl", from, to).unwrap_err();
         assert!(refused.contains("line") && refused.contains("no run has"), "{refused}");

@@ -101,6 +101,7 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |e: std::io::Error| DataError(format!("cannot read {}: {e}", path.display()));
     let (file, mut bytes) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
     let size = file.metadata().map_err(failed)?.len();
+    bytes.reserve_exact(size.min(limit) as usize);
     // What is no plain file says nothing of its length.
     if size <= limit {
         file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;

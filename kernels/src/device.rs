@@ -157,6 +157,12 @@ impl Device {
         }
     }
 
+    /// Waits for the device, and reads a float of each buffer: what was launched in vain is told to who reads what it was to write.
+    pub fn was_written<'a>(&self, buffers: impl Iterator<Item = &'a Buffer>) -> Result<(), DeviceError> {
+        buffers.filter(|buffer| !buffer.is_empty()).try_for_each(|b| self.download(&b.view(0, 1)).map(|_| ()))?;
+        self.sync()
+    }
+
     /// Ends a run of work whose result goes to another thread: see [`Seal`].
     pub fn seal(&self) -> Seal {
         match self {

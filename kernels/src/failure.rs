@@ -22,26 +22,19 @@ pub enum Cause {
 impl DeviceError {
     /// What it is, by the words that CUDA, NVRTC, wgpu and the runtime have for it.
     pub fn cause(&self) -> Cause {
-        let text = self.0.to_lowercase();
+        let text = self.links().join("\n").to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        // CUDA's own numbers from 700 to 719 are faults after which its context is of no use.
-        let cuda = [
-            "status 7",
-            "_launch_failed",
-            "_illegal_",
-            "_ecc_",
-            "_hardware_",
-            "_device_unavailable",
-            "cuda_error_unknown",
-        ];
-        if says(&["out of device memory", "out of memory", "outofmemory", "no room for", "not enough memory"]) {
+        // CUDA's own numbers and names of faults after which its context is of no use. First of all, for after one everything fails.
+        let numbers = [700, 702, 709, 714, 715, 716, 717, 718, 719].map(|number| format!("status {number}"));
+        let names = ["_launch_failed", "_launch_timeout", "_illegal_", "_ecc_", "_hardware_", "_device_unavailable"];
+        let words = ["poisoned", "device lost", "device is lost", "devicelost", "cuda_error_unknown"];
+        if says(&numbers.each_ref().map(String::as_str)) || says(&names) || says(&words) {
+            Cause::Lost
+        } else if says(&["out of device memory", "out of memory", "outofmemory", "no room for", "not enough memory"]) {
+            // "No room": a recording begins only after a step that took what it needs, or could not.
             Cause::Memory
         } else if says(&["compil", "nvrtc"]) {
             Cause::Kernel
-        } else if says(&cuda)
-            || says(&["poisoned", "device lost", "device is lost", "devicelost", "parent device is lost"])
-        {
-            Cause::Lost
         } else {
             Cause::Other
         }

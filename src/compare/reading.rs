@@ -1,13 +1,15 @@
 //! What a finished run's folder says: its curve, its arrivals, its summary.
 
 use crate::error::{Error, Result};
-use crate::record::{Effect, recorded};
+use crate::record::{Effect, LATEST, recorded};
 use serde_json::Value;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
-/// Workers of a run that is read at most.
+/// Workers of a run that is read at most, and bytes of its files (but the log, which is read line by line).
 const MOST_WORKERS: u64 = 1 << 16;
+const LONGEST: u64 = 1 << 30;
 
 /// One line of `metrics.csv`; what does not apply is absent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +62,7 @@ impl Reading {
     pub fn of(folder: &Path) -> Result<Reading> {
         let text = |name: &str| {
             let file = folder.join(name);
-            fs::read_to_string(&file).map_err(|e| {
+            read(&file).map_err(|e| {
                 Error::usage(format!("{} cannot be read: {e}; name the folder of a finished run", file.display()))
             })
         };
@@ -101,11 +103,11 @@ impl Reading {
         if let Some(first) = curve.first_mut().filter(|point| point.update == 0) {
             first.gradients = 0;
         }
-        let partition = fs::read_to_string(folder.join("partition.csv")).ok().map(|text| {
+        let partition = read(&folder.join("partition.csv")).ok().map(|text| {
             let mut lines = text.lines();
             let classes = lines.next().unwrap_or("").split(',').skip(1).map(String::from).collect();
-            let counts = |line: &str| line.split(',').skip(1).filter_map(|n| n.parse().ok()).collect();
-            (classes, lines.map(counts).collect())
+            let count = |n: &str| n.parse::<u32>().ok().map(f64::from);
+            (classes, lines.take(workers).map(|line| line.split(',').skip(1).filter_map(count).collect()).collect())
         });
         Ok(Reading { summary, config, curve, spans, staleness, partition })
     }
@@ -156,7 +158,8 @@ impl Reading {
     /// Mean of a metric over the last fifth of the updates.
     pub fn at_the_end(&self, value: fn(&Point) -> Option<f64>) -> Option<f64> {
         let last = self.curve.last()?.update;
-        let late: Vec<f64> = self.curve.iter().filter(|p| 5 * p.update >= 4 * last).filter_map(value).collect();
+        let is_late = |p: &&Point| 5 * p.update as u128 >= 4 * last as u128;
+        let late: Vec<f64> = self.curve.iter().filter(is_late).filter_map(value).collect();
         (!late.is_empty()).then(|| late.iter().sum::<f64>() / late.len() as f64)
     }
 
@@ -166,6 +169,17 @@ impl Reading {
     }
 }
 
+/// The text of a plain file of a bearable size: in a folder of somebody else's, a name may stand for anything.
+fn read(file: &Path) -> std::io::Result<String> {
+    let found = fs::metadata(file)?;
+    if !found.is_file() || found.len() > LONGEST {
+        return Err(std::io::Error::other("it is no file, or longer than 1 GiB"));
+    }
+    let mut text = String::new();
+    fs::File::open(file)?.take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn points(text: &str) -> std::result::Result<Vec<Point>, String> {
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().unwrap_or("").split(',').collect();
@@ -173,10 +187,13 @@ fn points(text: &str) -> std::result::Result<Vec<Point>, String> {
         let mut point = Point::default();
         let cells: Vec<&str> = line.split(',').collect();
         for (name, cell) in header.iter().zip(&cells) {
-            let value: Option<f64> = cell.parse().ok();
+            let value: Option<f64> = cell.parse().ok().filter(|value: &f64| value.is_finite());
             match *name {
                 "update" => point.update = cell.parse().map_err(|_| format!("line {}: no update", k + 2))?,
-                "time" => point.time = value.ok_or_else(|| format!("line {}: no time", k + 2))?,
+                "time" => {
+                    let time = value.filter(|time| (0.0..LATEST).contains(time));
+                    point.time = time.ok_or_else(|| format!("line {}: no time", k + 2))?;
+                }
                 "train_loss" => point.train_loss = value,
                 "test_loss" => point.test_loss = value,
                 "test_accuracy" => point.test_accuracy = value,

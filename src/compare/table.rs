@@ -20,7 +20,9 @@ impl Mean {
     pub fn of(values: impl IntoIterator<Item = Option<f64>>) -> Option<Mean> {
         let values: Vec<f64> = values.into_iter().flatten().collect();
         let count = values.len();
-        let mean = values.iter().sum::<f64>() / count as f64;
+        // About the first, so that equal values have no error at all.
+        let first = values.first().copied().unwrap_or(0.0);
+        let mean = first + values.iter().map(|x| x - first).sum::<f64>() / count as f64;
         let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
         let error = if count > 1 { (squares / (count - 1) as f64 / count as f64).sqrt() } else { 0.0 };
         (count > 0).then_some(Mean { mean, error, count })
@@ -238,6 +240,7 @@ mod tests {
         assert_eq!((mean.mean, mean.count), (2.0, 3));
         assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(Mean::of([None, None]), None);
+        assert_eq!(Mean::of([Some(0.1); 3]), Some(Mean { mean: 0.1, error: 0.0, count: 3 }));
     }
 
     #[test]

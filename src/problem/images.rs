@@ -337,7 +337,10 @@ impl Evaluator for TestSet {
             sums = Some(sums.map_or(pair.clone(), |sums| sums + pair));
         }
         self.net = Some(detach(net, &self.device, &self.layout, &self.zero));
-        let data: TensorData = sums.expect("a test set is not empty").into_data();
+        let data: TensorData = sums
+            .expect("a test set is not empty")
+            .try_into_data()
+            .map_err(|e| stagger_kernels::DeviceError(e.to_string()))?;
         let values =
             data.try_to_vec::<f32>().map_err(|e| Error::failed(format!("the evaluation could not be read: {e:?}")))?;
         let count = self.images.len() as f64;

@@ -21,13 +21,31 @@ const BLOCK: usize = 1024;
 /// A smaller block is handed over when the last one is older than this, so the file is never far behind.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Bytes of a log's line at most.
+const LONGEST_LINE: u64 = 1 << 12;
+
+/// Seconds after which no run goes on: 1e12 for each of as many jobs as there can be.
+pub const LATEST: f64 = 1e30;
+
 /// Reads the events of a log's first `bytes` bytes, and checks that they are those of a run of `workers` workers, one after another.
 pub fn recorded(path: &Path, bytes: u64, workers: usize) -> error::Result<impl Iterator<Item = error::Result<Event>>> {
     let name = path.display().to_string();
     let open = name.clone();
     let file =
         File::open(path).map_err(move |e| error::Error::usage(format!("cannot read the event log {open}: {e}")))?;
-    let lines = BufReader::new(file.take(bytes)).lines();
+    if !file.metadata().is_ok_and(|found| found.is_file()) {
+        return Err(error::Error::usage(format!("the event log {name} is no file")));
+    }
+    let mut log = BufReader::new(file.take(bytes));
+    let lines = std::iter::from_fn(move || {
+        // What is longer than a line can be is not read to its end.
+        let mut line = String::new();
+        match log.by_ref().take(LONGEST_LINE).read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(Ok(line)),
+            Err(e) => Some(Err(e)),
+        }
+    });
     Ok(lines.enumerate().map(move |(k, line)| {
         let line = line.map_err(|e| error::Error::usage(format!("cannot read the event log {name}: {e}")))?;
         let wrong = |why: String| error::Error::usage(format!("{name} {why}"));
@@ -41,13 +59,13 @@ pub fn recorded(path: &Path, bytes: u64, workers: usize) -> error::Result<impl I
         }
         // An arrival makes one version at most, and is computed at one that was there.
         let possible = event.t <= event.seq + 1 && event.version <= event.t && event.staleness <= event.t;
-        if !possible || !event.time.is_finite() {
+        if !possible || !(0.0..LATEST).contains(&event.time) {
             return Err(wrong(format!("line {}: no run has such a version, staleness or time", k + 1)));
         }
         if event.worker >= workers {
             let worker = event.worker;
             return Err(wrong(format!(
-                "is the log of another run: worker {worker} answers in it, but --workers is {workers}"
+                "is the log of another run: worker {worker} answers in it, but the workers here are {workers}"
             )));
         }
         Ok(event)

@@ -4,7 +4,7 @@ mod log;
 mod outcome;
 mod tensorboard;
 
-pub use log::recorded;
+pub use log::{LATEST, recorded};
 pub use outcome::{Limits, Outcome};
 
 use crate::checkpoint::Manifest;

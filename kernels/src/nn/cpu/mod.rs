@@ -145,7 +145,7 @@ mod tests {
         assert_eq!((again.as_ptr(), again[4]), (address, 1.5));
     }
 
-    /// Each path of [`for_each_instruction_set`] that this processor has, at a size that no tile divides.
+    /// By the path of [`for_each_instruction_set`] that this processor takes (Miri: by what it is told to have), at a size that no tile divides.
     #[test]
     fn a_product_in_tiles_is_the_product() {
         let (batch, from, to) = (5, 7, 19);
