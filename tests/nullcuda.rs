@@ -127,31 +127,28 @@ fn a_card_without_memory() {
 }
 
 fn a_lost_card() {
-    for step in ["captured", "eager"] {
-        let flags = format!("--rule asgd --workers 4 --step {step}");
-        for launches in ["30", "600"] {
-            fails(
-                ("NULLCUDA_LOST", launches),
-                &format!("{flags} --updates 4000"),
-                &["the device was lost", "--resume"],
-            );
-        }
-        // In the middle of an evaluation: there is hardly anything else.
-        let evaluating = format!("{flags} --updates 4000 --eval-every 1");
-        fails(("NULLCUDA_LOST", "1500"), &evaluating, &["the device was lost", "--resume"]);
-        // What was saved before is there, and the run goes on from it.
-        let long = format!("{flags} --updates 100000 --checkpoint-every 50");
-        let folder = fails(("NULLCUDA_LOST", "30000"), &long, &["the device was lost", "--resume"]);
-        let saved = std::fs::read_dir(folder.join("checkpoints")).unwrap().flatten();
-        let newest = saved.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
-        let resumed = Command::new(tool())
-            .args([env!("CARGO_BIN_EXE_stagger"), "train", "--resume", folder.to_str().unwrap()])
-            .args(["--updates", &(newest + 100).to_string()])
-            .output()
-            .unwrap();
-        assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
-        assert_eq!(common::summary(&folder)["updates"], newest + 100);
-    }
+    let lost = |launches: &str, flags: &str| {
+        fails(
+            ("NULLCUDA_LOST", launches),
+            &format!("--rule asgd --workers 4 {flags}"),
+            &["the device was lost", "--resume"],
+        )
+    };
+    // While the workers warm up; in the middle of an evaluation, for there is hardly anything else; on the way.
+    lost("30", "--updates 4000");
+    lost("1500", "--updates 4000 --eval-every 1");
+    lost("3000", "--updates 4000 --step eager");
+    // What was saved before is there, and the run goes on from it.
+    let folder = lost("30000", "--updates 100000 --checkpoint-every 50");
+    let saved = std::fs::read_dir(folder.join("checkpoints")).unwrap().flatten();
+    let newest = saved.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
+    let resumed = Command::new(tool())
+        .args([env!("CARGO_BIN_EXE_stagger"), "train", "--resume", folder.to_str().unwrap()])
+        .args(["--updates", &(newest + 100).to_string()])
+        .output()
+        .unwrap();
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert_eq!(common::summary(&folder)["updates"], newest + 100);
 }
 
 /// A toolkit with a header that is broken: what includes it does not compile.
