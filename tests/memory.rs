@@ -21,12 +21,13 @@ fn the_estimate_holds_within_15_percent() {
         "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 4 --updates 40",
         "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 16 --updates 64",
         "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 16 --updates 64 --clock virtual",
-        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 256 --updates 320",
+        // Long enough that every worker was sent a model of its own.
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 256 --updates 640",
         "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 64 --updates 1000",
         // Of large batches the most is taken in the middle of a pass, and given back: both workers are there at once where they begin together.
         "--backend cpu --threads-per-worker 1 --model cnn --rule sync --workers 2 --batch 128 --updates 8",
         "--backend cpu --threads-per-worker 1 --model resnet18 --rule sync --workers 2 --batch 8 --updates 8",
-        "--backend cpu --threads-per-worker 1 --model cnn --rule dude --workers 32 --updates 64 --checkpoint-every 20",
+        "--backend cpu --threads-per-worker 1 --model cnn --rule dude --workers 32 --updates 128 --checkpoint-every 20",
         "--backend cpu --threads-per-worker 1 --model cnn --rule fedbuff --workers 64 --updates 20",
         "--backend cpu --model cnn --rule asgd --workers 16 --updates 64 --clock virtual --delay fixed:1,2,3,7 --step stacked",
     ] {
