@@ -30,6 +30,7 @@ fn the_estimate_holds_within_15_percent() {
         "--backend cpu --threads-per-worker 1 --model cnn --rule dude --workers 32 --updates 128 --checkpoint-every 20",
         "--backend cpu --threads-per-worker 1 --model cnn --rule fedbuff --workers 64 --updates 20",
         "--backend cpu --model cnn --rule asgd --workers 16 --updates 64 --clock virtual --delay fixed:1,2,3,7 --step stacked",
+        "--backend cpu --model cnn --rule asgd --workers 4 --updates 32 --clock virtual --step stacked",
     ] {
         let found = ratio(flags);
         println!("{flags}: estimate {found:.2} of what was taken");
