@@ -269,11 +269,7 @@ fn prune(folder: &Path, keep: usize) {
 
 fn manifest(folder: &Path) -> std::result::Result<Manifest, String> {
     let path = folder.join(MANIFEST);
-    let size = fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
-    if size > LONGEST_MANIFEST {
-        return Err(format!("{} has {size} bytes", path.display()));
-    }
-    let text = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let text = stagger_datasets::read(&path, LONGEST_MANIFEST).map_err(|e| e.0)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     match manifest.format {
         FORMAT => Ok(manifest),

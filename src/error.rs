@@ -66,7 +66,7 @@ impl From<stagger_kernels::DeviceError> for Error {
         let root = error.root();
         Error::Failed(match error.cause() {
             Cause::Memory => format!(
-                "the device has no memory left ({root}): use fewer --workers, a smaller --batch --step eager or --table-dtype bf16, or end what else uses the device"
+                "the device has no memory left ({root}): use fewer --workers, a smaller --batch, --step eager or --table-dtype bf16, or end what else uses the device"
             ),
             Cause::Lost => format!(
                 "the device was lost ({root}): its driver or the card has given up, the system's log may say why; when it works again, `stagger train --resume` goes on from the newest checkpoint, if there is one"

@@ -165,9 +165,7 @@ impl Server<'_> {
                 if !matches!(error, Error::Usage(_))
                     && let Err(why) = self.save(&mut state, &outcome, true).and_then(|()| self.saved())
                 {
-                    let (why, of) = (why.to_string(), |text: &str| text.split('(').next().map(str::to_string));
-                    let why = if of(&why) == of(&error.to_string()) { String::new() } else { format!(": {why}") };
-                    eprintln!("NOTE       what was reached last could not be saved{why}");
+                    eprintln!("NOTE       what was reached last could not be saved: {why}");
                 }
                 let _ = self.folder.finish();
                 return Err(error);

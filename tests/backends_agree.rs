@@ -5,7 +5,7 @@ mod common;
 use common::{events, train, weights};
 use libtest_mimic::{Arguments, Trial};
 
-/// Updates on tiny batches: a hundred, but for the convolutional network, of whose updates a software adapter makes a few a second.
+/// Updates on tiny batches: a hundred, but for the convolutional network, which takes long on a software adapter.
 fn agree(model: &str, rule: &str, data: &str) {
     let updates = if model == "cnn" { 20 } else { 100 };
     let limit = if data == "synthetic" { " --test-samples 100" } else { "" };

@@ -36,4 +36,13 @@ fn the_estimate_holds_within_15_percent() {
         println!("{flags}: estimate {found:.2} of what was taken");
         assert!((1.0 / 1.15..1.15).contains(&found), "{flags}: {found}");
     }
+    // Workers that keep out of step take less than the most that they may; more than is estimated they do not take either.
+    for flags in [
+        "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 2 --batch 128 --updates 8",
+        "--backend cpu --threads-per-worker 1 --model resnet18 --rule asgd --workers 2 --batch 8 --updates 8",
+    ] {
+        let found = ratio(flags);
+        println!("{flags}: estimate {found:.2} of what was taken");
+        assert!(found > 1.0 / 1.15, "{flags}: {found}");
+    }
 }

@@ -99,6 +99,33 @@ fn speed(step: &str, workers: usize, updates: usize) -> f64 {
     number_before(&text, " gradients/s")
 }
 
+/// Measures `one` and `other` in turn, until the best of the others reaches `ratio` times the best of the first. Whatever
+/// else runs on the machine only slows a run down, so more rounds make both figures truer; a program that is too slow
+/// stays so in all of them.
+fn reaches(ratio: f64, one: impl Fn() -> f64, other: impl Fn() -> f64) {
+    let (mut first, mut second) = (0f64, 0f64);
+    for round in 1..=6 {
+        first = first.max(one());
+        second = second.max(other());
+        println!("round {round}: {first} steps/s, {second} beside it");
+        if second >= ratio * first {
+            return;
+        }
+    }
+    panic!("{second} steps/s are less than {ratio} times {first}");
+}
+
+fn eight_are_no_slower() {
+    // What is left is noise of a shared machine: a tenth.
+    reaches(0.9, || speed("eager", 1, 1500), || speed("eager", 8, 1500));
+}
+
+fn a_recorded_step_is_cheap() {
+    for workers in [1, 16] {
+        reaches(10.0, || speed("eager", 1, 1500), || speed("captured", workers, 30_000));
+    }
+}
+
 /// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
 fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> PathBuf {
     let folder = common::scratch("nullcuda-fails");
@@ -167,8 +194,7 @@ fn a_kernel_that_cannot_be_built() {
 }
 
 fn main() {
-    // One at a time: one of them measures speed.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let arguments = Arguments::from_args();
     // NVRTC and the headers come from PyPI, the driver is compiled here.
     let ready = Command::new(tool()).arg("true").output().is_ok_and(|o| o.status.success());
     let without = if ready { "" } else { " (SKIPPED: needs python3 with pip, a C compiler and PyPI)" };
@@ -244,26 +270,6 @@ fn main() {
         trial("a card that has less memory than it says: one sentence, no hang", a_card_without_memory),
         trial("a card that is lost: one sentence, no hang, what was saved loads", a_lost_card),
         trial("a kernel that cannot be built: one sentence with the compiler's message", a_kernel_that_cannot_be_built),
-        trial("eight workers submit no slower than one", || {
-            // In turn, and the best of each, so that a disturbance of the machine hits neither alone.
-            let (mut one, mut eight) = (0f64, 0f64);
-            for _ in 0..2 {
-                one = one.max(speed("eager", 1, 1500));
-                eight = eight.max(speed("eager", 8, 1500));
-            }
-            println!("one worker {one} steps/s, eight workers {eight}");
-            // What is left is noise of a shared machine: a tenth.
-            assert!(eight >= 0.9 * one, "{one} steps/s with one worker, {eight} with eight");
-        }),
-        trial("a recorded step costs the host a tenth of an eager one, with one worker and with sixteen", || {
-            let eager = speed("eager", 1, 1500);
-            for workers in [1, 16] {
-                // The better of two, so that one disturbance of the machine decides nothing.
-                let captured = speed("captured", workers, 30_000).max(speed("captured", workers, 30_000));
-                println!("{workers} workers: captured {captured} steps/s, eager {eager} with one");
-                assert!(captured >= 10.0 * eager, "{captured} steps/s recorded with {workers}, {eager} eager");
-            }
-        }),
         trial("recorded: the pull with its draw, the replay and the update are all there is per step", || {
             let count = |updates: usize| {
                 let output = run(
@@ -279,5 +285,15 @@ fn main() {
             assert_eq!((graphs_b - graphs_a, launches_b - launches_a), (1000.0, 2000.0));
         }),
     ];
-    libtest_mimic::run(&arguments, trials).exit();
+    let speeds = vec![
+        trial("eight workers submit no slower than one", eight_are_no_slower),
+        trial(
+            "a recorded step costs the host a tenth of an eager one, with one worker and with sixteen",
+            a_recorded_step_is_cheap,
+        ),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_if_failed();
+    // One at a time and after the others: these measure speed.
+    let alone = Arguments { test_threads: Some(1), ..arguments };
+    libtest_mimic::run(&alone, speeds).exit();
 }

@@ -140,8 +140,7 @@ fn logs_and_checkpoints() {
 /// Of a figure on a logarithmic axis nothing is left where all is zero.
 #[test]
 fn a_gradient_that_is_zero_from_the_beginning() {
-    let file = scratch("zero").join("centres.csv");
-    std::fs::write(&file, "1\n-1\n").unwrap();
+    let file = common::centres_at("1\n-1\n");
     let run = train(&format!(
         "--rule sync --dataset quadratic:{} --init const:0 --clock virtual --backend cpu --updates 9 --eval-every 1",
         file.display()

@@ -97,21 +97,18 @@ pub fn keyed(words: [u64; 4]) -> ChaCha8Rng {
 }
 
 /// Reads a whole file of at most `limit` bytes, or says which file could not be read and why.
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |e: std::io::Error| DataError(format!("cannot read {}: {e}", path.display()));
-    let (file, mut bytes) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
+    let longer = || DataError(format!("{} is longer than {limit} bytes, the most that is read", path.display()));
+    let file = std::fs::File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
-    bytes.reserve_exact(size.min(limit) as usize);
+    if size > limit {
+        return Err(longer());
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
     // What is no plain file says nothing of its length.
-    if size <= limit {
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    }
-    match size.max(bytes.len() as u64) {
-        size if size > limit => {
-            Err(DataError(format!("{} has {size} bytes or more; the largest that is read is {limit}", path.display())))
-        }
-        _ => Ok(bytes),
-    }
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit { Err(longer()) } else { Ok(bytes) }
 }
 
 /// Where data sets are kept unless `--data` says otherwise.

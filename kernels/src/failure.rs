@@ -6,6 +6,31 @@ use std::fmt;
 #[derive(Debug)]
 pub struct DeviceError(pub String);
 
+/// What is said of a lost device: CUDA's numbers and names of faults after which its context is of no use, and words of the runtimes.
+const LOST: [&str; 18] = [
+    "status 700",
+    "status 702",
+    "status 709",
+    "status 714",
+    "status 715",
+    "status 716",
+    "status 717",
+    "status 718",
+    "status 719",
+    "_launch_failed",
+    "_launch_timeout",
+    "_illegal_",
+    "_ecc_",
+    "_hardware_",
+    "cuda_error_unknown",
+    "poisoned",
+    "device lost",
+    "device is lost",
+];
+
+/// What is said where memory is missing. "No room": a recording begins only after a step that took what it needs, or could not.
+const MEMORY: [&str; 5] = ["out of device memory", "out of memory", "outofmemory", "no room for", "not enough memory"];
+
 /// What such a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -24,14 +49,10 @@ impl DeviceError {
     pub fn cause(&self) -> Cause {
         let text = self.links().join("\n").to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        // CUDA's own numbers and names of faults after which its context is of no use. First of all, for after one everything fails.
-        let numbers = [700, 702, 709, 714, 715, 716, 717, 718, 719].map(|number| format!("status {number}"));
-        let names = ["_launch_failed", "_launch_timeout", "_illegal_", "_ecc_", "_hardware_", "_device_unavailable"];
-        let words = ["poisoned", "device lost", "device is lost", "devicelost", "cuda_error_unknown"];
-        if says(&numbers.each_ref().map(String::as_str)) || says(&names) || says(&words) {
+        // First of all whether it is lost, for after that everything fails.
+        if says(&LOST) {
             Cause::Lost
-        } else if says(&["out of device memory", "out of memory", "outofmemory", "no room for", "not enough memory"]) {
-            // "No room": a recording begins only after a step that took what it needs, or could not.
+        } else if says(&MEMORY) {
             Cause::Memory
         } else if says(&["compil", "nvrtc"]) {
             Cause::Kernel

@@ -3,8 +3,6 @@
 use crate::error::{Error, Result};
 use crate::record::{Effect, LATEST, recorded};
 use serde_json::Value;
-use std::fs;
-use std::io::Read;
 use std::path::Path;
 
 /// Workers of a run that is read at most, and bytes of its files (but the log, which is read line by line).
@@ -61,10 +59,7 @@ impl Reading {
     /// Reads a run's folder.
     pub fn of(folder: &Path) -> Result<Reading> {
         let text = |name: &str| {
-            let file = folder.join(name);
-            read(&file).map_err(|e| {
-                Error::usage(format!("{} cannot be read: {e}; name the folder of a finished run", file.display()))
-            })
+            read(&folder.join(name)).map_err(|e| Error::usage(format!("{e}; name the folder of a finished run")))
         };
         let broken = |name: &str, e: &dyn std::fmt::Display| {
             Error::usage(format!("{}: {e}; the run did not end, run it again", folder.join(name).display()))
@@ -170,14 +165,12 @@ impl Reading {
 }
 
 /// The text of a plain file of a bearable size: in a folder of somebody else's, a name may stand for anything.
-fn read(file: &Path) -> std::io::Result<String> {
-    let found = fs::metadata(file)?;
-    if !found.is_file() || found.len() > LONGEST {
-        return Err(std::io::Error::other("it is no file, or longer than 1 GiB"));
+fn read(file: &Path) -> std::result::Result<String, String> {
+    if !file.is_file() {
+        return Err(format!("{} is no file", file.display()));
     }
-    let mut text = String::new();
-    fs::File::open(file)?.take(LONGEST).read_to_string(&mut text)?;
-    Ok(text)
+    let bytes = stagger_datasets::read(file, LONGEST).map_err(|e| e.0)?;
+    String::from_utf8(bytes).map_err(|_| format!("{} is no text", file.display()))
 }
 
 fn points(text: &str) -> std::result::Result<Vec<Point>, String> {

@@ -30,12 +30,12 @@ pub const LATEST: f64 = 1e30;
 /// Reads the events of a log's first `bytes` bytes, and checks that they are those of a run of `workers` workers, one after another.
 pub fn recorded(path: &Path, bytes: u64, workers: usize) -> error::Result<impl Iterator<Item = error::Result<Event>>> {
     let name = path.display().to_string();
-    let open = name.clone();
-    let file =
-        File::open(path).map_err(move |e| error::Error::usage(format!("cannot read the event log {open}: {e}")))?;
-    if !file.metadata().is_ok_and(|found| found.is_file()) {
-        return Err(error::Error::usage(format!("the event log {name} is no file")));
+    let failed = |e: &dyn std::fmt::Display| error::Error::usage(format!("cannot read the event log {name}: {e}"));
+    // To open what is no file may take for ever.
+    if !std::fs::metadata(path).map_err(|e| failed(&e))?.is_file() {
+        return Err(failed(&"it is no file"));
     }
+    let file = File::open(path).map_err(|e| failed(&e))?;
     let mut log = BufReader::new(file.take(bytes));
     let lines = std::iter::from_fn(move || {
         // What is longer than a line can be is not read to its end.

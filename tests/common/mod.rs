@@ -84,8 +84,13 @@ pub fn summary(folder: &Path) -> serde_json::Value {
 
 /// The centres 0, 3, -6 of the golden traces.
 pub fn centres() -> PathBuf {
+    centres_at("0\n3\n-6\n")
+}
+
+/// A file of these centres, a line for each worker.
+pub fn centres_at(lines: &str) -> PathBuf {
     let file = scratch("centres").join("centres.csv");
-    std::fs::write(&file, "0\n3\n-6\n").unwrap();
+    std::fs::write(&file, lines).unwrap();
     file
 }
 
