@@ -130,7 +130,7 @@ impl Saver {
                 last = save(&folder, draft, keep);
                 done.store(false, Ordering::Release);
                 if let Err(error) = &last {
-                    eprintln!("NOTE       {error}; the run goes on, and what was saved before is whole");
+                    note!("NOTE       {error}; the run goes on, and what was saved before is whole");
                 }
             }
             last
@@ -296,7 +296,7 @@ pub fn newest(run: &Path) -> Result<Checkpoint> {
     for folder in all(&run.join(FOLDER)) {
         match read(&folder) {
             Ok(checkpoint) => return Ok(checkpoint),
-            Err(why) => eprintln!("NOTE       {why}: this checkpoint is passed over"),
+            Err(why) => note!("NOTE       {why}: this checkpoint is passed over"),
         }
     }
     Err(Error::usage(format!(

@@ -3,13 +3,13 @@
 use crate::bench::BenchOptions;
 use crate::compare::CompareOptions;
 use crate::config::Options;
+use crate::data;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
 use crate::train::{Place, resumed};
 use clap::{CommandFactory, Parser, Subcommand};
-use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{cifar10, default_folder};
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -163,23 +163,29 @@ enum Data {
         #[arg(long, default_value = cifar10::URL)]
         url: String,
     },
-    /// Check the sizes and SHA-256 sums of CIFAR-10
+    /// Check a data set: the sizes and SHA-256 sums of CIFAR-10's files; of other sets, that every record can be read
     Verify {
         /// Its folder [default: datasets]
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
+        /// Which, as for `train`
+        #[arg(long, default_value = "cifar10")]
+        dataset: String,
     },
     /// Show who would hold what
     Describe {
         /// Its folder [default: datasets]
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
-        /// The partition
-        #[arg(long, default_value = "dirichlet:0.1")]
-        partition: String,
-        /// Number of workers
-        #[arg(long, default_value_t = 8)]
-        workers: usize,
+        /// Which, as for `train`
+        #[arg(long, default_value = "cifar10")]
+        dataset: String,
+        /// The partition [default: iid, blocks for libsvm]
+        #[arg(long)]
+        partition: Option<String>,
+        /// Number of workers [default: 8, or the number of centres of a quadratic]
+        #[arg(long, value_name = "N")]
+        workers: Option<usize>,
         /// Keys the draw
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -191,7 +197,7 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("stagger: {error}");
+            note!("stagger: {error}");
             ExitCode::from(error.exit_code())
         }
     }
@@ -212,7 +218,7 @@ pub fn run() -> Result<()> {
         Command::Recipe { command } => crate::recipe::recipe(command),
         Command::Report(options) => crate::report::report(&options),
         Command::Config { command: Config::Schema } => {
-            println!("{}", serde_json::to_string_pretty(&crate::config::schema()).expect("plain data"));
+            say!("{}", serde_json::to_string_pretty(&crate::config::schema()).expect("plain data"));
             Ok(())
         }
         Command::Config { command: Config::Check { file, sets } } => {
@@ -268,22 +274,22 @@ fn data(command: Data) -> Result<()> {
             let target = cifar10::fetch(&url, &folder, |have, all| {
                 bar.set_length(all);
                 bar.set_position(have);
-            })?;
+            })
+            .map_err(|e| Error::failed(e.0))?;
             bar.finish_and_clear();
-            println!("CIFAR-10 is in {}; `cargo run --release -- train` finds it there.", target.display());
+            say!("CIFAR-10 is in {}; `cargo run --release -- train` finds it there.", target.display());
         }
-        Data::Verify { data } => {
-            for line in cifar10::verify(&data.unwrap_or_else(default_folder))? {
-                println!("{line}");
-            }
+        Data::Verify { data, dataset } if dataset == "cifar10" => {
+            cifar10::verify(&data.unwrap_or_else(default_folder))?.iter().for_each(|line| say!("{line}"));
         }
-        Data::Describe { data, partition, workers, seed } => {
-            let partition: Partition = partition.parse()?;
-            let set = cifar10::load(&data.unwrap_or_else(default_folder))?;
-            let parts = partition.deal(&set.train.labels, set.classes.len(), workers, seed)?;
-            for line in partition::table(&parts, &set.train.labels, &set.classes, workers) {
-                println!("{line}");
-            }
+        Data::Verify { data, dataset } => {
+            let size = data::read_whole(&Options { data, dataset: Some(dataset.clone()), ..Options::default() })?;
+            say!("{dataset}: ok, {size}");
+        }
+        Data::Describe { data, dataset, partition, workers, seed } => {
+            let dataset = Some(dataset);
+            let options = Options { data, dataset, partition, workers, seed: Some(seed), ..Options::default() };
+            data::who_holds_what(&options)?.iter().for_each(|line| say!("{line}"));
         }
     }
     Ok(())
@@ -323,11 +329,18 @@ fn rules(name: Option<String>, json: bool) -> Result<String> {
             "{:<15} {:<6} {:<13} {:<13} {:<9} rule (paper)",
             "name", "server", "worker", "models", "limit"
         ));
-        lines.extend(chosen.iter().map(|e| {
+        for e in chosen {
             let Cost { server, worker, copies, biased } = e.cost;
             let limit = limit(biased);
-            format!("{:<15} {server:<6} {worker:<13} {copies:<13} {limit:<9} {} ({})", e.name, e.summary, e.paper)
-        }));
+            lines.push(format!(
+                "{:<15} {server:<6} {worker:<13} {copies:<13} {limit:<9} {} ({})",
+                e.name, e.summary, e.paper
+            ));
+            if !e.keys.is_empty() {
+                let keys: Vec<_> = e.keys.iter().map(|k| format!("{}={}", k.name, k.default)).collect();
+                lines.push(format!("{:<15} {}", "", keys.join(", ")));
+            }
+        }
     }
     Ok(lines.join("\n") + "\n")
 }
@@ -335,6 +348,7 @@ fn rules(name: Option<String>, json: bool) -> Result<String> {
 const LEGEND: &str = "\
 server, worker: copies of the parameters kept there, besides a worker's replica (queue: one for each version that waits there).
 models: sent out per update. limit: where it ends under unequal speeds and data; unbiased is the minimiser of (1/n) Σ f_i.
+Below a rule: its parameters with their defaults, set by --rule NAME:key=value,key=value.
 `stagger rules NAME` tells all about one: recurrence, source, what is proved, where we differ, parameters.
 ";
 

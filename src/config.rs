@@ -15,6 +15,9 @@ use stagger_kernels::nn::Precision;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Threads that a worker may have: more than any machine has cores for.
+const MOST_THREADS: usize = 1024;
+
 /// The flags of `train`, which are also the keys of its configuration file (with `_` for `-`).
 // These comments are what `--help` prints.
 #[allow(rustdoc::broken_intra_doc_links)]
@@ -49,7 +52,7 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
-    /// wall, virtual or replay:EVENTS.jsonl [default: wall]
+    /// wall, virtual or replay:EVENTS.jsonl [default: wall; of a comparison virtual]
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock: Option<String>,
@@ -101,7 +104,7 @@ pub struct Options {
     #[arg(long, value_name = "E")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
-    /// Updates between evaluations, 0 for one at the end [default: a fifth of --updates, at least 100]
+    /// Updates between evaluations, 0 for one at the end [default: a fifth of --updates, at least 100; 500 without --updates; of libsvm and quadratic a 10,000th, at least 1; of a short comparison half]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
@@ -535,8 +538,10 @@ impl Options {
         if self.workers == Some(0) {
             return Err(Error::usage("--workers 0: at least one worker is needed"));
         }
-        if self.threads_per_worker == Some(0) {
-            return Err(Error::usage("--threads-per-worker 0: at least one thread is needed"));
+        if let Some(threads) = self.threads_per_worker.filter(|threads| !(1..=MOST_THREADS).contains(threads)) {
+            return Err(Error::usage(format!(
+                "--threads-per-worker {threads}: give a number from 1 to {MOST_THREADS}"
+            )));
         }
         let faults: Faults = text(&self.inject, "").parse()?;
         if faults.0.iter().any(|fault| fault.kind == Kind::Hang) && self.worker_timeout.is_none() {

@@ -30,6 +30,12 @@ use std::time::{Duration, Instant};
 /// Times that a job which fails is done again.
 const ATTEMPTS: u32 = 3;
 
+fn while_warming_up() -> Error {
+    Error::Interrupted(
+        "interrupted while workers warmed up: no job was begun, and what was saved before is as it was".into(),
+    )
+}
+
 /// How often it is looked whether a run is interrupted or somebody hangs.
 const WATCH: Duration = Duration::from_millis(200);
 
@@ -230,7 +236,11 @@ impl Crew {
             crew.slots.push(Slot::new(Hand::Thread(outbox)));
         }
         for _ in 0..workers {
-            match crew.message()? {
+            let message = crew.message().map_err(|error| match error {
+                Error::Interrupted(_) => while_warming_up(),
+                error => error,
+            });
+            match message? {
                 Message::Ready => {}
                 Message::Failed { worker, reason, .. } => {
                     return Err(Error::failed(format!("worker {worker} failed before its first job: {reason}")));
@@ -256,7 +266,7 @@ impl Crew {
             let stream = streams.then(|| Stream::after_current(i as u64));
             if let Some(stream) = stream {
                 if INTERRUPTED.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted("interrupted".into()));
+                    return Err(while_warming_up());
                 }
                 let failed = |reason| Error::failed(format!("worker {i} failed before its first job: {reason}"));
                 let warm = catch_unwind(AssertUnwindSafe(|| stream.enter(|| worker.warm_up())));
@@ -274,7 +284,7 @@ impl Crew {
         for size in (0..=together.most.ilog2()).map(|k| 1 << k) {
             let Some(snapshot) = warm_up else { break };
             if INTERRUPTED.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted("interrupted".into()));
+                return Err(while_warming_up());
             }
             let asked = |worker| Asked { worker, weights: &snapshot.weights, job: 0 };
             let asked: Vec<Asked> = (0..size).map(asked).collect();
@@ -529,7 +539,7 @@ impl Crew {
             slot.early = Some(Err(failure));
             return Ok(());
         }
-        eprintln!("NOTE       {failure}; it does the job again");
+        note!("NOTE       {failure}; it does the job again");
         let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
         let job = Job { number: *number, snapshot, delay: 0.0, lr: assignment.lr, steps: assignment.steps };
         self.send(worker, job)

@@ -33,6 +33,7 @@
 //! | [`fault`] | failures: on purpose, and what is done about any | nothing |
 //! | [`cli`], [`config`], [`error`] | words, files and flags into [`config::Settings`]; exit codes | nothing below `train` |
 //! | [`train`] | puts a run together and reports it | everything |
+//! | [`data`] | reads the data set that the settings name, and builds the problem | config, problem, datasets |
 //! | [`mod@bench`] | `stagger bench`: measurements with the facts that go with them | train, problem, kernels |
 //! | [`compare`], [`recipe`], [`report`], [`figure`] | many runs: their table, figures and page; the papers' experiments | config, record |
 //! | [`backend`] | asks which device really works | devices |
@@ -65,6 +66,23 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+/// A line on the standard output. Whoever no longer reads it (`stagger train | head`, a terminal that was closed) misses it, and what
+/// was begun goes on.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// The same on the standard error output.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 pub mod backend;
 pub mod bench;
 pub mod checkpoint;
@@ -74,6 +92,7 @@ pub mod compare;
 pub mod config;
 pub mod crew;
 pub mod dashboard;
+pub mod data;
 pub mod error;
 pub mod fault;
 pub mod figure;

@@ -82,7 +82,7 @@ impl Progress {
                 bar.set_position((1000.0 * done) as u64);
                 bar.set_message(line);
             }
-            None => eprintln!("{:>3.0} %  {line}", 100.0 * done),
+            None => note!("{:>3.0} %  {line}", 100.0 * done),
         }
     }
 
@@ -100,7 +100,7 @@ impl Progress {
         );
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => note!("{line}"),
         }
     }
 

@@ -77,7 +77,7 @@ pub fn recipe(command: Recipe) -> Result<()> {
         Recipe::List => {
             for (name, text) in RECIPES {
                 let first = text.lines().next().unwrap_or("").trim_start_matches("# ");
-                println!("{name:<16} {first}");
+                say!("{name:<16} {first}");
             }
             Ok(())
         }
@@ -88,7 +88,7 @@ pub fn recipe(command: Recipe) -> Result<()> {
         Recipe::Run { name, quick, data, backend, sets, jobs, out } => {
             let text = text_of(&name)?;
             for line in text.lines().take_while(|line| line.starts_with('#')) {
-                println!("{line}");
+                say!("{line}");
             }
             let (scenario, section) = scenario(text, quick, data, backend, &sets)?;
             let out = out.unwrap_or_else(|| PathBuf::from("runs").join(name + if quick { "-quick" } else { "" }));

@@ -54,8 +54,8 @@ pub fn report(options: &ReportOptions) -> Result<()> {
             crate::figure::save(folder, name, svg)?;
         }
     }
-    println!("report     {} runs, {} figures, {} kB", page.runs().count(), figures.len(), html.len() / 1000);
-    println!("page       {}", options.out.display());
+    say!("report     {} runs, {} figures, {} kB", page.runs().count(), figures.len(), html.len() / 1000);
+    say!("page       {}", options.out.display());
     Ok(())
 }
 

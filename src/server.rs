@@ -165,7 +165,7 @@ impl Server<'_> {
                 if !matches!(error, Error::Usage(_))
                     && let Err(why) = self.save(&mut state, &outcome, true).and_then(|()| self.saved())
                 {
-                    eprintln!("NOTE       what was reached last could not be saved: {why}");
+                    note!("NOTE       what was reached last could not be saved: {why}");
                 }
                 let _ = self.folder.finish();
                 return Err(error);
@@ -373,7 +373,7 @@ impl Server<'_> {
             Ok(Some(next)) => next,
             Ok(None) => return self.crew.waits_for_ever().filter(|_| !self.replays).map_or(Ok(over), Err),
             Err(Error::Worker(failure)) if failure.handled == "dropped" => {
-                eprintln!("NOTE       {failure}; the run goes on without it");
+                note!("NOTE       {failure}; the run goes on without it");
                 self.lose(failure.worker, outcome);
                 return Ok(Pause::default());
             }

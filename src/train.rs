@@ -3,12 +3,13 @@
 use crate::backend::{self, Backend};
 use crate::checkpoint::{self, Checkpoint, Manifest, Saver};
 use crate::clock::DelayModel;
-use crate::config::{Clock, Dataset, OnNan, Options, Settings};
+use crate::config::{Clock, OnNan, Options, Settings};
 use crate::crew::{Crew, INTERRUPTED, Together, share_a_core, take_the_next_core};
+use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::fault::OnFailure;
 use crate::memory::{Need, gib};
-use crate::problem::{self, Evaluator, ImageOptions, Problem, Snapshot, StepKind};
+use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
 use crate::record::{Columns, Evaluation, Event, Limits, Outcome, RunFolder, Summary};
 use crate::rule::{Needs, Optimizer, Setting};
@@ -18,10 +19,7 @@ use crate::stopwatch::Stopwatch;
 use crate::transport::{Replay, Transport, Virtual, Wall};
 use crate::tuning::Tuning;
 use crate::worker::{Gate, Worker};
-use stagger_datasets::partition::Partition;
-use stagger_datasets::{ImageData, cifar10, clusters, default_folder, libsvm, mnist, quadratic, syn, synthetic};
-use stagger_kernels::gather::Augment;
-use stagger_kernels::nn::Precision;
+use stagger_datasets::default_folder;
 use stagger_kernels::update::Guard;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
 use std::collections::HashMap;
@@ -31,13 +29,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-
-/// Training data, read and checked.
-enum Data {
-    Images { name: &'static str, set: ImageData },
-    Libsvm(libsvm::SparseRows),
-    Quadratic(Vec<Vec<f64>>),
-}
 
 /// Runs `stagger train`.
 pub fn train(options: &Options, place: Place, profile: bool, tui: bool) -> Result<()> {
@@ -173,7 +164,7 @@ impl Evaluator for Unevaluated {
 fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, PathBuf)> {
     let say = |line: &str| {
         if matches!(audience, Audience::People { .. }) {
-            println!("{line}");
+            say!("{line}");
         }
     };
     let settings = options.resolve()?;
@@ -181,8 +172,8 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         Place::Resumed { folder, anyway } => Some(fitting(folder, &settings, *anyway)?),
         Place::New(_) => None,
     };
-    let data = read(&settings)?;
-    let workers = workers(&settings, &data)?;
+    let data = data::read(&settings)?;
+    let workers = data::workers(&settings, &data)?;
     // Without a delay model only the virtual clock knows how long a job takes.
     let known = settings.delay != DelayModel::None || settings.clock == Clock::Virtual;
     let seconds = known.then(|| (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect());
@@ -210,7 +201,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         }
     }
     let mut resolved = options.clone();
-    let problem = build(&settings, data, workers, &backend.device, &mut resolved)?;
+    let problem = data::build(&settings, data, workers, &backend.device, &mut resolved)?;
     problem.description.iter().for_each(|line| say(line));
     let descent = Descent {
         lr: settings.lr,
@@ -421,170 +412,13 @@ fn fitting(folder: &Path, settings: &Settings, anyway: bool) -> Result<Checkpoin
         return refuse("version", &then.version, &now.version, "use that version, or give --resume-anyway");
     }
     if then.commit != now.commit {
-        println!(
+        say!(
             "NOTE       the checkpoint was made by commit {}, this program is of {}: the run may not be the same to the last bit",
-            then.commit, now.commit
+            then.commit,
+            now.commit
         );
     }
     Ok(past)
-}
-
-/// Workers, where nothing else decides.
-const WORKERS: usize = 8;
-
-/// Workers for which Syn(α, β) is made at most: half a megabyte each.
-const MOST_OF_SYN: usize = 10_000;
-
-fn read(settings: &Settings) -> Result<Data> {
-    let folder = || settings.data.clone().unwrap_or_else(default_folder);
-    let cifar10 = |folder: &Path| Ok(Data::Images { name: "cifar10", set: cifar10::load(folder)? });
-    let synthetic = || Data::Images { name: "synthetic", set: synthetic::generate(settings.seed) };
-    match &settings.dataset {
-        Dataset::Cifar10 => cifar10(&folder()),
-        Dataset::Mnist => Ok(Data::Images { name: "mnist", set: mnist::load(&folder())? }),
-        Dataset::Synthetic => Ok(synthetic()),
-        Dataset::Clusters => Ok(Data::Images { name: "clusters", set: clusters::generate(settings.seed) }),
-        Dataset::Syn(alpha, beta) => {
-            let workers = settings.workers.unwrap_or(WORKERS);
-            if workers > MOST_OF_SYN {
-                return Err(Error::usage(format!(
-                    "--workers {workers}: --dataset syn is made for at most {MOST_OF_SYN}"
-                )));
-            }
-            Ok(Data::Libsvm(syn::generate(*alpha, *beta, workers, settings.seed)))
-        }
-        Dataset::Libsvm(file) => Ok(Data::Libsvm(libsvm::load(file)?)),
-        Dataset::Quadratic(file) => Ok(Data::Quadratic(quadratic::load(file)?)),
-        // A folder that was named must hold the set; only the default one may be empty.
-        Dataset::Auto if settings.data.is_some() || cifar10::find(&folder()).is_some() => cifar10(&folder()),
-        Dataset::Auto => {
-            println!(
-                "*** CIFAR-10 is not in {}/: training on the built-in SYNTHETIC set instead. ***",
-                folder().display()
-            );
-            println!("*** `stagger data fetch` downloads CIFAR-10; --data DIR names another folder. ***");
-            Ok(synthetic())
-        }
-    }
-}
-
-fn workers(settings: &Settings, data: &Data) -> Result<usize> {
-    // Checked before anything is made for each worker.
-    let at_most = |samples: usize| match settings.workers.unwrap_or(WORKERS) {
-        n if n > samples => Err(Error::usage(format!(
-            "--workers {n}: there are only {samples} training samples, and every worker needs one"
-        ))),
-        n => Ok(n),
-    };
-    match data {
-        Data::Quadratic(centres) => match settings.workers {
-            Some(n) if n != centres.len() => {
-                let have = centres.len();
-                Err(Error::usage(format!(
-                    "--workers {n}: the file holds {have} centres, one per worker; leave --workers out or give {have}"
-                )))
-            }
-            _ => Ok(centres.len()),
-        },
-        Data::Images { set, .. } => at_most(set.train.labels.len()),
-        Data::Libsvm(rows) => at_most(rows.len()),
-    }
-}
-
-/// Builds the problem, and notes in `resolved` what the data decided.
-fn build(settings: &Settings, data: Data, workers: usize, device: &Device, resolved: &mut Options) -> Result<Problem> {
-    let model = |only: &str| match settings.model.as_deref() {
-        Some(model) if model != only => {
-            Err(Error::usage(format!("--model {model} does not fit this data set; it needs {only}")))
-        }
-        _ => Ok(only.to_string()),
-    };
-    let init = |default: f32| settings.init.unwrap_or(default);
-    if !matches!(data, Data::Libsvm(_)) && settings.regularizer != problem::Regularizer::None {
-        return Err(Error::usage("--regularizer is for libsvm data; images have --weight-decay"));
-    }
-    if !matches!(data, Data::Images { .. }) && settings.precision != Precision::F32 {
-        return Err(Error::usage("--precision is for the networks on images: this objective is computed in f32"));
-    }
-    if !settings.precision.is_supported(device) {
-        return Err(Error::usage(format!(
-            "--precision {}: this device cannot compute with such numbers on {}; leave it out",
-            resolved.precision.as_deref().unwrap_or_default(),
-            device.name()
-        )));
-    }
-    if !matches!(data, Data::Images { .. }) && settings.validation.is_some() {
-        return Err(Error::usage("--validation is for images: this data set is evaluated on its training objective"));
-    }
-    if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
-        return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
-    }
-    if !matches!(data, Data::Images { .. }) && matches!(settings.step, Some(StepKind::Stacked(_))) {
-        return Err(Error::usage(
-            "--step stacked is for the networks on images: this objective has no launches to share",
-        ));
-    }
-    match data {
-        Data::Quadratic(centres) => {
-            resolved.model = Some(model("quadratic")?);
-            Ok(problem::quadratic(device, centres, init(0.0)))
-        }
-        Data::Libsvm(rows) => {
-            resolved.model = Some(model("logreg")?);
-            let partition = settings.partition.clone().unwrap_or(Partition::Blocks);
-            resolved.partition = Some(partition.to_string());
-            problem::libsvm(
-                device,
-                rows,
-                workers,
-                &partition,
-                settings.batch,
-                settings.regularizer,
-                init(0.0),
-                settings.seed,
-            )
-        }
-        Data::Images { name, mut set } => {
-            if let Some(held_out) = settings.validation {
-                set.hold_out(held_out).map_err(|have| {
-                    Error::usage(format!(
-                        "--validation {held_out}: there are only {have} training images, and some must remain"
-                    ))
-                })?;
-            }
-            set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
-            let partition = settings.partition.clone().unwrap_or(Partition::Iid);
-            let vectors = name == "clusters";
-            let model = settings.model.clone().unwrap_or_else(|| if vectors { "mlp" } else { "cnn" }.into());
-            if vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
-                return Err(Error::usage(format!(
-                    "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
-                )));
-            }
-            let augment =
-                settings.augment.clone().unwrap_or_else(|| if name == "cifar10" { "crop-flip" } else { "none" }.into());
-            resolved.dataset = Some(name.into());
-            resolved.partition = Some(partition.to_string());
-            resolved.model = Some(model.clone());
-            resolved.augment = Some(augment.clone());
-            let augment = Augment { pad: if augment == "none" { 0 } else { 4 }, flip: augment == "crop-flip" };
-            let options = ImageOptions {
-                model: &model,
-                workers,
-                partition: &partition,
-                batch: settings.batch,
-                seed: settings.seed,
-                augment,
-                step: StepKind::on(settings.step, device)?,
-                precision: settings.precision,
-            };
-            let mut problem = problem::images(device, set, &options)?;
-            if let Some(value) = settings.init {
-                problem.initial.fill(value);
-            }
-            Ok(problem)
-        }
-    }
 }
 
 /// Completes the options, so that the written configuration repeats the run.
@@ -625,6 +459,13 @@ fn fill(
     resolved.table_dtype = Some(if settings.table_dtype == Dtype::F32 { "f32" } else { "bf16" }.into());
     resolved.precision.get_or_insert("f32".into());
     resolved.on_nan.get_or_insert("stop".into());
+    resolved.on_failure.get_or_insert("stop".into());
+    resolved.keep_checkpoints = Some(settings.keep_checkpoints);
+    // Absolute, so that the file can be fed back from anywhere.
+    if matches!(resolved.dataset.as_deref(), Some("cifar10" | "mnist")) {
+        let folder = settings.data.clone().unwrap_or_else(default_folder);
+        resolved.data = Some(std::path::absolute(&folder).unwrap_or(folder));
+    }
 }
 
 /// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
@@ -679,7 +520,7 @@ fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
         let (recorded, here) = (then.get(key), now.get(key));
         // Eager and recorded steps give the same bytes.
         if recorded != here && (key != "step" || stacked(recorded) || stacked(here)) {
-            println!(
+            say!(
                 "NOTE       the log was recorded with {key} {}: with another {what} the weights agree only up to rounding",
                 show(recorded)
             );
@@ -755,7 +596,7 @@ pub fn catch_signals() {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stagger: stopping after the arrival in hand; again to stop at once");
+        note!("stagger: stopping after the arrival in hand; again to stop at once");
     };
     // A handler that is already set is ours: a process trains once, tests more often.
     let _ = ctrlc::set_handler(handler);
@@ -836,8 +677,8 @@ fn summarise(
 }
 
 fn report(s: &Summary, folder: &Path, profile: bool) {
-    println!();
-    println!(
+    say!();
+    say!(
         "done       {} updates from {} gradients ({} dropped, {} restarted) in {}",
         s.updates,
         s.gradients,
@@ -845,38 +686,35 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
         s.restarted,
         span(s.wall_seconds)
     );
-    println!("time       {:.3} s on the {} clock", s.time, s.clock.split(':').next().unwrap_or(""));
-    println!(
-        "speed      {:.1} gradients/s, {:.0} samples/s on {}",
-        s.gradients_per_second, s.samples_per_second, s.device
-    );
-    println!("staleness  {:.2} on average, {} at most", s.mean_staleness, s.max_staleness);
+    say!("time       {:.3} s on the {} clock", s.time, s.clock.split(':').next().unwrap_or(""));
+    say!("speed      {:.1} gradients/s, {:.0} samples/s on {}", s.gradients_per_second, s.samples_per_second, s.device);
+    say!("staleness  {:.2} on average, {} at most", s.mean_staleness, s.max_staleness);
     let number = |x: Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.6}"));
     for failure in &s.failures {
-        println!("FAILED     {failure}; {}", failure.handled);
+        say!("FAILED     {failure}; {}", failure.handled);
     }
     if s.not_finite > 0 {
-        println!("NOT FINITE numbers in {} gradients: they were left out", s.not_finite);
+        say!("NOT FINITE numbers in {} gradients: they were left out", s.not_finite);
     }
-    println!("train loss {}", number(s.final_train_loss));
+    say!("train loss {}", number(s.final_train_loss));
     if let Some(norm) = s.final_grad_norm {
-        println!("grad norm  {norm:.6e}");
+        say!("grad norm  {norm:.6e}");
     }
     if let Some(accuracy) = s.final_test_accuracy {
-        println!("test       accuracy {:.2} %, loss {}", 100.0 * accuracy, number(s.final_test_loss));
+        say!("test       accuracy {:.2} %, loss {}", 100.0 * accuracy, number(s.final_test_loss));
     }
     if let Some(memory) = s.memory {
-        println!("memory     {:.2} GiB at most", gib(memory));
+        say!("memory     {:.2} GiB at most", gib(memory));
     }
-    println!("weights    SHA-256 {}", s.weights_sha256);
+    say!("weights    SHA-256 {}", s.weights_sha256);
     if profile {
-        println!("launches   {} update launches for {} arrivals", s.update_launches, s.gradients);
+        say!("launches   {} update launches for {} arrivals", s.update_launches, s.gradients);
         if row::resums() > 0 {
-            println!("           {} more that derived the sum from its table anew", row::resums());
+            say!("           {} more that derived the sum from its table anew", row::resums());
         }
         if update::worker_launches() > 0 {
-            println!("           {} steps that workers launched themselves", update::worker_launches());
+            say!("           {} steps that workers launched themselves", update::worker_launches());
         }
     }
-    println!("folder     {}", folder.display());
+    say!("folder     {}", folder.display());
 }

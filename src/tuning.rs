@@ -59,7 +59,7 @@ impl Tuning {
             )));
         }
         if tuned.driver != backend.driver {
-            println!("NOTE       {name} was measured with the driver {}, and this is {}", tuned.driver, backend.driver);
+            say!("NOTE       {name} was measured with the driver {}, and this is {}", tuned.driver, backend.driver);
         }
         let tuning = Tuning { file: file.into(), driver: backend.driver.clone(), tuned };
         // Found out before the work.

@@ -144,10 +144,8 @@ impl Gate {
         let Some((take, give)) = &self.permits else { return work() };
         let permits = give.capacity().expect("the channel is bounded");
         let taken = (0..permits).filter(|_| self.take(take)).count();
-        let result = work();
-        // There is room for all, unless one was replaced meanwhile.
-        (0..taken).for_each(|_| _ = give.try_send(()));
-        result
+        let _back = Back { give, permits: taken };
+        work()
     }
 
     /// Runs `work` with a permit.
@@ -156,16 +154,21 @@ impl Gate {
         if !self.take(take) {
             return work();
         }
-        // The permit goes back even if `work` panics, so that the others are not locked out.
-        struct Back<'a>(&'a Sender<()>);
-        impl Drop for Back<'_> {
-            fn drop(&mut self) {
-                // There is room, unless this one was replaced meanwhile.
-                let _ = self.0.try_send(());
-            }
-        }
-        let _back = Back(give);
+        let _back = Back { give, permits: 1 };
         work()
+    }
+}
+
+/// Permits that go back in the end, even if what was done with them panics, so that nobody is locked out for ever.
+struct Back<'a> {
+    give: &'a Sender<()>,
+    permits: usize,
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        // There is room, unless one was replaced meanwhile.
+        (0..self.permits).for_each(|_| _ = self.give.try_send(()));
     }
 }
 
@@ -192,6 +195,16 @@ fn a_patient_gate_goes_on_without_a_permit_that_never_comes_back() {
     hangs.join().unwrap();
     // One too many is not kept.
     assert_eq!(gate.closed(|| gate.permits.as_ref().unwrap().0.len()), 0);
+}
+
+#[cfg(test)]
+#[test]
+fn permits_come_back_from_a_panic() {
+    let gate = Gate::new(2);
+    let fails = |work: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(work)).is_err());
+    fails(&|| gate.pass(|| panic!("with one permit")));
+    fails(&|| gate.closed(|| panic!("with all of them")));
+    assert_eq!(gate.permits.as_ref().unwrap().0.len(), 2);
 }
 
 /// Everything that a worker's thread owns.

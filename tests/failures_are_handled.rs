@@ -4,7 +4,7 @@ mod common;
 
 use common::{centres, events, scratch, stagger, summary};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Runs three quadratics with these flags.
@@ -25,6 +25,11 @@ fn run(flags: &str) -> (Output, PathBuf) {
     let program =
         Command::new(env!("CARGO_BIN_EXE_stagger")).args(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut program = program.unwrap();
+    ends(&mut program, flags);
+    (program.wait_with_output().unwrap(), folder)
+}
+
+fn ends(program: &mut Child, flags: &str) {
     let began = Instant::now();
     while program.try_wait().unwrap().is_none() {
         if began.elapsed() > Duration::from_secs(20) {
@@ -33,7 +38,6 @@ fn run(flags: &str) -> (Output, PathBuf) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    (program.wait_with_output().unwrap(), folder)
 }
 
 fn error(output: &Output) -> String {
@@ -160,4 +164,25 @@ fn a_rate_that_is_too_large_is_said() {
     let (output, _) = run("--rule asgd --clock virtual --lr 1e30");
     assert_eq!(output.status.code(), Some(1));
     assert!(error(&output).contains("not finite") && error(&output).contains("--lr"), "{}", error(&output));
+}
+
+#[test]
+fn a_reader_that_goes_away() {
+    // What is printed during an evaluation, while no worker may compute, comes too late for `| head`.
+    for flags in ["--clock wall", "--clock virtual", "--rule sync --clock wall"] {
+        let folder = scratch("unread");
+        let data = ["--dataset", "clusters", "--backend", "cpu", "--workers", "3", "--updates", "60"];
+        let mut program = Command::new(env!("CARGO_BIN_EXE_stagger"))
+            .args(["train", "--eval-every", "5", "--checkpoint-every", "20", "--out"])
+            .arg(&folder)
+            .args(data.into_iter().chain(flags.split(' ')))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop((program.stdout.take(), program.stderr.take()));
+        ends(&mut program, flags);
+        assert!(program.wait().unwrap().success(), "{flags}");
+        assert_eq!(summary(&folder)["updates"], 60, "{flags}");
+    }
 }

@@ -200,24 +200,32 @@ fn dirichlet(a: f64, k: usize, random: &mut impl Rng) -> Vec<f64> {
     draw
 }
 
-/// Who holds what, as lines for people: samples per class, at most `shown` workers.
-pub fn table(parts: &[Vec<u32>], labels: &[u8], classes: &[String], shown: usize) -> Vec<String> {
+/// How many samples of each of `classes` classes each part holds.
+pub fn held(parts: &[Vec<u32>], labels: &[u8], classes: usize) -> Vec<Vec<usize>> {
+    let count = |part: &Vec<u32>| {
+        let mut counts = vec![0; classes];
+        part.iter().for_each(|row| counts[labels[*row as usize] as usize] += 1);
+        counts
+    };
+    parts.iter().map(count).collect()
+}
+
+/// Who holds what ([`held`]), as lines for people: at most `shown` workers.
+pub fn table(held: &[Vec<usize>], classes: &[String], shown: usize) -> Vec<String> {
     let width = classes.iter().map(|c| c.len()).max().unwrap_or(1).clamp(6, 10);
     let mut lines = vec![format!(
         "worker  samples{}",
         classes.iter().map(|c| format!("  {:>width$.width$}", c)).collect::<String>()
     )];
-    for (i, part) in parts.iter().enumerate().take(shown) {
-        let mut counts = vec![0usize; classes.len()];
-        part.iter().for_each(|&r| counts[labels[r as usize] as usize] += 1);
+    for (i, counts) in held.iter().enumerate().take(shown) {
         let cells: String = counts
             .iter()
             .map(|n| if *n == 0 { format!("  {:>width$}", "·") } else { format!("  {n:>width$}") })
             .collect();
-        lines.push(format!("{i:>6}  {:>7}{cells}", part.len()));
+        lines.push(format!("{i:>6}  {:>7}{cells}", counts.iter().sum::<usize>()));
     }
-    if parts.len() > shown {
-        lines.push(format!("   … and {} more workers", parts.len() - shown));
+    if held.len() > shown {
+        lines.push(format!("   … and {} more workers", held.len() - shown));
     }
     lines
 }

@@ -125,7 +125,7 @@ fn in_tensors(device: &Device, state: &State, kind: &str) -> Option<()> {
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let device = &backend.device;
     let columns = ["update", "ms", "bytes moved", "GB/s", "of the copy [%]", "Burn's operations [ms]", "times faster"];
-    let mut report = Report::new(format!("kernels: {LENGTH} parameters, {}", device.name()), &columns);
+    let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns);
     let mut state = State::new(device);
     let share = bench.seconds / 2.0;
     let repeat = |work: &mut dyn FnMut()| {

@@ -36,11 +36,11 @@ pub enum Subject {
 #[derive(clap::Args, Clone, Debug)]
 pub struct BenchOptions {
     /// What to measure
-    #[arg(value_enum)]
+    #[arg(value_enum, default_value_t = Subject::Scaling)]
     pub subject: Subject,
-    /// auto, cuda, wgpu or cpu
-    #[arg(long, default_value = "auto")]
-    pub backend: String,
+    /// auto, cuda, wgpu or cpu; several, such as cpu,wgpu, are measured one after another and stand beside each other
+    #[arg(long, value_delimiter = ',', default_value = "auto", value_name = "BACKEND,..")]
+    pub backend: Vec<String>,
     /// cnn, resnet18, mlp or logreg
     #[arg(long, default_value = "cnn")]
     pub model: String,
@@ -88,8 +88,8 @@ pub struct Report {
     columns: Vec<&'static str>,
     rows: Vec<Vec<Value>>,
     notes: Vec<String>,
-    /// Columns of the figure: x, y, and what tells its curves apart.
-    figure: Option<(usize, usize, Option<usize>)>,
+    /// Columns of the figure: x, y, and those that tell its curves apart.
+    figure: Option<(usize, usize, Vec<usize>)>,
 }
 
 impl Report {
@@ -109,28 +109,67 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         return Err(Error::usage("--batch, --workers and --seconds of a benchmark must be more than 0"));
     }
     // The engine is the host's alone, whatever else there is.
-    let choice = if options.subject == Subject::Engine { Choice::Cpu } else { options.backend.parse()? };
-    let backend = backend::open(choice)?;
-    println!("backend    {}", backend.why);
-    let report = match options.subject {
-        Subject::Scaling => scaling::run(options, &backend)?,
-        Subject::TimeToAccuracy => time_to_accuracy::run(options, &backend)?,
-        Subject::Kernels => kernels::run(options, &backend)?,
-        Subject::Engine => engine::run(options)?,
-        Subject::Model => {
-            let tuning = Tuning::open(options.tune_kernels.as_deref(), &backend)?;
-            let report = model::run(options, &backend)?;
-            tuning.map(Tuning::finish).transpose()?;
-            report
-        }
+    let choices = match options.subject {
+        Subject::Engine => vec![Choice::Cpu],
+        _ => options.backend.iter().map(|name| name.parse()).collect::<Result<Vec<Choice>>>()?,
     };
-    let facts = facts(&backend);
+    // Every one is opened before the first is measured.
+    let backends = choices.into_iter().map(backend::open).collect::<Result<Vec<_>>>()?;
+    if let Some(twice) = (1..backends.len()).find(|k| backends[..*k].iter().any(|b| b.name == backends[*k].name)) {
+        return Err(Error::usage(format!("--backend names {} twice", backends[twice].name)));
+    }
+    let mut parts = Vec::new();
+    for backend in &backends {
+        say!("backend    {}", backend.why);
+        parts.push((measure(options, backend)?, facts(backend)));
+    }
+    let (report, facts) = beside(parts);
     print(&report, &facts);
     let name = format!("{:?}", options.subject).to_lowercase();
     let folder = options.out.clone().unwrap_or_else(|| crate::train::fresh_folder(&format!("bench-{name}")));
     write(&report, &facts, &folder)?;
-    println!("folder     {}", folder.display());
+    say!("folder     {}", folder.display());
     Ok(())
+}
+
+fn measure(options: &BenchOptions, backend: &Backend) -> Result<Report> {
+    match options.subject {
+        Subject::Scaling => scaling::run(options, backend),
+        Subject::TimeToAccuracy => time_to_accuracy::run(options, backend),
+        Subject::Kernels => kernels::run(options, backend),
+        Subject::Engine => engine::run(options),
+        Subject::Model => {
+            let tuning = Tuning::open(options.tune_kernels.as_deref(), backend)?;
+            let report = model::run(options, backend)?;
+            tuning.map(Tuning::finish).transpose()?;
+            Ok(report)
+        }
+    }
+}
+
+/// One report of those of several backends, with a column that says whose row it is; one alone stays as it is.
+fn beside(mut parts: Vec<(Report, Value)>) -> (Report, Value) {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let name = |facts: &Value| cell(&facts["backend"]);
+    let all = |key: &str| parts.iter().map(|(_, facts)| cell(&facts[key])).collect::<Vec<_>>();
+    let mut facts = parts[0].1.clone();
+    for (key, between) in [("backend", " and "), ("device", "; "), ("driver", "; ")] {
+        facts[key] = json!(all(key).join(between));
+    }
+    let (first, _) = &parts[0];
+    let columns: Vec<_> = std::iter::once("backend").chain(first.columns.iter().copied()).collect();
+    let mut report = Report::new(first.title.clone(), &columns);
+    report.figure = first
+        .figure
+        .clone()
+        .map(|(x, y, by)| (x + 1, y + 1, std::iter::once(0).chain(by.into_iter().map(|k| k + 1)).collect()));
+    for (part, its) in parts {
+        part.rows.into_iter().for_each(|row| report.row(std::iter::once(json!(name(&its))).chain(row).collect()));
+        report.notes.extend(part.notes.into_iter().map(|note| format!("{}: {note}", name(&its))));
+    }
+    (report, facts)
 }
 
 /// The facts without which a figure means nothing.
@@ -165,7 +204,7 @@ fn print(report: &Report, facts: &Value) {
     let cells: Vec<Vec<String>> = report.rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let width =
         |k: usize| cells.iter().map(|row| row[k].chars().count()).max().unwrap_or(0).max(report.columns[k].len());
-    println!("\n{}", report.title);
+    say!("\n{}, {}", report.title, cell(&facts["backend"]));
     let line = |texts: Vec<&str>| {
         let mut text = String::new();
         for (k, cell) in texts.iter().enumerate() {
@@ -173,21 +212,15 @@ fn print(report: &Report, facts: &Value) {
             let (before, behind) = if k == 0 { (0, pad) } else { (pad + 2, 0) };
             text += &format!("{}{cell}{}", " ".repeat(before), " ".repeat(behind));
         }
-        println!("{text}");
+        say!("{text}");
     };
     line(report.columns.clone());
     cells.iter().for_each(|row| line(row.iter().map(String::as_str).collect()));
-    report.notes.iter().for_each(|note| println!("NOTE       {note}"));
+    report.notes.iter().for_each(|note| say!("NOTE       {note}"));
     let fact = |key: &str| cell(&facts[key]);
-    println!(
-        "device     {}, driver {}, host {}, {} cores",
-        fact("device"),
-        fact("driver"),
-        fact("host"),
-        fact("cores")
-    );
-    println!("version    {} at commit {}", fact("version"), fact("commit"));
-    println!("command    {}", fact("command"));
+    say!("device     {}, driver {}, host {}, {} cores", fact("device"), fact("driver"), fact("host"), fact("cores"));
+    say!("version    {} at commit {}", fact("version"), fact("commit"));
+    say!("command    {}", fact("command"));
 }
 
 fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {

@@ -22,9 +22,9 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         Device::Cpu => {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();
             pool.map_err(|e| Error::failed(format!("cannot start {threads} threads: {e}")))?
-                .install(|| measure(bench, &backend.device, format!("cpu, {threads} threads")))
+                .install(|| measure(bench, &backend.device, format!(", {threads} threads")))
         }
-        device => measure(bench, device, device.name().into()),
+        device => measure(bench, device, String::new()),
     }
 }
 
@@ -49,7 +49,7 @@ pub fn one_worker(bench: &BenchOptions, device: &Device, set: ImageData, step: S
 fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Report> {
     let columns = ["part", "ms", "GFLOP/s", "samples/s"];
     let kind = StepKind::on(StepKind::parse(&bench.step)?, device)?;
-    let title = format!("model: {}, batch {}, {place}, step {kind:?}", bench.model, bench.batch);
+    let title = format!("model: {}, batch {}{place}, step {kind:?}", bench.model, bench.batch);
     let mut report = Report::new(title.to_lowercase(), &columns);
     let set = synthetic::generate(1);
     let (channels, side, classes) = (set.channels, set.side, set.classes.len());

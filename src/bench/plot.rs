@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 
 /// The report's figure as SVG, if it has one and anything to show in it.
 pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
-    let Some((x, y, by)) = report.figure else { return Ok(None) };
+    let Some((x, y, by)) = &report.figure else { return Ok(None) };
     let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for row in &report.rows {
-        if let (Some(a), Some(b)) = (row[x].as_f64(), row[y].as_f64()) {
-            curves.entry(by.map_or(String::new(), |k| cell(&row[k]))).or_default().push((a, b));
+        if let (Some(a), Some(b)) = (row[*x].as_f64(), row[*y].as_f64()) {
+            let name: Vec<_> = by.iter().map(|k| cell(&row[*k])).collect();
+            curves.entry(name.join(", ")).or_default().push((a, b));
         }
     }
     let failed =
@@ -25,11 +26,13 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
         return Ok(None);
     }
     // A legend stands to the right of the curves.
-    let room = if by.is_some() { 1.25 } else { 1.05 };
+    let room = if by.is_empty() { 1.05 } else { 1.25 };
     let mut text = String::new();
     let root = SVGBackend::with_string(&mut text, (800, 500)).into_drawing_area();
     root.fill(&WHITE).map_err(|e| failed(&e))?;
-    let title = format!("{} - {}", report.title, cell(&facts["device"]));
+    // Devices beside each other stand in the legend, for their names are long.
+    let place = if report.columns[0] == "backend" { "backend" } else { "device" };
+    let title = format!("{} - {}", report.title, cell(&facts[place]));
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 18))
         .margin(14)
@@ -39,8 +42,8 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
         .map_err(|e| failed(&e))?;
     chart
         .configure_mesh()
-        .x_desc(report.columns[x])
-        .y_desc(report.columns[y])
+        .x_desc(report.columns[*x])
+        .y_desc(report.columns[*y])
         .x_label_formatter(&f64::to_string)
         .y_label_formatter(&f64::to_string)
         .light_line_style(WHITE)
@@ -55,7 +58,7 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
         }
         chart.draw_series(points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(|e| failed(&e))?;
     }
-    if by.is_some() {
+    if !by.is_empty() {
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::MiddleRight)

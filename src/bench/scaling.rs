@@ -66,7 +66,7 @@ fn step_alone(bench: &BenchOptions, backend: &Backend) -> Result<Option<f64>> {
 }
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
-    let title = format!("scaling: {}, batch {}, asgd, {}", bench.model, bench.batch, backend.device.name());
+    let title = format!("scaling: {}, batch {}, asgd", bench.model, bench.batch);
     let columns = [
         "workers",
         "threads each",
@@ -78,7 +78,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         "steps in flight",
     ];
     let mut report = Report::new(title, &columns);
-    report.figure = Some((0, 3, None));
+    report.figure = Some((0, 3, vec![]));
     let tuning = Tuning::open(bench.tune_kernels.as_deref(), backend)?;
     let alone = step_alone(bench, backend)?;
     tuning.map(Tuning::finish).transpose()?;
@@ -107,7 +107,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             json!(summary.cores_busy),
             json!(alone.map(|seconds| rate * seconds)),
         ]);
-        println!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
+        say!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
     }
     if too_short {
         report.notes.push("0 gradients/s: no worker came to two gradients in this time; use more --seconds".into());

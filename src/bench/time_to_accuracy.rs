@@ -12,17 +12,10 @@ use serde_json::{Value, json};
 const EVERY: u64 = 25;
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
-    let title = format!(
-        "time to {} %: {}, batch {}, delay {}, {}",
-        bench.target,
-        bench.model,
-        bench.batch,
-        bench.delay,
-        backend.device.name()
-    );
+    let title = format!("time to {} %: {}, batch {}, delay {}", bench.target, bench.model, bench.batch, bench.delay);
     let columns = ["rule", "workers", "time to target [s]", "updates", "gradients", "best accuracy [%]", "wall [s]"];
     let mut report = Report::new(title, &columns);
-    report.figure = Some((1, 2, Some(0)));
+    report.figure = Some((1, 2, vec![0]));
     for rule in &bench.rules {
         for n in workers(bench, 8) {
             let settings = Options {
@@ -36,7 +29,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             let Measured { summary, metrics, .. } = measure(&settings, Some(bench.target / 100.0))?;
             let reached = first_at(&metrics, bench.target / 100.0)?;
             let (time, updates) = reached.0.map_or((Value::Null, Value::Null), |(t, u)| (json!(t), json!(u)));
-            println!("{rule}, {n} workers: {} s", super::cell(&time));
+            say!("{rule}, {n} workers: {} s", super::cell(&time));
             let (gradients, wall) = (json!(summary.gradients), json!(summary.wall_seconds));
             report.row(vec![json!(rule), json!(n), time, updates, gradients, json!(100.0 * reached.1), wall]);
         }

@@ -175,8 +175,19 @@ impl Cell {
         table.entry("clock").or_insert("virtual".into());
         // A learning rate that is too large loses; it does not end the comparison.
         table.entry("on_nan").or_insert("skip".into());
+        // A curve has two points at least, however short the run.
+        let updates =
+            table.get("updates").and_then(toml::Value::as_integer).filter(|updates| (2..200).contains(updates));
+        if let Some(updates) = updates.filter(|_| !is_theory(table.get("dataset"))) {
+            table.entry("eval_every").or_insert((updates / 2).into());
+        }
         Options::of(table)
     }
+}
+
+/// Whether a data set has a smooth objective and no images: those are named with a parameter.
+fn is_theory(dataset: Option<&toml::Value>) -> bool {
+    dataset.and_then(toml::Value::as_str).is_some_and(|set| set.contains(':'))
 }
 
 /// A value as it stands on a command line.
@@ -212,12 +223,11 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
         Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
     };
     std::fs::create_dir_all(folder.join("runs")).map_err(unwritable)?;
-    let files = |value: &toml::Value| value.as_str().is_some_and(|set| set.contains(':'));
     let set = |cell: &Cell| cell.settings().into_iter().find(|(key, _)| key == "dataset").map(|(_, set)| set);
-    let theory = cells.iter().all(|cell| set(cell).or(scenario.get("dataset").cloned()).as_ref().is_some_and(files));
+    let theory = cells.iter().all(|cell| is_theory(set(cell).as_ref().or(scenario.get("dataset"))));
     let jobs = plan.jobs.unwrap_or(if theory { crate::backend::cores() } else { 1 });
     let n = cells.len() * plan.seeds.len();
-    println!("compare    {} rows of {} seeds: {n} runs, {jobs} at a time", cells.len(), plan.seeds.len());
+    say!("compare    {} rows of {} seeds: {n} runs, {jobs} at a time", cells.len(), plan.seeds.len());
 
     if !plan.tune.is_empty() {
         tune(&mut cells, &plan, &scenario, &folder, jobs)?;
@@ -240,7 +250,7 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
 
 /// Gives every cell the learning rate that is best on images held out from the training set, after the same budget.
 fn tune(cells: &mut [Cell], plan: &Plan, scenario: &toml::Table, folder: &Path, jobs: usize) -> Result<()> {
-    println!(
+    say!(
         "tuning     {} learning rates for each row, on {VALIDATION} held-out training images, seed {}",
         plan.tune.len(),
         plan.seeds[0]
@@ -267,7 +277,7 @@ fn tune(cells: &mut [Cell], plan: &Plan, scenario: &toml::Table, folder: &Path, 
             }
         }
         if let Some((accuracy, lr)) = best {
-            println!("tuned      {}: lr {lr} ({:.2} % of the held-out images)", cell.name(), 100.0 * accuracy);
+            say!("tuned      {}: lr {lr} ({:.2} % of the held-out images)", cell.name(), 100.0 * accuracy);
             cell.lr = Some(lr);
         }
     }
@@ -291,28 +301,31 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
         "tuned_over": plan.tune,
         "rows": table.json(),
     });
-    println!("\n{}", table.text());
-    println!("mean ± standard error over seeds {:?}; idle: no arrival of the worker's being computed", plan.seeds);
+    say!("\n{}", table.text());
+    say!("mean ± standard error over seeds {:?}; idle: no arrival of the worker's being computed", plan.seeds);
     // What an update takes is a rule's own.
     let spent = groups.iter().flat_map(|g| &g.runs).filter_map(|run| run.number("gradients"));
     let (least, most) = spent.fold((f64::INFINITY, 0.0), |(l, m), g| (g.min(l), g.max(m)));
     if ended_by_updates(groups) && most > 1.5 * least {
-        println!(
+        say!(
             "NOTE: the rows took {least} to {most} gradients for the same number of updates; --time or --epochs gives all the same budget"
         );
     }
     if let Some(target) = plan.target {
-        println!("target: {target} % test accuracy, at the first evaluation that has it (n/m: seeds that got there)");
+        say!("target: {target} % test accuracy, at the first evaluation that has it (n/m: seeds that got there)");
     }
     write("table.md", table.markdown())?;
     write("table.csv", table.csv())?;
     write("compare.json", serde_json::to_string_pretty(&facts).expect("plain data") + "\n")?;
-    for (name, figure) in figures(groups) {
-        if !figure.is_empty() {
-            crate::figure::save(folder, name, &figure.svg((860, 520))?)?;
-        }
+    let mut drawn = 0;
+    for (name, figure) in figures(groups).into_iter().filter(|(_, figure)| !figure.is_empty()) {
+        crate::figure::save(folder, name, &figure.svg((860, 520))?)?;
+        drawn += 1;
     }
-    println!("folder     {}", folder.display());
+    if drawn == 0 {
+        say!("NOTE: no figure: no run has two evaluations that can be drawn; --eval-every N makes one every N updates");
+    }
+    say!("folder     {}", folder.display());
     Ok(())
 }
 

@@ -100,7 +100,7 @@ pub fn run_all(runs: &[Run], jobs: usize) -> Result<()> {
         }
     }
     if waiting.len() < runs.len() {
-        println!("finished   {} runs of {} are there already", runs.len() - waiting.len(), runs.len());
+        say!("finished   {} runs of {} are there already", runs.len() - waiting.len(), runs.len());
     }
     if let Some(first) = waiting.first() {
         clear(first.folder.parent().unwrap_or(Path::new(".")));
@@ -127,10 +127,10 @@ pub fn run_all(runs: &[Run], jobs: usize) -> Result<()> {
                 Ok(Some(status)) => {
                     ended += 1;
                     if status.success() && run.finish() {
-                        println!("[{ended}/{all}] {}", run.name);
+                        say!("[{ended}/{all}] {}", run.name);
                     } else if !INTERRUPTED.load(Ordering::Relaxed) {
                         let failure = format!("{}: {}", run.name, run.reason());
-                        println!("[{ended}/{all}] FAILED {failure}");
+                        say!("[{ended}/{all}] FAILED {failure}");
                         failures.push(failure);
                     }
                 }

@@ -1,7 +1,7 @@
 //! Image classification: every worker draws from its own part of a set that lies on the device once.
 
 use super::stacked::Stack;
-use super::{Evaluator, Objective, Problem, Snapshot, Stacked};
+use super::{Evaluator, Objective, Problem, SHOWN, Snapshot, Stacked};
 use crate::error::{Error, Result};
 use crate::model::Net;
 use crate::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor};
@@ -57,14 +57,8 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         data.channels,
         s = data.side
     )];
-    description.extend(partition::table(&parts, &data.train.labels, &data.classes, 16));
-
-    let count = |rows: &Vec<u32>| {
-        let mut counts = vec![0; classes];
-        rows.iter().for_each(|row| counts[data.train.labels[*row as usize] as usize] += 1);
-        counts
-    };
-    let held = Some((data.classes.clone(), parts.iter().map(count).collect()));
+    let held = partition::held(&parts, &data.train.labels, classes);
+    description.extend(partition::table(&held, &data.classes, SHOWN));
 
     let burn = burn_device(device);
     let net = Net::build(model, data.channels, data.side, classes, &burn).ok_or_else(|| {
@@ -145,7 +139,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         initial,
         objectives,
         stacked,
-        held,
+        held: Some((data.classes, held)),
         columns: Columns::Images,
         batches,
         samples,
@@ -283,7 +277,7 @@ impl Objective for Classify {
             self.recorded = match self.record(snapshot) {
                 Ok(recorded) => Some(recorded),
                 Err(error) if self.step == StepKind::Best => {
-                    eprintln!("NOTE       {error}; steps are launched one by one (--step eager)");
+                    note!("NOTE       {error}; steps are launched one by one (--step eager)");
                     self.step = StepKind::Eager;
                     None
                 }

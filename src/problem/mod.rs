@@ -58,6 +58,9 @@ pub trait Evaluator: Send {
     fn evaluate(&mut self, weights: &Buffer) -> Result<Evaluation>;
 }
 
+/// Workers whose part [`Problem::description`] shows.
+const SHOWN: usize = 16;
+
 /// A problem, ready to run.
 pub struct Problem {
     /// Where each parameter lies.

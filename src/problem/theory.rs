@@ -3,14 +3,14 @@
 //! Workers compute in f32 on the device by explicit formulas; the full objective and its gradient are evaluated in f64 on
 //! the host, from the data as read, which makes the evaluation an independent check of the workers.
 
-use super::{Evaluator, Objective, Problem, Snapshot};
+use super::{Evaluator, Objective, Problem, SHOWN, Snapshot};
 use crate::error::{Error, Result};
 use crate::params::{buffer, tensor};
 use crate::record::{Columns, Evaluation};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
 use stagger_datasets::libsvm::SparseRows;
-use stagger_datasets::partition::Partition;
+use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::Part;
 use stagger_kernels::{Buffer, Device, Layout};
@@ -177,9 +177,10 @@ pub fn libsvm(
 ) -> Result<Problem> {
     let classes: Vec<u8> = rows.labels.iter().map(|&l| (l > 0.0) as u8).collect();
     let parts = partition.deal(&classes, 2, workers, seed)?;
-    let names = ["-1".to_string(), "+1".to_string()];
+    let names = vec!["-1".to_string(), "+1".to_string()];
     let mut description = vec![format!("{} rows of dimension {}, partition {partition}:", rows.len(), rows.dimension)];
-    description.extend(stagger_datasets::partition::table(&parts, &classes, &names, 16));
+    let held = partition::held(&parts, &classes, names.len());
+    description.extend(partition::table(&held, &names, SHOWN));
     let d = rows.dimension;
     let layout = vector_layout(d);
     let largest = parts.iter().map(Vec::len).max().unwrap_or(1);
@@ -210,7 +211,7 @@ pub fn libsvm(
         layout,
         objectives,
         stacked: None,
-        held: None,
+        held: Some((names, held)),
         columns: Columns::Theory,
         batches: parts.iter().map(|p| batch.unwrap_or(p.len())).collect(),
         samples,

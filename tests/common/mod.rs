@@ -20,14 +20,31 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A folder of its own for each call.
+/// A folder of this test alone. It stays, so that a failure can be looked at; those of earlier processes go after an hour.
 pub fn scratch(name: &str) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{number}", std::process::id()));
+    if number == 0 {
+        sweep(all);
+    }
+    let folder = all.join(format!("{name}-{}-{number}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// Removes the folders of processes that are gone. Other test programs may do the same at the same time.
+fn sweep(all: &Path) {
+    for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let lives = name.rsplit('-').nth(1).is_none_or(|process| Path::new("/proc").join(process).exists());
+        let changed = entry.metadata().and_then(|data| data.modified());
+        let is_old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > 3600));
+        if is_old && !lives {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Runs the program.

@@ -1,0 +1,216 @@
+//! From settings to a problem: reads the data set, deals it out, builds the model.
+
+use crate::config::{Dataset, Options, Settings};
+use crate::error::{Error, Result};
+use crate::problem::{self, ImageOptions, Problem, StepKind};
+use stagger_datasets::partition::{self, Partition};
+use stagger_datasets::{ImageData, cifar10, clusters, default_folder, libsvm, mnist, quadratic, syn, synthetic};
+use stagger_kernels::Device;
+use stagger_kernels::gather::Augment;
+use stagger_kernels::nn::Precision;
+use std::path::Path;
+
+/// Training data, read and checked.
+pub enum Data {
+    /// Labelled images, under the name of their set.
+    Images {
+        /// `cifar10` and so on.
+        name: &'static str,
+        /// The images, as bytes.
+        set: ImageData,
+    },
+    /// Rows with a label of two.
+    Libsvm(libsvm::SparseRows),
+    /// A centre per worker.
+    Quadratic(Vec<Vec<f64>>),
+}
+
+/// Workers, where nothing else decides.
+const WORKERS: usize = 8;
+
+/// Workers for which Syn(α, β) is made at most: half a megabyte each.
+const MOST_OF_SYN: usize = 10_000;
+
+/// Reads the data set.
+pub fn read(settings: &Settings) -> Result<Data> {
+    let folder = || settings.data.clone().unwrap_or_else(default_folder);
+    let cifar10 = |folder: &Path| Ok(Data::Images { name: "cifar10", set: cifar10::load(folder)? });
+    let synthetic = || Data::Images { name: "synthetic", set: synthetic::generate(settings.seed) };
+    match &settings.dataset {
+        Dataset::Cifar10 => cifar10(&folder()),
+        Dataset::Mnist => Ok(Data::Images { name: "mnist", set: mnist::load(&folder())? }),
+        Dataset::Synthetic => Ok(synthetic()),
+        Dataset::Clusters => Ok(Data::Images { name: "clusters", set: clusters::generate(settings.seed) }),
+        Dataset::Syn(alpha, beta) => {
+            let workers = settings.workers.unwrap_or(WORKERS);
+            if workers > MOST_OF_SYN {
+                return Err(Error::usage(format!(
+                    "--workers {workers}: --dataset syn is made for at most {MOST_OF_SYN}"
+                )));
+            }
+            Ok(Data::Libsvm(syn::generate(*alpha, *beta, workers, settings.seed)))
+        }
+        Dataset::Libsvm(file) => Ok(Data::Libsvm(libsvm::load(file)?)),
+        Dataset::Quadratic(file) => Ok(Data::Quadratic(quadratic::load(file)?)),
+        // A folder that was named must hold the set; only the default one may be empty.
+        Dataset::Auto if settings.data.is_some() || cifar10::find(&folder()).is_some() => cifar10(&folder()),
+        Dataset::Auto => {
+            say!("*** CIFAR-10 is not in {}/: training on the built-in SYNTHETIC set instead. ***", folder().display());
+            say!("*** `stagger data fetch` downloads CIFAR-10; --data DIR names another folder. ***");
+            Ok(synthetic())
+        }
+    }
+}
+
+/// How many workers there are: as asked for, or as the data has it.
+pub fn workers(settings: &Settings, data: &Data) -> Result<usize> {
+    // Checked before anything is made for each worker.
+    let at_most = |samples: usize| match settings.workers.unwrap_or(WORKERS) {
+        n if n > samples => Err(Error::usage(format!(
+            "--workers {n}: there are only {samples} training samples, and every worker needs one"
+        ))),
+        n => Ok(n),
+    };
+    match data {
+        Data::Quadratic(centres) => match settings.workers {
+            Some(n) if n != centres.len() => {
+                let have = centres.len();
+                Err(Error::usage(format!(
+                    "--workers {n}: the file holds {have} centres, one per worker; leave --workers out or give {have}"
+                )))
+            }
+            _ => Ok(centres.len()),
+        },
+        Data::Images { set, .. } => at_most(set.train.labels.len()),
+        Data::Libsvm(rows) => at_most(rows.len()),
+    }
+}
+
+/// Reads the data set that `options` name from its first record to its last; gives its size in words.
+pub fn read_whole(options: &Options) -> Result<String> {
+    Ok(match read(&options.resolve()?)? {
+        Data::Images { set, .. } => {
+            let (train, test) = (set.train.labels.len(), set.test.labels.len());
+            format!("{train} training and {test} test images of {}x{s}x{s}", set.channels, s = set.side)
+        }
+        Data::Libsvm(rows) => format!("{} rows of dimension {}", rows.len(), rows.dimension),
+        Data::Quadratic(centres) => format!("{} centres of dimension {}", centres.len(), centres[0].len()),
+    })
+}
+
+/// The data set that `options` name and what each worker would hold of it, in lines for people.
+pub fn who_holds_what(options: &Options) -> Result<Vec<String>> {
+    let settings = options.resolve()?;
+    let data = read(&settings)?;
+    let workers = workers(&settings, &data)?;
+    let problem = build(&settings, data, workers, &Device::Cpu, &mut options.clone())?;
+    let mut lines = problem.description;
+    if let Some((classes, held)) = problem.held {
+        // All workers, where a run shows the first.
+        lines.truncate(1);
+        lines.extend(partition::table(&held, &classes, held.len()));
+    }
+    Ok(lines)
+}
+
+/// Builds the problem, and notes in `resolved` what the data decided.
+pub fn build(
+    settings: &Settings,
+    data: Data,
+    workers: usize,
+    device: &Device,
+    resolved: &mut Options,
+) -> Result<Problem> {
+    let model = |only: &str| match settings.model.as_deref() {
+        Some(model) if model != only => {
+            Err(Error::usage(format!("--model {model} does not fit this data set; it needs {only}")))
+        }
+        _ => Ok(only.to_string()),
+    };
+    let init = |default: f32| settings.init.unwrap_or(default);
+    if !matches!(data, Data::Libsvm(_)) && settings.regularizer != problem::Regularizer::None {
+        return Err(Error::usage("--regularizer is for libsvm data; images have --weight-decay"));
+    }
+    if !matches!(data, Data::Images { .. }) && settings.precision != Precision::F32 {
+        return Err(Error::usage("--precision is for the networks on images: this objective is computed in f32"));
+    }
+    if !settings.precision.is_supported(device) {
+        return Err(Error::usage(format!(
+            "--precision {}: this device cannot compute with such numbers on {}; leave it out",
+            resolved.precision.as_deref().unwrap_or_default(),
+            device.name()
+        )));
+    }
+    if !matches!(data, Data::Images { .. }) && settings.validation.is_some() {
+        return Err(Error::usage("--validation is for images: this data set is evaluated on its training objective"));
+    }
+    if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
+        return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
+    }
+    if !matches!(data, Data::Images { .. }) && matches!(settings.step, Some(StepKind::Stacked(_))) {
+        return Err(Error::usage(
+            "--step stacked is for the networks on images: this objective has no launches to share",
+        ));
+    }
+    match data {
+        Data::Quadratic(centres) => {
+            resolved.model = Some(model("quadratic")?);
+            Ok(problem::quadratic(device, centres, init(0.0)))
+        }
+        Data::Libsvm(rows) => {
+            resolved.model = Some(model("logreg")?);
+            let partition = settings.partition.clone().unwrap_or(Partition::Blocks);
+            resolved.partition = Some(partition.to_string());
+            problem::libsvm(
+                device,
+                rows,
+                workers,
+                &partition,
+                settings.batch,
+                settings.regularizer,
+                init(0.0),
+                settings.seed,
+            )
+        }
+        Data::Images { name, mut set } => {
+            if let Some(held_out) = settings.validation {
+                set.hold_out(held_out).map_err(|have| {
+                    Error::usage(format!(
+                        "--validation {held_out}: there are only {have} training images, and some must remain"
+                    ))
+                })?;
+            }
+            set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
+            let partition = settings.partition.clone().unwrap_or(Partition::Iid);
+            let vectors = name == "clusters";
+            let model = settings.model.clone().unwrap_or_else(|| if vectors { "mlp" } else { "cnn" }.into());
+            if vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
+                return Err(Error::usage(format!(
+                    "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
+                )));
+            }
+            let augment =
+                settings.augment.clone().unwrap_or_else(|| if name == "cifar10" { "crop-flip" } else { "none" }.into());
+            resolved.dataset = Some(name.into());
+            resolved.partition = Some(partition.to_string());
+            resolved.model = Some(model.clone());
+            resolved.augment = Some(augment.clone());
+            let augment = Augment { pad: if augment == "none" { 0 } else { 4 }, flip: augment == "crop-flip" };
+            let options = ImageOptions {
+                model: &model,
+                workers,
+                partition: &partition,
+                batch: settings.batch,
+                seed: settings.seed,
+                augment,
+                step: StepKind::on(settings.step, device)?,
+                precision: settings.precision,
+            };
+            let mut problem = problem::images(device, set, &options)?;
+            if let Some(value) = settings.init {
+                problem.initial.fill(value);
+            }
+            Ok(problem)
+        }
+    }
+}
