@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
 use crate::train::{Place, resumed};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use stagger_datasets::{cifar10, default_folder};
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ enum Command {
         /// Set one key of the configuration, such as --set lr=0.1
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
-        /// Folder of the run [default: runs/<time>-<rule>]
+        /// Folder of the run; one that it holds already is moved to DIR.1 [default: runs/<time>-<rule>]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
         /// Go on with the run in this folder, from its newest checkpoint, with its own settings; flags may only say when it ends (--updates,
@@ -205,7 +205,10 @@ pub fn main() -> ExitCode {
 
 /// Runs the command that the arguments name. Wrong arguments end the process with exit code 2.
 pub fn run() -> Result<()> {
-    match Cli::parse().command {
+    // A negative number is a value, if a wrong one, and no flag.
+    let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    match cli.command {
         Command::Train { options, config, sets, out, resume, resume_anyway: anyway, tui, profile } => {
             let (options, place) = match resume {
                 Some(folder) => (resumed(&folder, &options, anyway)?, Place::Resumed { folder, anyway }),
@@ -224,11 +227,12 @@ pub fn run() -> Result<()> {
         Command::Config { command: Config::Check { file, sets } } => {
             let (table, section) = Options::scenario(&Options::default(), Some(&file), &sets)?;
             Options::of(table.clone())?.resolve()?;
-            print!("{}", toml::to_string(&table).expect("plain data"));
+            let mut whole = table.clone();
             if !section.is_empty() {
-                print!("\n[compare]\n{}", toml::to_string(&section).expect("plain data"));
+                crate::compare::check(&table, section.clone())?;
+                whole.insert("compare".into(), section.into());
             }
-            Ok(())
+            print(toml::to_string(&whole).expect("plain data").as_bytes())
         }
         Command::Data { command } => data(command),
         Command::Completions { shell } => {

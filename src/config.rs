@@ -279,12 +279,19 @@ pub fn unknown_key<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'
     Error::usage(unknown(key, what, known))
 }
 
-fn unknown<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+/// The beginning of a text that somebody else wrote, which may be of any length.
+pub fn shortened(text: &str) -> String {
+    const MOST: usize = 120;
+    if text.chars().count() > MOST { text.chars().take(MOST).chain(['…']).collect() } else { text.into() }
+}
+
+/// The sentence of [`unknown_key`].
+pub fn unknown<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(last, name), name)).min();
     let hint = near.filter(|(distance, _)| *distance <= 1 + last.len() / 3);
-    let hint =
-        hint.map_or("; `stagger config schema` lists them".into(), |(_, name)| format!("; did you mean `{name}`?"));
+    let lists = if what.contains("stagger ") { "" } else { "; `stagger config schema` lists them" };
+    let hint = hint.map_or(lists.into(), |(_, name)| format!("; did you mean `{name}`?"));
     format!("`{key}` is not {what}{hint}")
 }
 
@@ -324,7 +331,7 @@ fn read(path: &Path) -> Result<toml::Table> {
     let line_of = |start: usize| 1 + text[..start.min(text.len())].matches('\n').count();
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = line_of(e.span().map_or(0, |span| span.start));
-        let there = text.lines().nth(line - 1).unwrap_or("").trim();
+        let there = shortened(text.lines().nth(line - 1).unwrap_or("").trim());
         let why = e.message().replace('\n', ", ");
         Error::usage(format!("{name} line {line}, `{there}`: {why} (a text stands in quotes, each key once)"))
     })?;
@@ -338,6 +345,15 @@ fn read(path: &Path) -> Result<toml::Table> {
         table.iter().filter(|(key, _)| *key != "compare").map(|(k, v)| (k.clone(), v.clone())).collect();
     for (key, value) in &run {
         check(key, value).map_err(|why| wrong(key, why))?;
+    }
+    let section = table.get("compare").and_then(toml::Value::as_table);
+    for (key, value) in section.into_iter().flatten() {
+        if let Some(why) = crate::compare::mistake(key, value) {
+            let within = spans.get_ref().get("compare").and_then(|section| section.get_ref().as_table());
+            let found = within.and_then(|section| section.iter().find(|(spanned, _)| spanned.get_ref() == key));
+            let line = found.map_or(1, |(spanned, _)| line_of(spanned.span().start));
+            return Err(Error::usage(format!("{name} line {line}: {why}")));
+        }
     }
     let resolved = |table: &toml::Table| table.clone().try_into::<Options>().map(|options| options.resolve());
     if let Ok(Err(error)) = resolved(&run) {
@@ -481,8 +497,11 @@ impl Options {
             None => toml::Table::new(),
             Some(_) => return Err(Error::usage("`compare` is a section: [compare], then its keys")),
         };
-        let (table, section) = set(table, section, sets)?;
-        Ok((Options::layered_over(table, flags)?, section))
+        // Parameters of the rule go to the rule that there is in the end, whoever named it.
+        let (of_the_rule, others): (Vec<String>, Vec<String>) =
+            sets.iter().cloned().partition(|set| set.trim_start().starts_with("rule."));
+        let (table, section) = set(table, section, &others)?;
+        set(Options::layered_over(table, flags)?, section, &of_the_rule)
     }
 
     /// A table with what was given on the command line over it.
@@ -598,6 +617,11 @@ impl Options {
             "wall" => Clock::Wall,
             "virtual" => Clock::Virtual,
             other => match other.strip_prefix("replay:") {
+                Some("") => {
+                    return Err(Error::usage(
+                        "--clock replay: names no log; give one, such as replay:runs/a/events.jsonl",
+                    ));
+                }
                 Some(file) => Clock::Replay(file.into()),
                 None => {
                     return Err(Error::usage(format!(

@@ -86,6 +86,27 @@ pub fn workers(settings: &Settings, data: &Data) -> Result<usize> {
     }
 }
 
+/// How many workers there will be, as far as that is known without the data.
+pub fn workers_unread(settings: &Settings) -> usize {
+    let read = match &settings.dataset {
+        Dataset::Quadratic(file) => quadratic::load(file).ok().map(|centres| centres.len()),
+        _ => None,
+    };
+    read.or(settings.workers).unwrap_or(WORKERS)
+}
+
+/// Finds out whether the data set is there, which costs less than to read it.
+pub fn is_there(settings: &Settings) -> Result<()> {
+    let folder = || settings.data.clone().unwrap_or_else(default_folder);
+    let absent = match &settings.dataset {
+        Dataset::Quadratic(file) | Dataset::Libsvm(file) => !file.is_file(),
+        Dataset::Cifar10 => cifar10::find(&folder()).is_none(),
+        _ => false,
+    };
+    // Reading it says why it cannot be read.
+    if absent { read(settings).map(drop) } else { Ok(()) }
+}
+
 /// Reads the data set that `options` name from its first record to its last; gives its size in words.
 pub fn read_whole(options: &Options) -> Result<String> {
     Ok(match read(&options.resolve()?)? {
@@ -187,6 +208,11 @@ pub fn build(
             if vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
                 return Err(Error::usage(format!(
                     "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
+                )));
+            }
+            if let Some(augment) = settings.augment.as_ref().filter(|augment| vectors && *augment != "none") {
+                return Err(Error::usage(format!(
+                    "--augment {augment} moves pixels, and --dataset clusters holds vectors; leave it out"
                 )));
             }
             let augment =

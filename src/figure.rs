@@ -2,7 +2,10 @@
 //! also painted as PNG, with a font that the program carries, so that it looks the same on every machine.
 
 use crate::error::{Error, Result};
+use plotters::coord::Shift;
+use plotters::element::DynElement;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use resvg::{tiny_skia, usvg};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -61,8 +64,10 @@ impl Figure {
     /// The figure as one SVG element.
     pub fn svg(&self, (width, height): (u32, u32)) -> Result<String> {
         let mut text = String::new();
+        let legend = Legend::of(self.curves.iter().map(|curve| curve.name.as_str()), width);
         {
-            let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
+            let (root, below) =
+                legend.under(SVGBackend::with_string(&mut text, (width, height + legend.height())), height)?;
             let all = || self.curves.iter().flat_map(|curve| self.shown(curve));
             let most_x = all().map(|p| p.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
             let least_y = all().map(|p| p.1 - if self.log_y { 0.0 } else { p.2 }).fold(f64::INFINITY, f64::min);
@@ -71,11 +76,10 @@ impl Figure {
                 return Err(Error::failed(format!("the figure `{}` has nothing to show", self.title)));
             }
             let failed = |e: &dyn std::fmt::Display| Error::failed(format!("the figure `{}`: {e}", self.title));
-            root.fill(&WHITE).map_err(|e| failed(&e))?;
             let mut builder = ChartBuilder::on(&root);
-            builder.caption(&self.title, ("sans-serif", 17)).margin(12).x_label_area_size(44).y_label_area_size(72);
-            // The legend stands to the right of the curves.
-            let x = 0.0..most_x * 1.32;
+            let title = fitted(&self.title, width, TITLE);
+            builder.caption(title, ("sans-serif", 17)).margin(12).x_label_area_size(44).y_label_area_size(72);
+            let x = 0.0..most_x * 1.02;
             if self.log_y {
                 let low = all().map(|p| p.1).filter(|y| *y > 0.0).fold(f64::INFINITY, f64::min);
                 let y = (low * 0.8..most_y.max(low * 2.0) * 1.2).log_scale();
@@ -87,9 +91,21 @@ impl Figure {
                 let chart = builder.build_cartesian_2d(x, y).map_err(|e| failed(&e))?;
                 self.draw(chart, |y| y).map_err(|e| failed(&e))?;
             }
+            legend.draw(&below, |k, (x, y)| {
+                let (colour, (dash, gap)) = self.style(k);
+                // Solid is a dash that does not end.
+                let dash = if gap == 0 { 30 } else { dash };
+                let ends = [(x, y), (x + SIGN, y)];
+                plotters::element::DashedPathElement::new(ends, dash, gap, colour.stroke_width(2)).into_dyn()
+            })?;
             root.present().map_err(|e| failed(&e))?;
         }
         Ok(text)
+    }
+
+    /// Colour and dashes of the k-th curve.
+    fn style(&self, k: usize) -> (RGBColor, (i32, i32)) {
+        (COLOURS[k % COLOURS.len()], DASHES[k % DASHES.len()])
     }
 
     fn draw<'a, Y>(
@@ -112,7 +128,7 @@ impl Figure {
             .draw()
             .map_err(|e| text(&e))?;
         for (k, curve) in self.curves.iter().enumerate() {
-            let (colour, (dash, gap)) = (COLOURS[k % COLOURS.len()], DASHES[k % DASHES.len()]);
+            let (colour, (dash, gap)) = self.style(k);
             let points: Vec<_> = self.shown(curve).collect();
             if points.iter().any(|p| p.2 > 0.0) {
                 let above = points.iter().map(|p| (p.0, within(p.1 + p.2)));
@@ -130,23 +146,84 @@ impl Figure {
             } else {
                 chart.draw_series(DashedLineSeries::new(line, dash, gap, style))
             };
-            // Solid is a dash that does not end.
-            let dash = if gap == 0 { 30 } else { dash };
-            let legend = move |(x, y)| {
-                plotters::element::DashedPathElement::new([(x, y), (x + 26, y)], dash, gap, colour.stroke_width(2))
-                    .into_dyn()
-            };
-            drawn.map_err(|e| text(&e))?.label(&curve.name).legend(legend);
+            drawn.map_err(|e| text(&e))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::MiddleRight)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK)
-            .label_font(("sans-serif", 13))
-            .draw()
-            .map_err(|e| text(&e))
+        Ok(())
     }
+}
+
+/// What stands below a figure: the sign and the name of each curve or colour, in rows as wide as the figure, so that nothing is hidden.
+pub struct Legend {
+    /// Name, and where its sign begins.
+    entries: Vec<(String, (i32, i32))>,
+}
+
+/// Width of a sign, height of a row.
+const SIGN: i32 = 26;
+const ROW: i32 = 20;
+
+/// Widths of a letter, generously: of a legend and of a title.
+const LETTER: f64 = 7.4;
+const TITLE: f64 = 9.2;
+
+/// `text` so short that its letters of this width have room.
+fn fitted(text: &str, width: u32, letter: f64) -> String {
+    let most = ((width as f64 - 40.0) / letter) as usize;
+    if text.chars().count() <= most { text.into() } else { text.chars().take(most - 1).chain(['…']).collect() }
+}
+
+impl Legend {
+    /// Of these names, below a figure so wide.
+    pub fn of<'a>(names: impl Iterator<Item = &'a str>, width: u32) -> Self {
+        let (mut x, mut y) = (LABELS.1 as i32, ROW / 2);
+        let place = |name: &str| {
+            let name = fitted(name, width - LABELS.1 - SIGN as u32, LETTER);
+            let wide = SIGN + 30 + (name.chars().count() as f64 * LETTER) as i32;
+            if x > LABELS.1 as i32 && x + wide > width as i32 {
+                (x, y) = (LABELS.1 as i32, y + ROW);
+            }
+            let at = (x, y);
+            x += wide;
+            (name, at)
+        };
+        Legend { entries: names.map(place).collect() }
+    }
+
+    /// Pixels that it takes.
+    pub fn height(&self) -> u32 {
+        self.entries.last().map_or(0, |(_, (_, y))| (y + ROW) as u32)
+    }
+
+    /// A white sheet, divided into the figure's part, so high, and the legend's.
+    #[allow(clippy::type_complexity)]
+    pub fn under<'a>(
+        &self,
+        sheet: SVGBackend<'a>,
+        height: u32,
+    ) -> Result<(DrawingArea<SVGBackend<'a>, Shift>, DrawingArea<SVGBackend<'a>, Shift>)> {
+        let whole = sheet.into_drawing_area();
+        whole.fill(&WHITE).map_err(failed)?;
+        Ok(whole.split_vertically(height))
+    }
+
+    /// Draws it; `sign` draws the k-th sign at its place.
+    pub fn draw<'a>(
+        &self,
+        area: &DrawingArea<SVGBackend<'a>, Shift>,
+        sign: impl Fn(usize, (i32, i32)) -> DynElement<'static, SVGBackend<'a>, (i32, i32)>,
+    ) -> Result<()> {
+        for (k, (name, (x, y))) in self.entries.iter().enumerate() {
+            area.draw(&sign(k, (*x, *y))).map_err(failed)?;
+            let style = TextStyle::from(("sans-serif", 13)).pos(Pos::new(HPos::Left, VPos::Center));
+            area.draw(&Text::new(name.as_str(), (x + SIGN + 6, *y), style)).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// A field of colour as the sign of a legend.
+pub fn field<'a>((x, y): (i32, i32), colour: RGBColor) -> DynElement<'static, SVGBackend<'a>, (i32, i32)> {
+    Rectangle::new([(x + 6, y - 5), (x + 20, y + 5)], colour.filled()).into_dyn()
 }
 
 /// Pixels of a PNG per unit of its SVG: twice as fine as a screen shows it, for print.
@@ -214,17 +291,18 @@ pub fn bars(
     (width, height): (u32, u32),
 ) -> Result<String> {
     let mut text = String::new();
+    let legend = Legend::of(groups.iter().map(|group| group.0.as_str()), width);
     {
-        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
+        let (root, below) =
+            legend.under(SVGBackend::with_string(&mut text, (width, height + legend.height())), height)?;
         let places = groups.iter().map(|g| g.1.len()).max().unwrap_or(0).max(1);
         let most = groups.iter().flat_map(|g| &g.1).copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
         let mut chart = ChartBuilder::on(&root)
-            .caption(title, ("sans-serif", 17))
+            .caption(fitted(title, width, TITLE), ("sans-serif", 17))
             .margin(12)
             .x_label_area_size(LABELS.0)
             .y_label_area_size(LABELS.1)
-            .build_cartesian_2d(-0.5..(places as f64 - 0.5) + 0.34 * places as f64, 0.0..most * 1.05)
+            .build_cartesian_2d(-0.5..places as f64 - 0.5, 0.0..most * 1.05)
             .map_err(failed)?;
         // Whole numbers alone stand under bars.
         let whole = |x: &f64| {
@@ -242,16 +320,15 @@ pub fn bars(
             .draw()
             .map_err(failed)?;
         let each = 0.8 / groups.len().max(1) as f64;
-        for (k, (name, values)) in groups.iter().enumerate() {
+        for (k, (_, values)) in groups.iter().enumerate() {
             let colour = COLOURS[k % COLOURS.len()];
             let bar = |(i, value): (usize, &f64)| {
                 let left = i as f64 - 0.4 + each * k as f64;
                 Rectangle::new([(left, 0.0), (left + each * 0.95, *value)], colour.filled())
             };
-            let drawn = chart.draw_series(values.iter().enumerate().filter(|v| *v.1 > 0.0).map(bar)).map_err(failed)?;
-            drawn.label(name).legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
+            chart.draw_series(values.iter().enumerate().filter(|v| *v.1 > 0.0).map(bar)).map_err(failed)?;
         }
-        legend(&mut chart)?;
+        legend.draw(&below, |k, at| field(at, COLOURS[k % COLOURS.len()]))?;
         root.present().map_err(failed)?;
     }
     Ok(text)
@@ -265,16 +342,18 @@ pub fn lanes(
     (width, height): (u32, u32),
 ) -> Result<String> {
     let mut text = String::new();
+    let legend = Legend::of(kinds.iter().copied(), width);
+    let colour = |kind: usize| COLOURS[[0, 5, 3][kind % 3]];
     {
-        let root = SVGBackend::with_string(&mut text, (width, height)).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
+        let (root, below) =
+            legend.under(SVGBackend::with_string(&mut text, (width, height + legend.height())), height)?;
         let end = lanes.iter().flatten().map(|span| span.1).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
         let mut chart = ChartBuilder::on(&root)
-            .caption(title, ("sans-serif", 17))
+            .caption(fitted(title, width, TITLE), ("sans-serif", 17))
             .margin(12)
             .x_label_area_size(LABELS.0)
             .y_label_area_size(LABELS.1)
-            .build_cartesian_2d(0.0..end * 1.25, -0.5..lanes.len() as f64 - 0.5)
+            .build_cartesian_2d(0.0..end * 1.02, -0.5..lanes.len() as f64 - 0.5)
             .map_err(failed)?;
         let whole = |y: &f64| if y.fract() == 0.0 && *y >= 0.0 { format!("{y:.0}") } else { String::new() };
         chart
@@ -287,8 +366,8 @@ pub fn lanes(
             .label_style(("sans-serif", 13))
             .draw()
             .map_err(failed)?;
-        for (kind, name) in kinds.iter().enumerate() {
-            let colour = COLOURS[[0, 5, 3][kind % 3]];
+        for kind in 0..kinds.len() {
+            let colour = colour(kind);
             let all =
                 lanes.iter().enumerate().flat_map(|(lane, spans)| spans.iter().map(move |span| (lane as f64, span)));
             // A hairline of white tells one job from the next.
@@ -296,10 +375,9 @@ pub fn lanes(
                 let corners = [(span.0, lane - 0.36), (span.1, lane + 0.36)];
                 [Rectangle::new(corners, colour.filled()), Rectangle::new(corners, WHITE.stroke_width(1))]
             });
-            let drawn = chart.draw_series(rectangles).map_err(failed)?;
-            drawn.label(*name).legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
+            chart.draw_series(rectangles).map_err(failed)?;
         }
-        legend(&mut chart)?;
+        legend.draw(&below, |kind, at| field(at, colour(kind)))?;
         root.present().map_err(failed)?;
     }
     Ok(text)
@@ -320,7 +398,7 @@ pub fn heat_map(
         let most = counts.iter().flatten().copied().fold(0.0, f64::max).max(1.0);
         let (wide, high) = (columns.len() as f64, counts.len() as f64);
         let mut chart = ChartBuilder::on(&root)
-            .caption(title, ("sans-serif", 17))
+            .caption(fitted(title, width, TITLE), ("sans-serif", 17))
             .margin(12)
             .x_label_area_size(LABELS.0)
             .y_label_area_size(LABELS.1)
@@ -363,23 +441,6 @@ pub fn heat_map(
         root.present().map_err(failed)?;
     }
     Ok(text)
-}
-
-fn legend<'a>(
-    chart: &mut ChartContext<
-        'a,
-        SVGBackend<'a>,
-        Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
-    >,
-) -> Result<()> {
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK)
-        .label_font(("sans-serif", 13))
-        .draw()
-        .map_err(failed)
 }
 
 #[cfg(test)]

@@ -75,12 +75,11 @@ macro_rules! say {
     }};
 }
 
-/// The same on the standard error output.
+/// The same on the standard error output, as soon as no dashboard has the terminal.
 macro_rules! note {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => {
+        $crate::progress::note(format_args!($($text)*))
+    };
 }
 
 pub mod backend;

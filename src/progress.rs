@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::record::{Effect, Limits, Outcome};
 use crate::stopwatch::Stopwatch;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::fmt::Arguments;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two refreshes of the bar, and between two plain lines.
@@ -111,6 +113,29 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// What was to be said while a dashboard has the terminal; `None` while none has.
+static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
+
+/// Prints a line, or keeps it until the terminal is free. Use `note!`.
+pub fn note(line: Arguments) {
+    match &mut *HELD.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(held) => held.push(line.to_string()),
+        None => _ = writeln!(std::io::stderr(), "{line}"),
+    }
+}
+
+/// From now on lines are kept, those of panics too.
+pub fn hold() {
+    *HELD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    std::panic::set_hook(Box::new(|panic| note!("{panic}")));
+}
+
+/// Prints what was kept; from now on nothing is.
+pub fn let_go() {
+    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    held.into_iter().flatten().for_each(|line| note!("{line}"));
 }
 
 /// Seconds for people.

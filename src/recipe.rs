@@ -82,7 +82,12 @@ pub fn recipe(command: Recipe) -> Result<()> {
             Ok(())
         }
         Recipe::Show { name } => {
-            print!("{}", text_of(&name)?);
+            // A scenario that `stagger compare --config` takes; what --quick changes stands behind it, as a comment.
+            let folder = stagger_datasets::default_folder().display().to_string();
+            let text = text_of(&name)?.replace("{data}", &folder);
+            let (scenario, quick) = text.split_at(text.find("\n[quick").map_or(text.len(), |at| at + 1));
+            let quick: Vec<_> = quick.lines().map(|line| format!("# {line}")).collect();
+            say!("{}", (scenario.to_string() + &quick.join("\n")).trim_end());
             Ok(())
         }
         Recipe::Run { name, quick, data, backend, sets, jobs, out } => {

@@ -1,10 +1,10 @@
 //! `stagger report`: runs as one page that opens from disk. No script, no network: figures are part of it.
 
-use crate::compare::{Axis, Group, Point, Reading, Table, figures};
+use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figures};
 use crate::error::{Error, Result};
 use crate::figure::{bars, heat_map, lanes};
 use crate::record::Effect;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// The flags of `report`.
@@ -33,14 +33,32 @@ const BARS: usize = 512;
 const ROWS: (usize, usize) = (128, 100);
 
 /// Keys by which runs of a group may differ, or that say nothing of what was run.
-const UNTOLD: [&str; 3] = ["seed", "data", "tune_kernels"];
+const UNTOLD: [&str; 10] = [
+    "seed",
+    "data",
+    "tune_kernels",
+    "eval_every",
+    "test_samples",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "on_failure",
+    "on_nan",
+    "worker_timeout",
+];
 
 /// Runs `stagger report`.
 pub fn report(options: &ReportOptions) -> Result<()> {
-    let mut runs = Vec::new();
+    if let Some(target) = options.target.filter(|target| !(0.0..=100.0).contains(target)) {
+        return Err(Error::usage(format!("--target {target} is not a percentage")));
+    }
+    let (mut runs, mut seen) = (Vec::new(), HashSet::new());
     for folder in &options.folders {
-        let found = find(folder)?;
-        runs.extend(found.iter().map(|folder| Reading::of(folder)).collect::<Result<Vec<_>>>()?);
+        for run in find(folder)? {
+            // The same run is no second seed.
+            if seen.insert(run.canonicalize().unwrap_or_else(|_| run.clone())) {
+                runs.push(Reading::of(&run)?);
+            }
+        }
     }
     let groups = grouped(runs);
     let page = Page { groups: &groups, target: options.target };
@@ -88,7 +106,12 @@ fn find(folder: &Path) -> Result<Vec<PathBuf>> {
 fn grouped(runs: Vec<Reading>) -> Vec<Group> {
     let settings = |run: &Reading| -> BTreeMap<String, String> {
         let told = run.config.iter().filter(|(key, _)| !UNTOLD.contains(&key.as_str()));
-        told.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), String::from))).collect()
+        // Of a file its name.
+        let short = |value: &str| match value.rsplit_once('/') {
+            Some((_, file)) => file.trim_end_matches(".txt").to_string(),
+            None => value.to_string(),
+        };
+        told.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), short))).collect()
     };
     let mut found: Vec<(BTreeMap<String, String>, Vec<Reading>)> = Vec::new();
     for run in runs {
@@ -230,8 +253,13 @@ impl Page<'_> {
     }
 
     fn html(&self, figures: &[Drawn]) -> String {
-        let first = self.runs().next();
-        let fact = |key: &str| first.and_then(|run| run.summary[key].as_str()).unwrap_or("?").to_string();
+        // Of all runs; where they differ, the table and the settings tell.
+        let fact = |key: &str| {
+            let mut values: Vec<&str> = self.runs().map(|run| run.summary[key].as_str().unwrap_or("?")).collect();
+            values.sort();
+            values.dedup();
+            if let [one] = values.as_slice() { one.to_string() } else { format!("{} of them", values.len()) }
+        };
         let table = Table::of(self.groups, self.target.map(|percent| percent / 100.0));
         let rows: String = table
             .cells()
@@ -269,8 +297,13 @@ impl Page<'_> {
              <link rel=\"icon\" href=\"data:,\"><title>stagger: {count} runs</title>\n<style>{STYLE}</style></head><body>\n\
              <h1>stagger: {count} runs</h1>\n<p>{device} ({backend}), clock {clock}, {dataset}, {model}, stagger {version} at commit {commit}.</p>\n\
              <div class=\"wide\"><table>{rows}</table></div>\n\
-             <p class=\"small\">Mean ± standard error over the seeds. Idle: no arrival of the worker's being computed.</p>\n\
+             <p class=\"small\">Mean ± standard error over the seeds; (n/m): n of m seeds have a value. Idle: no arrival of the worker's being computed.{loss}</p>\n\
              {drawings}<h2>Settings</h2>\n{settings}</body></html>\n",
+            loss = if self.runs().any(|run| run.number("final_test_accuracy").is_some()) {
+                format!(" {}", LOSS_OF_ARRIVALS.replacen("train", "Train", 1))
+            } else {
+                String::new()
+            },
             count = self.runs().count(),
             device = escaped(&fact("device")),
             backend = escaped(&fact("backend")),

@@ -59,8 +59,9 @@ pub enum Place {
 }
 
 /// Settings that a run may go on with though it began with others: when it ends, what is looked at, how fast it is.
-const CHANGEABLE: [&str; 11] = [
+const CHANGEABLE: [&str; 12] = [
     "on_failure",
+    "on_nan",
     "worker_timeout",
     "updates",
     "time",
@@ -160,6 +161,22 @@ impl Evaluator for Unevaluated {
     }
 }
 
+/// What a rule is told before the run.
+fn setting(settings: &Settings, workers: usize) -> Setting {
+    // Without a delay model only the virtual clock knows how long a job takes.
+    let known = settings.delay != DelayModel::None || settings.clock == Clock::Virtual;
+    let seconds = known.then(|| (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect());
+    Setting { workers, seed: settings.seed, lr: settings.lr, seconds }
+}
+
+/// Finds what is wrong with a run as far as that is possible without its data or device.
+pub fn check(options: &Options) -> Result<()> {
+    let settings = options.resolve()?;
+    let workers = data::workers_unread(&settings);
+    let rule = settings.rule.build(&setting(&settings, workers))?;
+    combines(&settings, &rule.needs(), workers)
+}
+
 /// Puts a run together and runs it; gives its summary and folder.
 fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, PathBuf)> {
     let say = |line: &str| {
@@ -174,13 +191,10 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     };
     let data = data::read(&settings)?;
     let workers = data::workers(&settings, &data)?;
-    // Without a delay model only the virtual clock knows how long a job takes.
-    let known = settings.delay != DelayModel::None || settings.clock == Clock::Virtual;
-    let seconds = known.then(|| (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect());
-    let setting = Setting { workers, seed: settings.seed, lr: settings.lr, seconds };
+    let setting = setting(&settings, workers);
     let rule = settings.rule.build(&setting)?;
     let needs = rule.needs();
-    combines(&settings, &needs)?;
+    combines(&settings, &needs, workers)?;
     let backend = backend::open(settings.backend)?;
     say(&format!("backend    {}", backend.why));
     let tuning = Tuning::open(settings.tune_kernels.as_deref(), &backend)?;
@@ -530,7 +544,7 @@ fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
 }
 
 /// Refuses what the rule's mathematics has no place for, with the reason.
-fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
+fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
     let rule = settings.rule.name();
     let refuse =
         |what: &str, why: &str| Err(Error::usage(format!("{what} does not combine with --rule {rule}: {why}")));
@@ -554,7 +568,7 @@ fn combines(settings: &Settings, needs: &Needs) -> Result<()> {
     if settings.table_dtype != Dtype::F32 && needs.tables == 0 {
         return refuse("--table-dtype bf16", "it keeps no table of gradients");
     }
-    if let Some(fault) = settings.faults.0.iter().find(|fault| settings.workers.is_some_and(|n| fault.worker >= n)) {
+    if let Some(fault) = settings.faults.0.iter().find(|fault| fault.worker >= workers) {
         return Err(Error::usage(format!("--inject: there is no worker {}; they count from 0", fault.worker)));
     }
     if matches!(settings.step, Some(StepKind::Stacked(_))) {

@@ -107,11 +107,37 @@ fn mistakes_are_named_before_the_first_run() {
         (vec!["--rules", "asgd", "--vary", "workers"], ["--vary `workers`", "KEY=VALUE"]),
         (vec!["--rules", "asgd", "--vary", "workers=two"], ["`workers` takes a whole number", "two"]),
         (vec!["--rules", "asgd", "--target", "200"], ["--target 200", "percentage"]),
-        (vec!["--config", scenario], ["compare.seedz", "did you mean `seeds`?"]),
+        (vec!["--rules", "asgd;dude:c=100", "--dataset", "clusters"], ["dude:c=100", "from 1 to 8"]),
+        (vec!["--rules", "asgd;hogwild", "--dataset", "clusters"], ["hogwild", "--clock wall"]),
+        (vec!["--rules", "asgd", "--dataset", "cifar10", "--data", "nowhere"], ["nowhere", "stagger data fetch"]),
+        (vec!["--rules", "asgd;dude;asgd"], ["--rules: asgd twice", "leave one out"]),
+        (vec!["--rules", "asgd", "--seeds", "1,2,1"], ["--seeds: 1 twice", "leave one out"]),
+        (vec!["--rules", "asgd", "--vary", "lr=0.1;0.2", "--tune", "0.1"], ["--vary lr", "--tune"]),
+        (vec!["--rules", "asgd", "--seed", "3"], ["seeds", "--seeds 1,2,3"]),
+        (vec!["--rules", "asgd;dude", "--set", "rule.c=2"], ["its rules", "--rules"]),
+        (vec!["--config", scenario], ["line 4: `compare.seedz`", "did you mean `seeds`?"]),
     ] {
         let (text, errors, code) = compare(&flags, &out);
         assert_eq!(code, Some(2), "{flags:?}: {text}{errors}");
         let line = errors.lines().find(|line| line.starts_with("stagger: ")).unwrap_or_else(|| panic!("{errors}"));
         assert!(parts.iter().all(|part| line.contains(part)), "{flags:?}: {line}");
     }
+    assert!(!out.join("runs").exists(), "nothing was begun");
+    std::fs::create_dir(out.join("runs")).unwrap();
+    let writer = std::fs::File::create(out.join("runs/.writer")).unwrap();
+    writer.lock().unwrap();
+    let (text, errors, code) = compare(&["--rules", "asgd", "--dataset", "clusters", "--updates", "2"], &out);
+    assert!(code == Some(2) && errors.contains("another comparison is writing"), "{text}{errors}");
+}
+
+#[test]
+fn a_row_that_diverged_is_told_as_such() {
+    let out = scratch("compare-diverged");
+    let flags = ["--rules", "asgd", "--seeds", "1", "--dataset", "clusters", "--vary", "lr=0.05;1e30"];
+    let (text, errors, code) = compare(&[&flags[..], &["--updates", "20"]].concat(), &out);
+    assert_eq!(code, Some(0), "{text}{errors}");
+    let notes: Vec<&str> = text.lines().filter(|line| line.contains("were not finite")).collect();
+    assert!(notes.len() == 1 && !notes[0].contains("lr 0.05"), "{text}");
+    // However short, a run gives a curve.
+    assert!(out.join("accuracy-time.png").is_file(), "{text}");
 }

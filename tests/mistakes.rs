@@ -166,6 +166,59 @@ fn numbers_that_no_run_can_use() {
 }
 
 #[test]
+fn a_parameter_that_is_set_reaches_the_rule_that_a_flag_names() {
+    let flags = ["train", "--dataset", "clusters", "--backend", "cpu", "--clock", "virtual", "--updates", "2"];
+    let folder = scratch("set");
+    let more = ["--rule", "ringmaster", "--set", "rule.r=3", "--out", folder.to_str().unwrap()];
+    assert!(stagger(&[&flags[..], &more].concat()).status.success());
+    assert_eq!(common::summary(&folder)["rule"], "ringmaster:r=3");
+    refused(&["--rule", "asgd", "--set", "rule.c=2"], &["asgd", "no parameter `c`"]);
+}
+
+#[test]
+fn a_folder_that_holds_a_run_keeps_it() {
+    let folder = scratch("kept");
+    let flags = "--dataset clusters --backend cpu --clock virtual --checkpoint-every 5 --out";
+    let run = |updates: &str| {
+        let args: Vec<&str> = ["train", "--updates", updates].into_iter().chain(flags.split(' ')).collect();
+        let output = stagger(&[&args[..], &[folder.to_str().unwrap()]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).to_string();
+        assert!(output.status.success(), "{errors}");
+        errors
+    };
+    assert!(!run("20").contains("held a run"));
+    std::fs::write(folder.join("notes.txt"), "mine").unwrap();
+    let before = std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(run("10").contains("held a run already"));
+    let kept = std::path::PathBuf::from(format!("{}.1", folder.display()));
+    assert_eq!(std::fs::read(kept.join("model.safetensors")).unwrap(), before);
+    assert!(kept.join("checkpoints").is_dir() && folder.join("notes.txt").is_file());
+    assert_eq!((&common::summary(&kept)["updates"], &common::summary(&folder)["updates"]), (&20.into(), &10.into()));
+}
+
+#[test]
+fn negative_numbers_are_values() {
+    refused(&["--lr", "-0.1"], &["--lr -0.1", "at least 0"]);
+}
+
+#[test]
+fn data_sets_are_verified_and_described() {
+    let said = |args: &str| {
+        let output = stagger(&args.split(' ').collect::<Vec<_>>());
+        assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(said("data verify --dataset clusters").contains("clusters: ok, "));
+    let parts = said("data describe --dataset synthetic --partition shards:2 --workers 20");
+    assert_eq!(parts.lines().count(), 2 + 20, "{parts}");
+    let file = centres();
+    assert!(said(&format!("data describe --dataset quadratic:{}", file.display())).contains("3 quadratics"));
+    let lost =
+        stagger(&["data", "fetch", "--url", "http://127.0.0.1:9/x", "--data", scratch("fetch").to_str().unwrap()]);
+    assert_eq!(lost.status.code(), Some(1), "a download that fails is no wrong input");
+}
+
+#[test]
 fn equal_logits_are_right_by_chance() {
     let folder =
         train("--dataset synthetic --model logreg --init const:0 --lr 0 --updates 1 --workers 1 --backend cpu");

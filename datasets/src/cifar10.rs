@@ -35,6 +35,12 @@ pub fn find(folder: &Path) -> Option<PathBuf> {
 }
 
 fn locate(folder: &Path) -> Result<PathBuf> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(DataError(format!(
+            "{} is no folder: give a folder that holds {FOLDER}/ with --data",
+            folder.display()
+        )));
+    }
     if !folder.is_dir() {
         return Err(DataError(format!(
             "the data folder {} does not exist: give a folder that holds {FOLDER}/ with --data, or run `stagger data fetch`",

@@ -74,7 +74,7 @@ pub struct BenchOptions {
     /// Folder of the data set
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Seconds for each measurement
+    /// Seconds for each measurement (the engine's take a fixed number of events)
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
     /// Folder of the report
@@ -108,6 +108,9 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     if options.batch == 0 || options.workers.contains(&0) || !options.seconds.is_finite() || options.seconds <= 0.0 {
         return Err(Error::usage("--batch, --workers and --seconds of a benchmark must be more than 0"));
     }
+    if !(0.0..=100.0).contains(&options.target) {
+        return Err(Error::usage(format!("--target {} is not a percentage", options.target)));
+    }
     // The engine is the host's alone, whatever else there is.
     let choices = match options.subject {
         Subject::Engine => vec![Choice::Cpu],
@@ -118,6 +121,12 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     if let Some(twice) = (1..backends.len()).find(|k| backends[..*k].iter().any(|b| b.name == backends[*k].name)) {
         return Err(Error::usage(format!("--backend names {} twice", backends[twice].name)));
     }
+    // So is the place of the report.
+    let name = format!("{:?}", options.subject).to_lowercase();
+    let folder = options.out.clone().unwrap_or_else(|| crate::train::fresh_folder(&format!("bench-{name}")));
+    std::fs::create_dir_all(&folder).map_err(|e| {
+        Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
+    })?;
     let mut parts = Vec::new();
     for backend in &backends {
         say!("backend    {}", backend.why);
@@ -125,8 +134,6 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     }
     let (report, facts) = beside(parts);
     print(&report, &facts);
-    let name = format!("{:?}", options.subject).to_lowercase();
-    let folder = options.out.clone().unwrap_or_else(|| crate::train::fresh_folder(&format!("bench-{name}")));
     write(&report, &facts, &folder)?;
     say!("folder     {}", folder.display());
     Ok(())
@@ -226,7 +233,6 @@ fn print(report: &Report, facts: &Value) {
 fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {
     let failed =
         |e: std::io::Error| Error::failed(format!("the report cannot be written to {}: {e}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(failed)?;
     let rows: Vec<Value> = report
         .rows
         .iter()

@@ -90,7 +90,9 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
             report.row(vec![json!(part), json!(1e3 * seconds), json!(flops / seconds / 1e9), json!(null)]);
         }
     }
-    for (pass, seconds) in ["forward", "data gradient", "weight gradient"].iter().zip(sums) {
+    for (pass, seconds) in
+        ["forward", "data gradient", "weight gradient"].iter().zip(sums).filter(|(_, sum)| *sum > 0.0)
+    {
         report.row(vec![json!(format!("all convolutions, {pass}")), json!(1e3 * seconds), json!(null), json!(null)]);
     }
     let layout = layout_of(&net);

@@ -2,10 +2,13 @@
 
 use super::{Report, cell};
 use crate::error::{Error, Result};
-use crate::figure::COLOURS;
+use crate::figure::{COLOURS, Legend, field};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// Width and height, without the legend.
+const SIZE: (u32, u32) = (800, 500);
 
 /// The report's figure as SVG, if it has one and anything to show in it.
 pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
@@ -25,11 +28,11 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
     if most_y <= 0.0 {
         return Ok(None);
     }
-    // A legend stands to the right of the curves.
-    let room = if by.is_empty() { 1.05 } else { 1.25 };
+    let names = || curves.keys().filter(|name| !name.is_empty()).map(String::as_str);
+    let legend = Legend::of(names(), SIZE.0);
     let mut text = String::new();
-    let root = SVGBackend::with_string(&mut text, (800, 500)).into_drawing_area();
-    root.fill(&WHITE).map_err(|e| failed(&e))?;
+    let sheet = SVGBackend::with_string(&mut text, (SIZE.0, SIZE.1 + legend.height()));
+    let (root, below) = legend.under(sheet, SIZE.1)?;
     // Devices beside each other stand in the legend, for their names are long.
     let place = if report.columns[0] == "backend" { "backend" } else { "device" };
     let title = format!("{} - {}", report.title, cell(&facts[place]));
@@ -38,7 +41,7 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(76)
-        .build_cartesian_2d(0.0..most_x * room, 0.0..most_y * 1.1)
+        .build_cartesian_2d(0.0..most_x * 1.05, 0.0..most_y * 1.1)
         .map_err(|e| failed(&e))?;
     chart
         .configure_mesh()
@@ -50,25 +53,12 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
         .label_style(("sans-serif", 14))
         .draw()
         .map_err(|e| failed(&e))?;
-    for ((name, points), colour) in curves.into_iter().zip(COLOURS.iter().cycle()) {
-        let line =
-            chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2))).map_err(|e| failed(&e))?;
-        if !name.is_empty() {
-            line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-        }
+    for (points, colour) in curves.values().zip(COLOURS.iter().cycle()) {
+        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2))).map_err(|e| failed(&e))?;
         chart.draw_series(points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(|e| failed(&e))?;
     }
-    if !by.is_empty() {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::MiddleRight)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK)
-            .label_font(("sans-serif", 14))
-            .draw()
-            .map_err(|e| failed(&e))?;
-    }
+    legend.draw(&below, |k, at| field(at, COLOURS[k % COLOURS.len()]))?;
     root.present().map_err(|e| failed(&e))?;
-    drop((chart, root));
+    drop((chart, root, below));
     Ok(Some(text))
 }

@@ -70,13 +70,31 @@ struct Plan {
     jobs: Option<usize>,
 }
 
-/// Keys of `[compare]`, for messages.
-const KEYS: [&str; 6] = ["rules", "seeds", "vary", "target", "tune", "jobs"];
+/// Keys of `[compare]` and what they take, for messages.
+const KEYS: [(&str, &str); 6] = [
+    ("rules", "a list of rules, such as [\"dude\", \"asgd\"]"),
+    ("seeds", "a list of whole numbers of at least 0, such as [1, 2, 3]"),
+    ("vary", "keys of a run with a list of values each, such as { workers = [4, 8] }"),
+    ("target", "a percentage"),
+    ("tune", "a list of learning rates, such as [0.02, 0.1]"),
+    ("jobs", "a whole number of at least 1"),
+];
+
+/// What is wrong with a key of `[compare]` and its value, if that can be seen from them alone.
+pub fn mistake(key: &str, value: &toml::Value) -> Option<String> {
+    let Some((_, takes)) = KEYS.iter().find(|(name, _)| *name == key) else {
+        let names = KEYS.map(|(name, _)| name);
+        return Some(crate::config::unknown(&format!("compare.{key}"), "a key of [compare]", names));
+    };
+    let alone = toml::Table::from_iter([(key.to_string(), value.clone())]);
+    let wrong = || format!("[compare] {key} = {}: it takes {takes}", crate::config::shortened(&value.to_string()));
+    alone.try_into::<Plan>().is_err().then(wrong)
+}
 
 impl Plan {
     fn of(section: toml::Table, options: &CompareOptions) -> Result<Plan> {
-        if let Some(key) = section.keys().find(|key| !KEYS.contains(&key.as_str())) {
-            return Err(crate::config::unknown_key(&format!("compare.{key}"), "a key of [compare]", KEYS));
+        if let Some(why) = section.iter().find_map(|(key, value)| mistake(key, value)) {
+            return Err(Error::usage(why));
         }
         let mut plan: Plan =
             section.try_into().map_err(|e: toml::de::Error| Error::usage(format!("[compare]: {}", e.message())))?;
@@ -114,6 +132,24 @@ impl Plan {
         if let Some((key, _)) = plan.vary.iter().find(|(_, values)| values.is_empty()) {
             return Err(Error::usage(format!("--vary {key}: at least one value is needed")));
         }
+        let twice =
+            |what: &str, values: Vec<String>| match (1..values.len()).find(|k| values[..*k].contains(&values[*k])) {
+                Some(k) => Err(Error::usage(format!(
+                    "{what} {} twice: the same runs would count as others; leave one out",
+                    values[k]
+                ))),
+                None => Ok(()),
+            };
+        twice("--rules:", plan.rules.iter().map(|rule| rule.trim_end_matches(':').to_string()).collect())?;
+        twice("--seeds:", plan.seeds.iter().map(u64::to_string).collect())?;
+        for (key, values) in &plan.vary {
+            twice(&format!("--vary {key}:"), values.iter().map(plain).collect())?;
+        }
+        if plan.vary.contains_key("lr") && !plan.tune.is_empty() {
+            return Err(Error::usage(
+                "--vary lr and --tune: tuning chooses the learning rate of every row; leave one out",
+            ));
+        }
         if let Some(lr) = plan.tune.iter().find(|lr| !lr.is_finite() || **lr <= 0.0) {
             return Err(Error::usage(format!("--tune {lr}: learning rates are numbers above 0")));
         }
@@ -121,6 +157,14 @@ impl Plan {
             return Err(Error::usage(format!("--target {target} is not a percentage")));
         }
         Ok(plan)
+    }
+
+    /// The rows: every rule with every combination of what varies.
+    fn cells(&self) -> Vec<Cell> {
+        let of = |varied: Vec<(String, toml::Value)>| {
+            self.rules.iter().map(move |rule| Cell { rule: rule.clone(), varied: varied.clone(), lr: None })
+        };
+        self.grid().into_iter().flat_map(of).collect()
     }
 
     /// Every combination of what varies.
@@ -162,6 +206,13 @@ impl Cell {
         all.collect()
     }
 
+    /// The settings of its run with this seed, checked as far as that is possible before it begins.
+    fn check(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
+        let options = self.options(scenario, seed)?;
+        crate::train::check(&options).map_err(|error| Error::usage(format!("{}: {error}", self.name())))?;
+        Ok(options)
+    }
+
     /// The settings of its run with this seed.
     fn options(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
         let mut table = scenario.clone();
@@ -190,6 +241,9 @@ fn is_theory(dataset: Option<&toml::Value>) -> bool {
     dataset.and_then(toml::Value::as_str).is_some_and(|set| set.contains(':'))
 }
 
+/// What "train loss" is where images are classified.
+pub const LOSS_OF_ARRIVALS: &str = "train loss: the mean over the latest arrivals, so of those workers that a rule hears; no measure between rules that hear them unequally";
+
 /// A value as it stands on a command line.
 fn plain(value: &toml::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), String::from)
@@ -197,23 +251,33 @@ fn plain(value: &toml::Value) -> String {
 
 /// Runs `stagger compare`.
 pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
+    let is_set = |key: &str| {
+        let set = |set: &String| set.split(['=', '.']).next().is_some_and(|name| name.trim() == key);
+        options.sets.iter().any(set)
+    };
+    if flags.rule.is_some() || is_set("rule") {
+        return Err(Error::usage("a comparison names its rules, with their parameters, by --rules \"dude:c=2;asgd\""));
+    }
+    if flags.seed.is_some() || is_set("seed") {
+        return Err(Error::usage("a comparison names its seeds by --seeds 1,2,3"));
+    }
     let (scenario, section) = Options::scenario(flags, options.config.as_deref(), &options.sets)?;
     compare_scenario(scenario, section, options)
+}
+
+/// Checks a scenario and its section `[compare]` as far as that is possible without a run.
+pub fn check(scenario: &toml::Table, section: toml::Table) -> Result<()> {
+    let plan = Plan::of(section, &CompareOptions::default())?;
+    plan.cells().iter().try_for_each(|cell| cell.check(scenario, plan.seeds[0]).map(drop))
 }
 
 /// The same for a scenario and its section `[compare]`.
 pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &CompareOptions) -> Result<()> {
     let plan = Plan::of(section, options)?;
-    for rule in &plan.rules {
-        rule.parse::<crate::rule::RuleSpec>()?;
-    }
-    let mut cells: Vec<Cell> = Vec::new();
-    for varied in plan.grid() {
-        cells.extend(plan.rules.iter().map(|rule| Cell { rule: rule.clone(), varied: varied.clone(), lr: None }));
-    }
+    let mut cells = plan.cells();
     // Every mistake of a setting is found before the first run.
     for cell in &cells {
-        cell.options(&scenario, plan.seeds[0])?.resolve()?;
+        crate::data::is_there(&cell.check(&scenario, plan.seeds[0])?.resolve()?)?;
     }
     let folder = options.out.clone().unwrap_or_else(|| {
         let text = toml::to_string(&scenario).unwrap_or_default() + &format!("{plan:?}");
@@ -223,6 +287,14 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
         Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
     };
     std::fs::create_dir_all(folder.join("runs")).map_err(unwritable)?;
+    // Held until the end of this process.
+    let writer = std::fs::File::create(folder.join("runs/.writer")).map_err(unwritable)?;
+    if let Err(std::fs::TryLockError::WouldBlock) = writer.try_lock() {
+        return Err(Error::usage(format!(
+            "another comparison is writing to {}: wait for it, or choose another folder with --out",
+            folder.display()
+        )));
+    }
     let set = |cell: &Cell| cell.settings().into_iter().find(|(key, _)| key == "dataset").map(|(_, set)| set);
     let theory = cells.iter().all(|cell| is_theory(set(cell).as_ref().or(scenario.get("dataset"))));
     let jobs = plan.jobs.unwrap_or(if theory { crate::backend::cores() } else { 1 });
@@ -310,6 +382,18 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
         say!(
             "NOTE: the rows took {least} to {most} gradients for the same number of updates; --time or --epochs gives all the same budget"
         );
+    }
+    for group in groups {
+        let lost: f64 = group.runs.iter().filter_map(|run| run.number("not_finite")).sum();
+        if lost > 0.0 {
+            say!(
+                "NOTE: {}: {lost} gradients were not finite and were left out (--on-nan skip), so what stands there is not what the rule does; a smaller --lr may help",
+                group.name
+            );
+        }
+    }
+    if groups.iter().flat_map(|g| &g.runs).any(|run| run.number("final_test_accuracy").is_some()) {
+        say!("{}", LOSS_OF_ARRIVALS);
     }
     if let Some(target) = plan.target {
         say!("target: {target} % test accuracy, at the first evaluation that has it (n/m: seeds that got there)");

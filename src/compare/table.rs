@@ -85,8 +85,7 @@ impl Table {
     /// The cells as people read them, the head first.
     pub fn cells(&self) -> Vec<Vec<String>> {
         let head = std::iter::once("rule").chain(self.columns.iter().copied()).map(String::from).collect();
-        let most = self.rows.iter().flat_map(|(_, row)| row).flatten().map(|m| m.count).max().unwrap_or(0);
-        let cell = |mean: &Option<Mean>| match mean {
+        let cell = |mean: &Option<Mean>, most: usize| match mean {
             None => "-".to_string(),
             Some(m) => {
                 // Not every seed got there.
@@ -96,7 +95,8 @@ impl Table {
             }
         };
         let row = |(name, row): &(String, Vec<Option<Mean>>)| {
-            std::iter::once(name.clone()).chain(row.iter().map(cell)).collect()
+            let most = row.iter().flatten().map(|m| m.count).max().unwrap_or(0);
+            std::iter::once(name.clone()).chain(row.iter().map(|mean| cell(mean, most))).collect()
         };
         std::iter::once(head).chain(self.rows.iter().map(row)).collect()
     }

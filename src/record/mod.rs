@@ -156,6 +156,34 @@ fn lock(log: &File) -> std::io::Result<()> {
     }
 }
 
+/// What a run leaves in its folder, beside its event files for TensorBoard.
+const LEFT: [&str; 7] =
+    ["events.jsonl", "config.toml", "metrics.csv", "partition.csv", "summary.json", "model.safetensors", "checkpoints"];
+
+/// Moves what an earlier run left in `path` to the first free `path.1`, `path.2`, ..; gives that place, if there was such a run.
+fn keep(path: &Path) -> std::io::Result<Option<PathBuf>> {
+    let log = path.join("events.jsonl");
+    // Without a log there was no run, only perhaps one that did not come to its first job.
+    if fs::metadata(&log).map_or(0, |data| data.len()) == 0 && !path.join("summary.json").exists() {
+        return Ok(None);
+    }
+    // Of a run that still goes nothing is moved.
+    if let Ok(log) = fs::OpenOptions::new().write(true).open(&log) {
+        lock(&log)?;
+    }
+    let beside = |k: usize| PathBuf::from(format!("{}.{k}", path.display().to_string().trim_end_matches('/')));
+    let kept = (1..).map(beside).find(|place| !place.exists()).expect("some number is free");
+    fs::create_dir(&kept)?;
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if LEFT.contains(&&*text) || text.starts_with("events.out.tfevents.") {
+            fs::rename(path.join(&name), kept.join(&name))?;
+        }
+    }
+    Ok(Some(kept))
+}
+
 /// Writes a file that is there whole or not at all, and on the disk.
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let beside = path.with_extension("part");
@@ -207,6 +235,9 @@ impl RunFolder {
             Error::usage(format!("cannot write {}: {e}; choose another folder with --out", what.display()))
         };
         fs::create_dir_all(path).map_err(|e| wrong(path, e))?;
+        if let Some(kept) = keep(path).map_err(|e| wrong(path, e))? {
+            note!("NOTE       {} held a run already: that one is in {} now", path.display(), kept.display());
+        }
         let open = |name: &str| {
             let file = path.join(name);
             File::create(&file).map_err(|e| wrong(&file, e))
