@@ -56,10 +56,12 @@ pub fn take_the_next_core() {
     keep_to_core(1);
 }
 
-/// Not the same core for every process.
+/// Not the same core for every process. Numbers of processes that are started in turn go up in equal steps, so they are mixed first:
+/// else one of two kinds of run would always be on the core that something else disturbs, and be told as the slower one.
 fn keep_to_core(number: usize) {
     if let Some(cores) = core_affinity::get_core_ids().filter(|cores| cores.len() > 1) {
-        core_affinity::set_for_current(cores[(std::process::id() as usize + number) % cores.len()]);
+        let mixed = (std::process::id().wrapping_mul(0x9e37_79b9) >> 16) as usize;
+        core_affinity::set_for_current(cores[(mixed + number) % cores.len()]);
     }
 }
 
