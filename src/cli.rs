@@ -221,15 +221,14 @@ pub fn run() -> Result<()> {
         Command::Recipe { command } => crate::recipe::recipe(command),
         Command::Report(options) => crate::report::report(&options),
         Command::Config { command: Config::Schema } => {
-            say!("{}", serde_json::to_string_pretty(&crate::config::schema()).expect("plain data"));
-            Ok(())
+            print((serde_json::to_string_pretty(&crate::config::schema()).expect("plain data") + "\n").as_bytes())
         }
         Command::Config { command: Config::Check { file, sets } } => {
             let (table, section) = Options::scenario(&Options::default(), Some(&file), &sets)?;
             Options::of(table.clone())?.resolve()?;
-            let mut whole = table.clone();
+            let mut whole = table;
             if !section.is_empty() {
-                crate::compare::check(&table, section.clone())?;
+                crate::compare::check(&whole, section.clone())?;
                 whole.insert("compare".into(), section.into());
             }
             print(toml::to_string(&whole).expect("plain data").as_bytes())
@@ -245,12 +244,16 @@ pub fn run() -> Result<()> {
     }
 }
 
-/// Prints; whoever reads may have read enough (`stagger rules | head`).
-fn print(text: &[u8]) -> Result<()> {
+/// Prints what a command was asked for: all of it, or the command fails. But whoever reads may have read enough (`stagger rules | head`).
+pub fn print(text: &[u8]) -> Result<()> {
     match std::io::stdout().write_all(text) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.map_err(|e| Error::failed(format!("cannot print: {e}"))),
     }
+}
+
+fn lines(lines: &[String]) -> Result<()> {
+    print((lines.join("\n") + "\n").as_bytes())
 }
 
 /// The manual: the page of the program, then those of its commands.
@@ -282,21 +285,21 @@ fn data(command: Data) -> Result<()> {
             .map_err(|e| Error::failed(e.0))?;
             bar.finish_and_clear();
             say!("CIFAR-10 is in {}; `cargo run --release -- train` finds it there.", target.display());
+            Ok(())
         }
         Data::Verify { data, dataset } if dataset == "cifar10" => {
-            cifar10::verify(&data.unwrap_or_else(default_folder))?.iter().for_each(|line| say!("{line}"));
+            lines(&cifar10::verify(&data.unwrap_or_else(default_folder))?)
         }
         Data::Verify { data, dataset } => {
             let size = data::read_whole(&Options { data, dataset: Some(dataset.clone()), ..Options::default() })?;
-            say!("{dataset}: ok, {size}");
+            lines(&[format!("{dataset}: ok, {size}")])
         }
         Data::Describe { data, dataset, partition, workers, seed } => {
             let dataset = Some(dataset);
             let options = Options { data, dataset, partition, workers, seed: Some(seed), ..Options::default() };
-            data::who_holds_what(&options)?.iter().for_each(|line| say!("{line}"));
+            lines(&data::who_holds_what(&options)?)
         }
     }
-    Ok(())
 }
 
 /// What `stagger rules` prints.

@@ -30,12 +30,6 @@ use std::time::{Duration, Instant};
 /// Times that a job which fails is done again.
 const ATTEMPTS: u32 = 3;
 
-fn while_warming_up() -> Error {
-    Error::Interrupted(
-        "interrupted while workers warmed up: no job was begun, and what was saved before is as it was".into(),
-    )
-}
-
 /// How often it is looked whether a run is interrupted or somebody hangs.
 const WATCH: Duration = Duration::from_millis(200);
 
@@ -63,6 +57,12 @@ fn keep_to_core(number: usize) {
         let mixed = (std::process::id().wrapping_mul(0x9e37_79b9) >> 16) as usize;
         core_affinity::set_for_current(cores[(mixed + number) % cores.len()]);
     }
+}
+
+fn while_warming_up() -> Error {
+    Error::Interrupted(
+        "interrupted while workers warmed up: no job was begun, and what was saved before is as it was".into(),
+    )
 }
 
 /// All workers of a run.

@@ -152,6 +152,9 @@ impl Figure {
     }
 }
 
+/// A part of a sheet.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
 /// What stands below a figure: the sign and the name of each curve or colour, in rows as wide as the figure, so that nothing is hidden.
 pub struct Legend {
     /// Name, and where its sign begins.
@@ -195,12 +198,7 @@ impl Legend {
     }
 
     /// A white sheet, divided into the figure's part, so high, and the legend's.
-    #[allow(clippy::type_complexity)]
-    pub fn under<'a>(
-        &self,
-        sheet: SVGBackend<'a>,
-        height: u32,
-    ) -> Result<(DrawingArea<SVGBackend<'a>, Shift>, DrawingArea<SVGBackend<'a>, Shift>)> {
+    pub fn under<'a>(&self, sheet: SVGBackend<'a>, height: u32) -> Result<(Area<'a>, Area<'a>)> {
         let whole = sheet.into_drawing_area();
         whole.fill(&WHITE).map_err(failed)?;
         Ok(whole.split_vertically(height))
@@ -209,7 +207,7 @@ impl Legend {
     /// Draws it; `sign` draws the k-th sign at its place.
     pub fn draw<'a>(
         &self,
-        area: &DrawingArea<SVGBackend<'a>, Shift>,
+        area: &Area<'a>,
         sign: impl Fn(usize, (i32, i32)) -> DynElement<'static, SVGBackend<'a>, (i32, i32)>,
     ) -> Result<()> {
         for (k, (name, (x, y))) in self.entries.iter().enumerate() {

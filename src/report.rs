@@ -1,6 +1,7 @@
 //! `stagger report`: runs as one page that opens from disk. No script, no network: figures are part of it.
 
 use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figures};
+use crate::config::shortened;
 use crate::error::{Error, Result};
 use crate::figure::{bars, heat_map, lanes};
 use crate::record::Effect;
@@ -245,7 +246,7 @@ impl Page<'_> {
             let svg = heat_map(&title, ("class", "worker"), &partition.0[..columns], &counts, (860, height))?;
             drawn.push((
                 format!("partition-{}", shown.len()),
-                "Training images of each class that a worker holds.".into(),
+                "Training samples of each class that a worker holds.".into(),
                 svg,
             ));
         }
@@ -253,12 +254,12 @@ impl Page<'_> {
     }
 
     fn html(&self, figures: &[Drawn]) -> String {
-        // Of all runs; where they differ, the table and the settings tell.
+        // Of all runs.
         let fact = |key: &str| {
             let mut values: Vec<&str> = self.runs().map(|run| run.summary[key].as_str().unwrap_or("?")).collect();
             values.sort();
             values.dedup();
-            if let [one] = values.as_slice() { one.to_string() } else { format!("{} of them", values.len()) }
+            shortened(&values.join(" / "))
         };
         let table = Table::of(self.groups, self.target.map(|percent| percent / 100.0));
         let rows: String = table

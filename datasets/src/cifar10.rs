@@ -35,15 +35,10 @@ pub fn find(folder: &Path) -> Option<PathBuf> {
 }
 
 fn locate(folder: &Path) -> Result<PathBuf> {
-    if folder.exists() && !folder.is_dir() {
-        return Err(DataError(format!(
-            "{} is no folder: give a folder that holds {FOLDER}/ with --data",
-            folder.display()
-        )));
-    }
     if !folder.is_dir() {
+        let why = if folder.exists() { "is no folder" } else { "does not exist" };
         return Err(DataError(format!(
-            "the data folder {} does not exist: give a folder that holds {FOLDER}/ with --data, or run `stagger data fetch`",
+            "the data folder {} {why}: give a folder that holds {FOLDER}/ with --data, or run `stagger data fetch`",
             folder.display()
         )));
     }

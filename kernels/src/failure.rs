@@ -7,7 +7,7 @@ use std::fmt;
 pub struct DeviceError(pub String);
 
 /// What is said of a lost device: CUDA's numbers and names of faults after which its context is of no use, and words of the runtimes.
-const LOST: [&str; 18] = [
+const LOST: [&str; 20] = [
     "status 700",
     "status 702",
     "status 709",
@@ -22,9 +22,11 @@ const LOST: [&str; 18] = [
     "_illegal_",
     "_ecc_",
     "_hardware_",
+    "_device_unavailable",
     "cuda_error_unknown",
     "poisoned",
     "device lost",
+    "devicelost",
     "device is lost",
 ];
 

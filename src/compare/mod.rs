@@ -145,7 +145,9 @@ impl Plan {
         for (key, values) in &plan.vary {
             twice(&format!("--vary {key}:"), values.iter().map(plain).collect())?;
         }
-        if plan.vary.contains_key("lr") && !plan.tune.is_empty() {
+        let sets_lr =
+            |(key, values): (&String, &Vec<toml::Value>)| key == "lr" || values.iter().any(|v| v.get("lr").is_some());
+        if plan.vary.iter().any(sets_lr) && !plan.tune.is_empty() {
             return Err(Error::usage(
                 "--vary lr and --tune: tuning chooses the learning rate of every row; leave one out",
             ));

@@ -171,7 +171,12 @@ fn keep(path: &Path) -> std::io::Result<Option<PathBuf>> {
     if let Ok(log) = fs::OpenOptions::new().write(true).open(&log) {
         lock(&log)?;
     }
-    let beside = |k: usize| PathBuf::from(format!("{}.{k}", path.display().to_string().trim_end_matches('/')));
+    let beside = |k: usize| {
+        // Without a separator at the end.
+        let mut name = path.components().collect::<PathBuf>().into_os_string();
+        name.push(format!(".{k}"));
+        PathBuf::from(name)
+    };
     let kept = (1..).map(beside).find(|place| !place.exists()).expect("some number is free");
     fs::create_dir(&kept)?;
     for entry in fs::read_dir(path)? {
