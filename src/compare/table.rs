@@ -195,6 +195,25 @@ impl Axis {
     }
 }
 
+/// Stretches of a single run's curve.
+const STRETCHES: usize = 300;
+
+/// What a figure can show of a long curve, so that a page stays light: of each stretch the lowest and the highest point, and the last of all.
+fn thinned(run: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    if run.len() <= 2 * STRETCHES {
+        return run.to_vec();
+    }
+    let extremes = |stretch: &[(f64, f64)]| {
+        let (mut low, mut high) = (0, 0);
+        for k in 0..stretch.len() {
+            low = if stretch[k].1 < stretch[low].1 { k } else { low };
+            high = if stretch[k].1 > stretch[high].1 { k } else { high };
+        }
+        [stretch[low.min(high)], stretch[low.max(high)]]
+    };
+    run.chunks(run.len().div_ceil(STRETCHES)).flat_map(extremes).chain(run.last().copied()).collect()
+}
+
 /// A metric over an axis: per group the mean over its seeds, with the standard error as a band.
 pub fn figure(
     groups: &[Group],
@@ -214,7 +233,7 @@ pub fn figure(
         let last = runs.iter().map(|run| run[run.len() - 1].0).fold(f64::INFINITY, f64::min);
         let at = |run: &[(f64, f64)], x: f64| run[run.partition_point(|p| p.0 <= x).max(1) - 1].1;
         let points = if let [run] = runs.as_slice() {
-            run.iter().map(|p| (p.0, p.1, 0.0)).collect()
+            thinned(run).into_iter().map(|p| (p.0, p.1, 0.0)).collect()
         } else if runs.is_empty() || first >= last {
             // Nothing in common but an end.
             let end = |of: fn(&(f64, f64)) -> f64| Mean::of(runs.iter().map(|run| run.last().map(of)));
@@ -241,6 +260,17 @@ mod tests {
         assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(Mean::of([None, None]), None);
         assert_eq!(Mean::of([Some(0.1); 3]), Some(Mean { mean: 0.1, error: 0.0, count: 3 }));
+    }
+
+    #[test]
+    fn a_long_curve_keeps_its_extremes_and_its_end() {
+        let curve: Vec<(f64, f64)> = (0..5000).map(|k| (k as f64, ((k * 37) % 101) as f64)).collect();
+        let thin = thinned(&curve);
+        assert!(thin.len() <= 2 * STRETCHES + 1 && thin.is_sorted_by(|a, b| a.0 <= b.0) && thin.last() == curve.last());
+        let range =
+            |points: &[(f64, f64)]| points.iter().fold((f64::MAX, f64::MIN), |(l, h), p| (l.min(p.1), h.max(p.1)));
+        assert_eq!(range(&thin), range(&curve));
+        assert_eq!(thinned(&curve[..500]), curve[..500]);
     }
 
     #[test]
