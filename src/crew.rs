@@ -129,15 +129,13 @@ pub struct Running {
 pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
 
 /// Who computes.
-// A box would be one more thing to follow at each arrival of a crew on the spot.
-#[allow(clippy::large_enum_variant)]
 enum Hand {
     /// A thread that is told through a channel.
     Thread(Sender<Order>),
-    /// The server's own thread.
-    Here(Here),
+    /// The server's own thread. Apart, so that giving up a job and beginning another touch little memory.
+    Here(Box<Here>),
     /// The same, together with others.
-    Together(Option<Job>),
+    Together,
     /// Nobody any more.
     Gone,
 }
@@ -145,7 +143,6 @@ enum Hand {
 /// A worker without a thread.
 struct Here {
     worker: Worker,
-    job: Option<Job>,
     /// When it answered last, counted in jobs. Who answered longest ago is next, so that nobody whose jobs are given up starves.
     answered: u64,
     /// The worker's own stream, on a GPU.
@@ -167,6 +164,8 @@ struct Slot {
     running: Option<Running>,
     /// The thread has an order in hand (perhaps one that was given up meanwhile).
     busy: bool,
+    /// What a worker without a thread has in hand.
+    job: Option<Job>,
     /// To be sent when the thread comes back from a job that was given up.
     held: Option<Job>,
     queue: VecDeque<Assignment>,
@@ -274,7 +273,7 @@ impl Crew {
                 let warm = catch_unwind(AssertUnwindSafe(|| stream.enter(|| worker.warm_up())));
                 warm.unwrap_or_else(|panic| Err(panic_text(&*panic))).map_err(failed)?;
             }
-            slots.push(Slot::new(Hand::Here(Here { worker, job: None, answered: 0, stream })));
+            slots.push(Slot::new(Hand::Here(Box::new(Here { worker, answered: 0, stream }))));
         }
         Ok(Crew::new(slots, inbox))
     }
@@ -293,7 +292,7 @@ impl Crew {
             let gradients = together.stacked.gradients(&asked)?;
             together.device.was_written(gradients.iter().flat_map(|(buffers, loss)| buffers.iter().chain([loss])))?;
         }
-        let slots = (0..workers).map(|_| Slot::new(Hand::Together(None))).collect();
+        let slots = (0..workers).map(|_| Slot::new(Hand::Together)).collect();
         let mut crew = Crew::new(slots, never());
         crew.together = Some(together);
         Ok(crew)
@@ -370,10 +369,14 @@ impl Crew {
 
     /// Gives `worker` something to do at time `now`: it begins now if the worker is free, else it is queued.
     pub fn assign(&mut self, worker: usize, assignment: Assignment, now: f64, begin: Begin) -> Result<()> {
-        if self.slots[worker].lost {
+        let slot = &mut self.slots[worker];
+        if slot.lost {
             return Ok(());
         }
-        self.slots[worker].queue.push_back(assignment);
+        if slot.running.is_none() && slot.queue.is_empty() {
+            return self.begin(worker, assignment, now, begin);
+        }
+        slot.queue.push_back(assignment);
         self.next_job(worker, now, begin)
     }
 
@@ -384,6 +387,11 @@ impl Crew {
             return Ok(());
         }
         let Some(assignment) = slot.queue.pop_front() else { return Ok(()) };
+        self.begin(worker, assignment, now, begin)
+    }
+
+    fn begin(&mut self, worker: usize, assignment: Assignment, now: f64, begin: Begin) -> Result<()> {
+        let slot = &mut self.slots[worker];
         let number = slot.next_job;
         (slot.next_job, slot.attempts) = (number + 1, 0);
         let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
@@ -410,8 +418,7 @@ impl Crew {
                     let told = outbox.try_send(Order::Cancel(number)).is_ok();
                     debug_assert!(told, "the outbox has room for a cancellation (I1)");
                 }
-                Hand::Here(here) => (here.job, slot.busy) = (None, false),
-                Hand::Together(job) => (*job, slot.busy) = (None, false),
+                Hand::Here(_) | Hand::Together => (slot.job, slot.busy) = (None, false),
                 Hand::Gone => {}
             }
         }
@@ -425,7 +432,7 @@ impl Crew {
         }
         if self.is_on_the_spot() {
             let waiting = |(i, slot): (usize, &Slot)| match &slot.hand {
-                Hand::Here(Here { job: Some(_), answered, .. }) => Some((*answered, i)),
+                Hand::Here(here) if slot.job.is_some() => Some((here.answered, i)),
                 _ => None,
             };
             let next = self.slots.iter().enumerate().filter_map(waiting).min();
@@ -448,7 +455,7 @@ impl Crew {
             }
             match self.slots[worker].hand {
                 Hand::Here(_) => return self.compute(worker),
-                Hand::Together(_) => self.compute_together(worker)?,
+                Hand::Together => self.compute_together(worker)?,
                 _ => _ = self.receive()?,
             }
         }
@@ -506,7 +513,7 @@ impl Crew {
         }
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
-        let job = here.job.take().expect("a running job is in hand");
+        let job = slot.job.take().expect("a running job is in hand");
         self.computed += 1;
         here.answered = self.computed;
         slot.busy = false;
@@ -553,15 +560,11 @@ impl Crew {
             return Err(Error::Interrupted("interrupted".into()));
         }
         let Some(together) = &mut self.together else { unreachable!("asked for by who computes together") };
-        let others =
-            (0..self.slots.len()).filter(|i| *i != worker && matches!(self.slots[*i].hand, Hand::Together(Some(_))));
+        let others = (0..self.slots.len()).filter(|i| *i != worker && self.slots[*i].job.is_some());
         let mut who: Vec<usize> = std::iter::once(worker).chain(others).take(together.most).collect();
         who.truncate(1 << who.len().ilog2());
-        let mut take = |i: &usize| match &mut self.slots[*i].hand {
-            Hand::Together(job) => job.take().expect("a running job is in hand"),
-            _ => unreachable!("all compute together"),
-        };
-        let jobs: Vec<Job> = who.iter().map(&mut take).collect();
+        let take = |i: &usize| self.slots[*i].job.take().expect("a running job is in hand");
+        let jobs: Vec<Job> = who.iter().map(take).collect();
         let asked: Vec<Asked> = who
             .iter()
             .zip(&jobs)
@@ -594,8 +597,7 @@ impl Crew {
         for slot in &mut self.slots {
             slot.hand = Hand::Gone;
             // What is running and queued is still to be saved.
-            slot.held = None;
-            slot.early = None;
+            (slot.job, slot.held, slot.early) = (None, None, None);
         }
         for (worker, thread) in self.threads.drain(..).enumerate() {
             // Who hangs is not waited for. A panic inside a worker was already reported through the inbox.
@@ -719,8 +721,7 @@ impl Crew {
         }
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
-            Hand::Here(here) => here.job.replace(job).is_none(),
-            Hand::Together(hand) => hand.replace(job).is_none(),
+            Hand::Here(_) | Hand::Together => slot.job.replace(job).is_none(),
             Hand::Gone => {
                 // It hangs, and its turn to be given up has not come: this job fails like the last.
                 slot.busy = false;
@@ -743,6 +744,7 @@ impl Slot {
             hand,
             running: None,
             busy: false,
+            job: None,
             held: None,
             queue: VecDeque::new(),
             early: None,

@@ -30,9 +30,15 @@ pub fn tensor<const D: usize>(device: &Device, buffer: &Buffer, shape: impl Into
             let layout = FlexLayout::new(shape, strides, *start);
             Tensor::from_primitive::<Flex>(FlexTensor::from_arc(bytes.clone(), layout, DType::F32))
         }
-        (Device::Gpu(gpu), Buffer::Device { handle, .. }) => Tensor::from_primitive::<CubeBackend>(
-            CubeTensor::new_contiguous(gpu.client.clone(), gpu.device.clone(), shape, handle.clone(), DType::F32),
-        ),
+        (Device::Gpu(gpu), Buffer::Device { handle, .. }) => {
+            Tensor::from_primitive::<CubeBackend>(CubeTensor::new_contiguous(
+                gpu.client.clone(),
+                gpu.device.clone(),
+                shape,
+                handle.as_ref().clone(),
+                DType::F32,
+            ))
+        }
         (Device::Cpu, Buffer::Device { .. }) => unreachable!("a device buffer never meets the CPU"),
     }
 }
@@ -47,7 +53,7 @@ pub fn buffer<const D: usize>(device: &Device, tensor: Tensor<D>) -> Result<Buff
         }
         Device::Gpu(_) => {
             let t = tensor.try_into_primitive::<CubeBackend>().map_err(|e| Error::failed(format!("{e:?}")))?;
-            Ok(Buffer::Device { handle: into_contiguous(t).handle, len })
+            Ok(Buffer::on_device(into_contiguous(t).handle, len))
         }
     }
 }

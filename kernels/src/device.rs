@@ -53,8 +53,8 @@ pub enum Buffer {
     },
     /// Device memory: the handle covers exactly `len` floats.
     Device {
-        /// CubeCL's handle.
-        handle: Handle,
+        /// CubeCL's handle. Apart, because it is large and a buffer is handed on a dozen times per arrival.
+        handle: Arc<Handle>,
         /// Number of floats.
         len: usize,
     },
@@ -117,7 +117,7 @@ impl Device {
         let len = values.len();
         match self {
             Device::Cpu => Buffer::Host { bytes: Arc::new(Bytes::from_elems(values)), start: 0, len },
-            Device::Gpu(gpu) => Buffer::Device { handle: gpu.client.create(Bytes::from_elems(values)), len },
+            Device::Gpu(gpu) => Buffer::on_device(gpu.client.create(Bytes::from_elems(values)), len),
         }
     }
 
@@ -141,7 +141,7 @@ impl Device {
     pub fn uninitialised(&self, len: usize) -> Buffer {
         match self {
             Device::Cpu => Scratch::take(len).into(),
-            Device::Gpu(gpu) => Buffer::Device { handle: gpu.client.empty(4 * len), len },
+            Device::Gpu(gpu) => Buffer::on_device(gpu.client.empty(4 * len), len),
         }
     }
 
@@ -150,7 +150,7 @@ impl Device {
         match (self, buffer) {
             (Device::Cpu, _) => Ok(buffer.host().to_vec()),
             (Device::Gpu(gpu), Buffer::Device { handle, .. }) => {
-                let bytes = gpu.client.read_one(handle.clone()).map_err(failed)?;
+                let bytes = gpu.client.read_one(handle.as_ref().clone()).map_err(failed)?;
                 Ok(bytemuck::pod_collect_to_vec(&bytes))
             }
             _ => unreachable!("a host buffer never meets a GPU"),
@@ -266,6 +266,11 @@ impl Gpu {
 }
 
 impl Buffer {
+    /// The buffer of a handle that covers exactly `len` floats.
+    pub fn on_device(handle: Handle, len: usize) -> Self {
+        Buffer::Device { handle: Arc::new(handle), len }
+    }
+
     /// Number of floats.
     pub fn len(&self) -> usize {
         match self {
@@ -285,10 +290,10 @@ impl Buffer {
             Buffer::Host { bytes, start: first, .. } => {
                 Buffer::Host { bytes: bytes.clone(), start: first + start, len }
             }
-            Buffer::Device { handle, len: all } => Buffer::Device {
-                handle: handle.clone().offset_start(4 * start as u64).offset_end(4 * (all - start - len) as u64),
-                len,
-            },
+            Buffer::Device { handle, len: all } => {
+                let handle = handle.as_ref().clone();
+                Buffer::on_device(handle.offset_start(4 * start as u64).offset_end(4 * (all - start - len) as u64), len)
+            }
         }
     }
 
@@ -314,7 +319,7 @@ impl Buffer {
     /// The handle of a device buffer. Panics on a host buffer.
     pub(crate) fn handle(&self) -> Handle {
         match self {
-            Buffer::Device { handle, .. } => handle.clone(),
+            Buffer::Device { handle, .. } => handle.as_ref().clone(),
             Buffer::Host { .. } => panic!("a host buffer has no device handle"),
         }
     }

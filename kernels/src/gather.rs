@@ -322,7 +322,7 @@ impl Part {
                         half_bits(at.count),
                     )
                 }
-                Buffer::Device { handle, len: size }
+                Buffer::on_device(handle, size)
             }
             _ => unreachable!("a part is drawn from on the device that holds it"),
         }

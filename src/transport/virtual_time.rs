@@ -1,4 +1,4 @@
-//! The virtual clock: the smallest (finish time, worker) of an event queue is next.
+//! The virtual clock: the smallest (finish time, worker) of all running jobs is next.
 //!
 //! Workers compute at once and run ahead; the server waits for the one whose turn it is. As a job's duration is a function
 //! of (seed, worker, job) and its gradient of (snapshot, seed, worker, job), the run does not depend on thread timing.
@@ -10,36 +10,67 @@ use crate::error::{Error, Result};
 use crate::fault::Faults;
 use crate::record::Event;
 use crate::worker::Gradient;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 /// Simulated time.
 pub struct Virtual {
     delay: DelayModel,
     seed: u64,
     faults: Faults,
-    events: BinaryHeap<Reverse<Finish>>,
+    finishes: Finishes,
+    /// The number of each worker's job.
+    jobs: Vec<u64>,
 }
 
-/// Ordered by time, then by worker: equal finish times go to the lowest worker.
-#[derive(PartialEq)]
-struct Finish {
-    time: f64,
-    worker: usize,
-    job: u64,
+/// When each worker's job finishes. A worker has one job at most, so a knockout among the workers names the next: a job that begins, and one
+/// that begins in the place of another, is as many matches as there are rounds, and nothing is left behind of those that were given up.
+#[derive(Default)]
+struct Finishes {
+    /// Node 1 is the winner, node k the earlier of nodes 2k and 2k + 1, the second half the workers. Equal times go to the lowest worker.
+    nodes: Vec<(f64, usize)>,
+    /// Whose finish was taken last: it stays in its place until somebody asks again, for mostly the next job comes first.
+    taken: Option<usize>,
 }
 
-impl Eq for Finish {}
+/// No job.
+const NEVER: (f64, usize) = (f64::INFINITY, usize::MAX);
 
-impl Ord for Finish {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.time.total_cmp(&other.time).then(self.worker.cmp(&other.worker)).then(self.job.cmp(&other.job))
+impl Finishes {
+    /// The worker's job finishes then.
+    fn set(&mut self, worker: usize, time: f64) {
+        if worker >= self.nodes.len() / 2 {
+            self.grow(worker + 1);
+        }
+        self.taken = self.taken.filter(|taken| *taken != worker);
+        self.play(worker, (time, worker));
     }
-}
 
-impl PartialOrd for Finish {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
+    /// The worker's matches, from the first round to the last. To stop where one ends as it did before is no faster.
+    fn play(&mut self, worker: usize, own: (f64, usize)) {
+        let (mut node, mut winner) = (self.nodes.len() / 2 + worker, own);
+        self.nodes[node] = winner;
+        while node > 1 {
+            let other = self.nodes[node ^ 1];
+            winner = if other < winner { other } else { winner };
+            node /= 2;
+            self.nodes[node] = winner;
+        }
+    }
+
+    fn grow(&mut self, workers: usize) {
+        let before = std::mem::take(&mut self.nodes);
+        self.nodes = vec![NEVER; 2 * workers.next_power_of_two()];
+        for (worker, &own) in before[before.len() / 2..].iter().enumerate() {
+            self.play(worker, own);
+        }
+    }
+
+    /// The earliest finish and its worker, who then has no job.
+    fn take(&mut self) -> Option<(f64, usize)> {
+        if let Some(worker) = self.taken.take() {
+            self.play(worker, NEVER);
+        }
+        let next = *self.nodes.get(1).filter(|next| **next != NEVER)?;
+        self.taken = Some(next.1);
+        Some(next)
     }
 }
 
@@ -47,7 +78,7 @@ impl Virtual {
     /// A clock that draws job times from `delay`; with no delay model every job takes one second.
     pub fn new(delay: DelayModel, seed: u64) -> Self {
         let delay = if delay == DelayModel::None { DelayModel::Fixed(vec![1.0]) } else { delay };
-        Virtual { delay, seed, faults: Faults::default(), events: BinaryHeap::new() }
+        Virtual { delay, seed, faults: Faults::default(), finishes: Finishes::default(), jobs: Vec::new() }
     }
 
     /// The same, with jobs that take longer on purpose.
@@ -56,31 +87,36 @@ impl Virtual {
     }
 
     /// The next finish of a job that is still running.
-    fn due(&mut self, crew: &Crew) -> Option<Finish> {
-        // A job that was given up leaves its event behind.
-        let running = |finish: &Finish| crew.running(finish.worker).is_some_and(|job| job.number == finish.job);
-        std::iter::from_fn(|| self.events.pop()).map(|Reverse(finish)| finish).find(running)
+    fn due(&mut self, crew: &Crew) -> Option<(f64, usize)> {
+        // A worker that was lost leaves its last job behind.
+        let running =
+            |(_, worker): &(f64, usize)| crew.running(*worker).is_some_and(|job| job.number == self.jobs[*worker]);
+        std::iter::from_fn(|| self.finishes.take()).find(running)
     }
 }
 
 impl Transport for Virtual {
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64 {
+        if worker >= self.jobs.len() {
+            self.jobs.resize(worker + 1, 0);
+        }
+        self.jobs[worker] = job;
         let time = now + self.delay.draw(self.seed, worker, job) * share + self.faults.delay(worker, job);
-        self.events.push(Reverse(Finish { time, worker, job }));
+        self.finishes.set(worker, time);
         0.0
     }
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
-        let Some(Finish { time, worker, .. }) = self.due(crew) else { return Ok(None) };
+        let Some((time, worker)) = self.due(crew) else { return Ok(None) };
         Ok(Some((time, crew.from(worker)?)))
     }
 
     fn passed(&mut self, crew: &Crew, event: &Event) -> Result<()> {
         match self.due(crew) {
-            Some(finish) if (finish.time, finish.worker) == (event.time, event.worker) => Ok(()),
+            Some(finish) if finish == (event.time, event.worker) => Ok(()),
             other => {
                 let here =
-                    other.map_or("nobody is due".into(), |f| format!("worker {} is due at {}", f.worker, f.time));
+                    other.map_or("nobody is due".into(), |(time, worker)| format!("worker {worker} is due at {time}"));
                 Err(Error::usage(format!(
                     "event {} of the log is worker {} at {}, but here {here}: the log is not of this run",
                     event.seq, event.worker, event.time
@@ -100,8 +136,32 @@ mod tests {
         for worker in [2, 1, 0] {
             clock.begin(worker, 0, 0.0, 1.0);
         }
-        clock.begin(1, 1, 1.0, 1.0);
-        let order: Vec<_> = std::iter::from_fn(|| clock.events.pop()).map(|Reverse(f)| (f.time, f.worker)).collect();
+        let mut order = Vec::new();
+        while let Some((time, worker)) = clock.finishes.take() {
+            order.push((time, worker));
+            if order.len() == 1 {
+                clock.begin(1, 1, time, 1.0);
+            }
+        }
         assert_eq!(order, [(1.0, 1), (2.0, 0), (2.0, 1), (2.0, 2)]);
+    }
+
+    #[test]
+    fn a_job_in_the_place_of_another_leaves_nothing_behind() {
+        // Against a list that is searched, with as many workers as come.
+        let (mut clock, mut list) = (Finishes::default(), Vec::new());
+        let draw = |k: u64| (k.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+        for k in 0..3000 {
+            if draw(k).is_multiple_of(4) {
+                let first = list.iter().copied().min_by(|a: &(f64, usize), b| a.partial_cmp(b).unwrap());
+                list.retain(|finish| Some(*finish) != first);
+                assert_eq!(clock.take(), first);
+                continue;
+            }
+            let finish = ((draw(k + 10_000) % 50) as f64, draw(k + 20_000) % (5 + k as usize / 30));
+            list.retain(|(_, worker)| *worker != finish.1);
+            list.push(finish);
+            clock.set(finish.1, finish.0);
+        }
     }
 }
