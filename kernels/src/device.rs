@@ -271,6 +271,17 @@ impl Buffer {
         Buffer::Device { handle: Arc::new(handle), len }
     }
 
+    /// Whether both are the same floats of the same memory.
+    pub fn is(&self, other: &Buffer) -> bool {
+        match (self, other) {
+            (Buffer::Host { bytes, start, len }, Buffer::Host { bytes: others, start: first, len: many }) => {
+                Arc::ptr_eq(bytes, others) && (start, len) == (first, many)
+            }
+            (Buffer::Device { handle, .. }, Buffer::Device { handle: others, .. }) => Arc::ptr_eq(handle, others),
+            _ => false,
+        }
+    }
+
     /// Number of floats.
     pub fn len(&self) -> usize {
         match self {
@@ -483,5 +494,7 @@ mod tests {
     fn a_view_shares_the_bytes() {
         let buffer = Device::Cpu.upload((0..10).map(|x| x as f32).collect());
         assert_eq!(buffer.view(2, 3).view(1, 2).host(), [3.0, 4.0]);
+        assert!(buffer.clone().is(&buffer) && buffer.view(2, 3).is(&buffer.view(2, 3)));
+        assert!(!buffer.view(2, 3).is(&buffer.view(3, 3)) && !buffer.is(&Device::Cpu.upload(buffer.host().to_vec())));
     }
 }

@@ -122,6 +122,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
                 images: train.clone(),
                 augment,
                 net: Some(net.clone()),
+                attached: None,
                 spare: net.clone(),
                 zero: zero.clone(),
                 replica: Replica::new(),
@@ -206,6 +207,8 @@ struct Classify {
     augment: Augment,
     /// There between calls, unless one failed; taken while Burn maps it.
     net: Option<Net>,
+    /// What its parameters are leaves of. Where that is the same buffer again, as the replica's own is on CUDA, they stay so.
+    attached: Option<Buffer>,
     /// Attached to nothing.
     spare: Net,
     /// What the net is attached to while it rests on the CPU, so that it holds no weights that the server has left behind.
@@ -221,38 +224,39 @@ struct Classify {
 /// What a step gives: a gradient per segment of the layout, and the batch loss.
 type Step = (Arc<[Buffer]>, Buffer);
 
-/// Attaches the net to `weights`, and computes forward and backward: a gradient per segment of the layout, and a loss per replica.
+/// Forward and backward of a net that is attached to weights of this layout: a gradient per segment, and a loss per replica.
 pub(super) fn pass(
-    net: Net,
+    net: &Net,
     device: &Device,
     layout: &Layout,
-    weights: &Buffer,
     (shape, x, y): (ImageShape, &Buffer, &Buffer),
     how: Pass,
-) -> Result<(Net, Vec<Buffer>, Buffer)> {
+) -> Result<(Vec<Buffer>, Buffer)> {
     let batch = y.len() / shape.classes;
     let x = tensor::<4>(device, x, [batch, shape.side, shape.side, shape.channels]);
     let y = tensor::<2>(device, y, [batch, shape.classes]);
-    let net = attach(net, device, layout, weights);
     let logits = net.forward(Tensor::from_inner(x), how);
     let losses = cross_entropies(logits, Tensor::from_inner(y), net.scale(), how.replicas);
     let mut found = sums::together(layout, || losses.backward());
-    let buffers = gradients(&net, device, layout, &mut found)?;
-    Ok((net, buffers, buffer(device, losses.inner())?))
+    let buffers = gradients(net, device, layout, &mut found)?;
+    Ok((buffers, buffer(device, losses.inner())?))
 }
 
 impl Classify {
     /// Forward and backward at `weights` on images and targets.
     fn step(&mut self, weights: &Buffer, x: &Buffer, y: &Buffer) -> Result<Step> {
         // After a pass that failed there is none: the job may be done again.
-        let net = self.net.take().unwrap_or_else(|| self.spare.clone());
-        let (net, buffers, loss) =
-            pass(net, &self.device, &self.layout, weights, (self.images.shape(), x, y), self.precision.into())?;
+        let net = match (self.net.take(), self.attached.take()) {
+            (Some(net), Some(attached)) if attached.is(weights) => net,
+            (net, _) => attach(net.unwrap_or_else(|| self.spare.clone()), &self.device, &self.layout, weights),
+        };
+        let batch = (self.images.shape(), x, y);
+        let (buffers, loss) = pass(&net, &self.device, &self.layout, batch, self.precision.into())?;
         // A GPU's net stays where it is: they are the replica's own (CUDA), or the newest but a few (WGPU).
-        self.net = Some(match self.device {
-            Device::Cpu => detach(net, &self.device, &self.layout, &self.zero),
-            Device::Gpu(_) => net,
-        });
+        (self.net, self.attached) = match self.device {
+            Device::Cpu => (Some(detach(net, &self.device, &self.layout, &self.zero)), None),
+            Device::Gpu(_) => (Some(net), Some(weights.clone())),
+        };
         Ok((buffers.into(), loss))
     }
 

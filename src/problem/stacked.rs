@@ -7,7 +7,7 @@ use super::images::pass;
 use super::{Asked, Stacked};
 use crate::error::Result;
 use crate::model::Net;
-use crate::params::detach;
+use crate::params::{attach, detach};
 use stagger_kernels::gather::{Augment, Draw, Images, Part};
 use stagger_kernels::nn::{Pass, Precision};
 use stagger_kernels::stack::{stack, unstack};
@@ -38,10 +38,10 @@ impl Stacked for Stack {
         let draw = |job: &Asked| Draw::Batch { part: &self.parts[job.worker], job: job.job, augment: self.augment };
         let (x, y) = self.images.draw_together(device, jobs.iter().map(draw).collect(), self.batch);
         let (layout, weights) = (self.layout.stacked(replicas), stack(device, &self.layout, &models));
-        let net = self.net.take().expect("the replicas are there");
+        let net = attach(self.net.take().expect("the replicas are there"), device, &layout, &weights);
         let batch = (self.images.shape(), &x, &y);
         let how = Pass { precision: self.precision, replicas };
-        let (net, all, losses) = pass(net, device, &layout, &weights, batch, how)?;
+        let (all, losses) = pass(&net, device, &layout, batch, how)?;
         self.net = Some(detach(net, device, &self.layout, &self.zero));
         let own = unstack(device, &self.layout, replicas, &all, &losses);
         Ok(own.into_iter().map(|(buffers, loss)| (buffers.into(), loss)).collect())
