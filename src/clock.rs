@@ -125,6 +125,15 @@ impl fmt::Display for DelayModel {
 }
 
 impl DelayModel {
+    /// Whether every job of every worker takes the same time.
+    pub fn is_constant(&self) -> bool {
+        match self {
+            DelayModel::None => true,
+            DelayModel::Fixed(s) => s.iter().all(|time| *time == s[0]),
+            _ => false,
+        }
+    }
+
     /// The time that job `job` of worker `worker` takes, in seconds: at least 0.
     pub fn draw(&self, seed: u64, worker: usize, job: u64) -> f64 {
         let own = |s: &[f64]| s[worker % s.len()];

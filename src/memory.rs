@@ -32,12 +32,12 @@ pub struct Need {
 
 impl Need {
     /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU), whose results wait for
-    /// their time where they are `timed`.
+    /// their time where they are `timed`; `together` where all jobs take the same time.
     pub fn of(
         problem: &Problem,
         workers: usize,
         threads: Option<usize>,
-        timed: bool,
+        (timed, together): (bool, bool),
         needs: &Needs,
         descent: &Descent,
     ) -> Need {
@@ -62,11 +62,21 @@ impl Need {
         // What a job was sent: one version each, but the same for all where they begin together, and for about as many as an update
         // takes gradients.
         let sent = if needs.synchronous { 1 } else { n.min(n / needs.gradients.max(1) as u64 + 2) };
+        // Stacked, models are let go of late where workers are out of step.
+        let together = together || needs.synchronous;
+        let sent = if stacked > 0 && !together { n } else { sent };
         // Gradients: of those who compute, and of all whose result waits: for its time, or for a server that is slower than they are.
         let wait = timed || problem.step_bytes < model;
         let gradients = if wait { n } else { n.min(computing + 1) };
+        // Passes are of several sizes where not all workers finish at once, and where too many do.
+        let crowd = workers > stacked;
+        let varied = !together || crowd;
         let models = match threads {
-            // The models of a pass, and its gradients before they are taken apart.
+            // Of the largest pass: the models, and the gradients together and apart. Smaller ones leave buffers that lie idle.
+            Some(_) if stacked > 0 => {
+                let largest = (3 + !together as u64 + 2 * crowd as u64) * stacked as u64;
+                server + each + sent + (n - stacked as u64) + largest
+            }
             _ if stacked > 0 => server + each + sent + gradients + 2 * stacked as u64,
             Some(_) => server + each + sent + gradients,
             // Gradient, snapshot, and its copy on the worker's stream.
@@ -74,12 +84,15 @@ impl Need {
         };
         // Packed weights, and the sums of the weight gradient.
         let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
-        // On the CPU the buffers of a stack are large, and of several sizes: a quarter of them was found to lie idle.
-        let idle = if stacked > 0 && threads.is_some() { problem.step_bytes / 4 } else { 0 };
-        let steps = computing * (problem.step_bytes + idle + 3 * largest);
-        // The server's stream or thread computes what is stacked, with the memory that it evaluates in.
+        let beside = match threads {
+            // And a quarter of these.
+            Some(_) if stacked > 0 => varied as u64 * problem.step_bytes / 4,
+            _ => 3 * largest,
+        };
+        let steps = computing * (problem.step_bytes + beside);
+        // The server's stream computes what is stacked, with the memory that it evaluates in.
         let evaluation = problem.evaluation_bytes;
-        let steps = if stacked > 0 { steps.max(evaluation) } else { steps + evaluation };
+        let steps = if stacked > 0 && threads.is_none() { steps.max(evaluation) } else { steps + evaluation };
         let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
             PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
         });

@@ -235,7 +235,8 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     // Only from a thread of its own can a worker be seen to hang.
     let on_the_spot = (on_the_spot && settings.policy.timeout.is_none()) || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
-    let memory = Need::of(&problem, workers, threads_taken, timed, &needs, &descent);
+    let times = (timed, settings.delay.is_constant());
+    let memory = Need::of(&problem, workers, threads_taken, times, &needs, &descent);
     let copies = threads.is_some() && settings.checkpoint_every.unwrap_or(0) > 0;
     let memory = if copies { memory.with_checkpoints() } else { memory };
     memory.check(&backend, &problem, workers, &descent)?;

@@ -31,6 +31,10 @@ fn the_estimate_holds_within_15_percent() {
         "--backend cpu --threads-per-worker 1 --model cnn --rule fedbuff --workers 64 --updates 20",
         "--backend cpu --model cnn --rule asgd --workers 16 --updates 64 --clock virtual --delay fixed:1,2,3,7 --step stacked",
         "--backend cpu --model cnn --rule asgd --workers 4 --updates 32 --clock virtual --step stacked",
+        "--backend cpu --model mlp --rule asgd --workers 16 --updates 64 --clock virtual --step stacked",
+        "--backend cpu --model mlp --rule sync --workers 16 --updates 64 --clock virtual --delay exp:1,2,3 --step stacked",
+        "--backend cpu --model mlp --rule fedbuff:b=4 --workers 16 --updates 64 --clock virtual --delay exp:1,2,3 --step stacked",
+        "--backend cpu --model mlp --rule asgd --workers 64 --updates 200 --clock virtual --step stacked",
     ] {
         let found = ratio(flags);
         println!("{flags}: estimate {found:.2} of what was taken");

@@ -43,6 +43,8 @@ impl Stacked for Stack {
         let how = Pass { precision: self.precision, replicas };
         let (all, losses) = pass(&net, device, &layout, batch, how)?;
         self.net = Some(detach(net, device, &self.layout, &self.zero));
+        // Room for the gradients one by one.
+        drop(weights);
         let own = unstack(device, &self.layout, replicas, &all, &losses);
         Ok(own.into_iter().map(|(buffers, loss)| (buffers.into(), loss)).collect())
     }
