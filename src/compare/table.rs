@@ -204,12 +204,10 @@ fn thinned(run: &[(f64, f64)]) -> Vec<(f64, f64)> {
         return run.to_vec();
     }
     let extremes = |stretch: &[(f64, f64)]| {
-        let (mut low, mut high) = (0, 0);
-        for k in 0..stretch.len() {
-            low = if stretch[k].1 < stretch[low].1 { k } else { low };
-            high = if stretch[k].1 > stretch[high].1 { k } else { high };
-        }
-        [stretch[low.min(high)], stretch[low.max(high)]]
+        let order = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
+        let ends = (stretch.iter().min_by(order), stretch.iter().max_by(order));
+        let (&low, &high) = ends.0.zip(ends.1).expect("a stretch has a point");
+        if low.0 <= high.0 { [low, high] } else { [high, low] }
     };
     run.chunks(run.len().div_ceil(STRETCHES)).flat_map(extremes).chain(run.last().copied()).collect()
 }

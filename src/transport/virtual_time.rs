@@ -10,14 +10,13 @@ use crate::error::{Error, Result};
 use crate::fault::Faults;
 use crate::record::Event;
 use crate::worker::Gradient;
+
 /// Simulated time.
 pub struct Virtual {
     delay: DelayModel,
     seed: u64,
     faults: Faults,
     finishes: Finishes,
-    /// The number of each worker's job.
-    jobs: Vec<u64>,
 }
 
 /// When each worker's job finishes. A worker has one job at most, so a knockout among the workers names the next: a job that begins, and one
@@ -78,7 +77,7 @@ impl Virtual {
     /// A clock that draws job times from `delay`; with no delay model every job takes one second.
     pub fn new(delay: DelayModel, seed: u64) -> Self {
         let delay = if delay == DelayModel::None { DelayModel::Fixed(vec![1.0]) } else { delay };
-        Virtual { delay, seed, faults: Faults::default(), finishes: Finishes::default(), jobs: Vec::new() }
+        Virtual { delay, seed, faults: Faults::default(), finishes: Finishes::default() }
     }
 
     /// The same, with jobs that take longer on purpose.
@@ -88,19 +87,13 @@ impl Virtual {
 
     /// The next finish of a job that is still running.
     fn due(&mut self, crew: &Crew) -> Option<(f64, usize)> {
-        // A worker that was lost leaves its last job behind.
-        let running =
-            |(_, worker): &(f64, usize)| crew.running(*worker).is_some_and(|job| job.number == self.jobs[*worker]);
-        std::iter::from_fn(|| self.finishes.take()).find(running)
+        // A worker that was lost leaves its last job behind; whoever runs one is here with it.
+        std::iter::from_fn(|| self.finishes.take()).find(|(_, worker)| crew.running(*worker).is_some())
     }
 }
 
 impl Transport for Virtual {
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64 {
-        if worker >= self.jobs.len() {
-            self.jobs.resize(worker + 1, 0);
-        }
-        self.jobs[worker] = job;
         let time = now + self.delay.draw(self.seed, worker, job) * share + self.faults.delay(worker, job);
         self.finishes.set(worker, time);
         0.0

@@ -25,7 +25,7 @@ pub mod tuning;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
-pub(crate) use cpu::{Scratch, for_each_instruction_set};
+pub(crate) use cpu::{Lanes, Scratch, for_each_instruction_set};
 use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind};
 

@@ -1,7 +1,7 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
 use super::{EARLIER, Fold, Guard, Incoming, Method, SQUARE_FLOOR, Step, Update};
-use crate::nn::for_each_instruction_set;
+use crate::nn::{Lanes, for_each_instruction_set};
 use crate::row::Entries;
 
 /// Floats per block of the loop. So few that the passes over one and over the next overlap in the processor, which then reads all
@@ -118,7 +118,7 @@ for_each_instruction_set! {
 
 /// Block by block, pass by pass. The same bits whatever the instructions: nothing here is contracted or taken in another order.
 #[inline(always)]
-fn blocks<const P: usize, const N: usize, const FMA: bool>(update: Update) {
+fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     let Update { mut gradient, weights, fold, step } = update;
     let (mut fold, mut step, weights) = (fold.on_host(), step.map(Step::on_host), weights.host());
     let factor = gradient.note();

@@ -4,7 +4,7 @@
 //! A register tile reads those runs where they are (`tile`). Work is split among the threads of the current pool by images or by
 //! columns of the result, never within a sum, so the result does not depend on how many threads there are.
 
-use super::tile::{LANES, Tile, for_each_instruction_set, outer_products, rows_by_panels, tile_size};
+use super::tile::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, rows_by_panels, tile_size, zeros};
 use super::{Scratch, parallel};
 use crate::nn::Conv;
 
@@ -13,6 +13,9 @@ const PIXELS: usize = 256;
 
 /// Floats of a patch that are gone through at a time: with two panels of weights 24 KiB.
 const STRETCH: usize = 192;
+
+/// Output pixels that the weights' gradient takes at a time: all that it reads of them stays in the nearest cache for the next tile.
+const STRIPE: usize = 64;
 
 /// Images per piece of work.
 fn images_together(plan: &Conv) -> usize {
@@ -89,21 +92,16 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn forward_tiles<const P: usize, const N: usize, const FMA: bool>(
-    plan: &Conv,
-    padded: &[f32],
-    panels: &[f32],
-    y: &mut [f32],
-) {
+fn forward_tiles<L: Lanes, const P: usize, const N: usize>(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) {
     let starts = starts(plan, y.len() / plan.to);
     let count = plan.to.div_ceil(LANES);
     let mut panel = 0;
     while panel < count {
         if panel + N <= count {
-            forward_panels::<P, N, FMA>(plan, padded, &starts, panels, panel, y);
+            forward_panels::<L, P, N>(plan, padded, &starts, panels, panel, y);
             panel += N;
         } else {
-            forward_panels::<P, 1, FMA>(plan, padded, &starts, panels, panel, y);
+            forward_panels::<L, P, 1>(plan, padded, &starts, panels, panel, y);
             panel += 1;
         }
     }
@@ -111,7 +109,7 @@ fn forward_tiles<const P: usize, const N: usize, const FMA: bool>(
 
 /// N panels of outputs for all pixels: a stretch of the patch at a time, whose weights stay in the nearest cache meanwhile.
 #[inline(always)]
-fn forward_panels<const P: usize, const N: usize, const FMA: bool>(
+fn forward_panels<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
     padded: &[f32],
     starts: &[usize],
@@ -121,48 +119,64 @@ fn forward_panels<const P: usize, const N: usize, const FMA: bool>(
 ) {
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
     let (from, to) = (panel * LANES, ((panel + N) * LANES).min(plan.to));
-    for row in 0..plan.kernel {
-        for block in (0..run).step_by(STRETCH) {
-            let length = STRETCH.min(run - block);
-            let weights: [&[f32]; N] = std::array::from_fn(|n| {
-                &panels[((panel + n) * plan.patch() + row * run + block) * LANES..][..length * LANES]
-            });
-            let first = row == 0 && block == 0;
+    // Rows of the kernel at a time, or parts of one.
+    let (together, length) = ((STRETCH / run).max(1), run.min(STRETCH));
+    for first in (0..plan.kernel).step_by(together) {
+        let lines = first..(first + together).min(plan.kernel);
+        for block in (0..run).step_by(length) {
+            let length = length.min(run - block);
             for (tile, pixels) in y.chunks_mut(P * plan.to).enumerate() {
                 // Beyond the last pixel the last one is computed again and not stored.
-                let rows = std::array::from_fn(|p| {
-                    &padded[starts[(tile * P + p).min(starts.len() - 1)] + row * pitch + block..][..length]
-                });
-                let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
-                if !first {
-                    pixels.chunks(plan.to).zip(&mut acc).for_each(|(pixel, acc)| load(&pixel[from..to], acc));
+                let starts: [usize; P] = std::array::from_fn(|p| starts[(tile * P + p).min(starts.len() - 1)]);
+                let place = |p| p * plan.to + from..p * plan.to + to;
+                let mut acc: Tile<L, P, N> = zeros();
+                if first + block > 0 {
+                    for (p, acc) in acc.iter_mut().enumerate() {
+                        if let Some(pixel) = pixels.get(place(p)) {
+                            *acc = load(pixel);
+                        }
+                    }
                 }
-                rows_by_panels::<P, N, FMA>(rows, weights, &mut acc);
-                pixels.chunks_mut(plan.to).zip(&acc).for_each(|(pixel, acc)| store(acc, &mut pixel[from..to]));
+                for line in lines.clone() {
+                    let rows = std::array::from_fn(|p| &padded[starts[p] + line * pitch + block..][..length]);
+                    let weights = std::array::from_fn(|n| {
+                        &panels[((panel + n) * plan.patch() + line * run + block) * LANES..][..length * LANES]
+                    });
+                    rows_by_panels::<L, P, N>(rows, weights, &mut acc);
+                }
+                for (p, acc) in acc.iter().enumerate() {
+                    if let Some(pixel) = pixels.get_mut(place(p)) {
+                        store(acc, pixel);
+                    }
+                }
             }
         }
     }
 }
 
-/// Reads a tile's row; lanes beyond the last output stay as they are.
+/// Reads a tile's row; lanes beyond the last output are zero.
 #[inline(always)]
-fn load<const N: usize>(pixel: &[f32], acc: &mut [[f32; LANES]; N]) {
-    match pixel.as_chunks::<LANES>() {
-        // Of fixed length, so that the row stays in registers.
-        (panels, []) => (0..N).for_each(|n| acc[n] = panels[n]),
-        _ => acc.as_flattened_mut()[..pixel.len()].copy_from_slice(pixel),
-    }
+fn load<L: Lanes, const N: usize>(pixel: &[f32]) -> [L; N] {
+    let mut room = [[0.0; LANES]; N];
+    let panels: &[[f32; LANES]; N] = match pixel.as_chunks() {
+        // Of fixed length, so that the row goes to registers at once.
+        (panels, []) => panels.first_chunk().expect("a row of the tile"),
+        _ => {
+            room.as_flattened_mut()[..pixel.len()].copy_from_slice(pixel);
+            &room
+        }
+    };
+    panels.each_ref().map(L::load)
 }
 
 /// The inverse of [`load`].
 #[inline(always)]
-fn store<const N: usize>(acc: &[[f32; LANES]; N], pixel: &mut [f32]) {
-    match pixel.as_chunks_mut::<LANES>() {
-        (panels, []) => (0..N).for_each(|n| panels[n] = acc[n]),
-        (_, [..]) => {
-            let length = pixel.len();
-            pixel.copy_from_slice(&acc.as_flattened()[..length]);
-        }
+fn store<L: Lanes, const N: usize>(acc: &[L; N], pixel: &mut [f32]) {
+    let panels = acc.map(L::store);
+    let length = pixel.len();
+    match pixel.as_chunks_mut() {
+        (all, []) => *all.first_chunk_mut().expect("a row of the tile") = panels,
+        _ => pixel.copy_from_slice(&panels.as_flattened()[..length]),
     }
 }
 
@@ -171,7 +185,7 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn scatter_tiles<const P: usize, const N: usize, const FMA: bool>(
+fn scatter_tiles<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
     dy: &[f32],
     panels: &[f32],
@@ -189,9 +203,9 @@ fn scatter_tiles<const P: usize, const N: usize, const FMA: bool>(
             for first in (0..pixels).step_by(P) {
                 let place = Place { starts: &starts, first, offset: offset + panel * LANES };
                 if wide {
-                    scatter_tile::<P, N, FMA>(plan, dy, weights, panel, place, padded);
+                    scatter_tile::<L, P, N>(plan, dy, weights, panel, place, padded);
                 } else {
-                    scatter_tile::<P, 1, FMA>(plan, dy, weights, panel, place, padded);
+                    scatter_tile::<L, P, 1>(plan, dy, weights, panel, place, padded);
                 }
             }
             panel += if wide { N } else { 1 };
@@ -207,7 +221,7 @@ struct Place<'a> {
 }
 
 #[inline(always)]
-fn scatter_tile<const P: usize, const N: usize, const FMA: bool>(
+fn scatter_tile<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
     dy: &[f32],
     weights: &[f32],
@@ -219,11 +233,15 @@ fn scatter_tile<const P: usize, const N: usize, const FMA: bool>(
     let rows = std::array::from_fn(|p| &dy[(first + p).min(starts.len() - 1) * plan.to..][..plan.to]);
     let panels = std::array::from_fn(|n| &weights[n * plan.taps() * plan.to * LANES..][..plan.to * LANES]);
     let length = (N * LANES).min(plan.from - panel * LANES);
-    let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
+    let mut acc: Tile<L, P, N> = zeros();
     let places = &starts[first..];
-    places.iter().zip(&mut acc).for_each(|(start, acc)| load(&padded[start + offset..][..length], acc));
-    rows_by_panels::<P, N, FMA>(rows, panels, &mut acc);
-    places.iter().zip(&acc).for_each(|(start, acc)| store(acc, &mut padded[start + offset..][..length]));
+    for (start, acc) in places.iter().zip(&mut acc) {
+        *acc = load(&padded[start + offset..][..length]);
+    }
+    rows_by_panels::<L, P, N>(rows, panels, &mut acc);
+    for (start, acc) in places.iter().zip(&acc) {
+        store(acc, &mut padded[start + offset..][..length]);
+    }
 }
 
 for_each_instruction_set! {
@@ -232,7 +250,7 @@ for_each_instruction_set! {
 
 /// Adds these images' part to the tiles from `first` on.
 #[inline(always)]
-fn weight_gradient_tiles<const P: usize, const N: usize, const FMA: bool>(
+fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
     padded: &[f32],
     dy: &[f32],
@@ -243,24 +261,29 @@ fn weight_gradient_tiles<const P: usize, const N: usize, const FMA: bool>(
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
     let per_run = run.div_ceil(P);
     // The outputs of the column at hand lie together: spread out over the pixels they would share a few places of the cache.
-    let mut packed = Scratch::zeros(starts.len() * N * LANES);
-    let mut packed_column = usize::MAX;
-    for (index, sums) in sums.chunks_exact_mut(P * N * LANES).enumerate() {
-        let (column, block) = ((first + index) / (plan.kernel * per_run), (first + index) % (plan.kernel * per_run));
-        let (row, block) = (block / per_run, block % per_run);
-        if column != packed_column {
-            packed_column = column;
-            let (from, to) = (column * N * LANES, ((column + 1) * N * LANES).min(plan.to));
-            for (packed, dy) in packed.chunks_exact_mut(N * LANES).zip(dy.chunks_exact(plan.to)) {
-                packed[..to - from].copy_from_slice(&dy[from..to]);
+    let mut packed = Scratch::zeros(STRIPE * N * LANES);
+    for (starts, dy) in starts.chunks(STRIPE).zip(dy.chunks(STRIPE * plan.to)) {
+        let mut packed_column = usize::MAX;
+        for (index, sums) in sums.chunks_exact_mut(P * N * LANES).enumerate() {
+            let (column, block) =
+                ((first + index) / (plan.kernel * per_run), (first + index) % (plan.kernel * per_run));
+            let (row, block) = (block / per_run, block % per_run);
+            if column != packed_column {
+                packed_column = column;
+                let (from, to) = (column * N * LANES, ((column + 1) * N * LANES).min(plan.to));
+                for (packed, dy) in packed.chunks_exact_mut(N * LANES).zip(dy.chunks_exact(plan.to)) {
+                    packed[..to - from].copy_from_slice(&dy[from..to]);
+                }
+            }
+            // A run that is no multiple of P reads into what follows it, and a column into the one before; those sums are never
+            // looked at.
+            let a = &padded[row * pitch + block * P..];
+            let mut acc: Tile<L, P, N> = zeros();
+            outer_products::<L, P, N>(a, starts, &packed, &mut acc);
+            for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc.as_flattened()) {
+                sums.iter_mut().zip(acc.store()).for_each(|(sum, a)| *sum += a);
             }
         }
-        // A run that is no multiple of P reads into what follows it, and a column into the one before; those sums are never
-        // looked at.
-        let a = &padded[row * pitch + block * P..];
-        let mut acc: Tile<P, N> = [[[0.0; LANES]; N]; P];
-        outer_products::<P, N, FMA>(a, &starts, &packed, &mut acc);
-        sums.iter_mut().zip(acc.as_flattened().as_flattened()).for_each(|(s, a)| *s += a);
     }
 }
 

@@ -7,7 +7,7 @@ pub(super) mod norm;
 pub(super) mod pool;
 pub(crate) mod tile;
 
-pub(crate) use tile::for_each_instruction_set;
+pub(crate) use tile::{Lanes, for_each_instruction_set};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use cubecl::bytes::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!((again.as_ptr(), again[4]), (address, 1.5));
     }
 
-    /// By the path of [`for_each_instruction_set`] that this processor takes (Miri: by what it is told to have), at a size that no tile divides.
+    /// By the path of [`for_each_instruction_set`] that this processor takes (Miri: the plain one), at a size that no tile divides.
     #[test]
     fn a_product_in_tiles_is_the_product() {
         let (batch, from, to) = (5, 7, 19);
@@ -173,5 +173,86 @@ mod tests {
                 assert!((dw[i * to + o] - exact).abs() < 1e-4, "dw[{i}, {o}]");
             }
         }
+    }
+
+    /// Floating-point operations per second of the processor's widest fused multiply-adds, twelve at a time and nothing else.
+    #[cfg(target_arch = "x86_64")]
+    fn roof() -> Option<f64> {
+        use std::arch::x86_64::*;
+        use std::hint::black_box;
+        const ROUNDS: usize = 2_000;
+
+        #[target_feature(enable = "avx512f")]
+        fn avx512() {
+            let (factor, mut sums) = (black_box(_mm512_set1_ps(0.5)), [_mm512_setzero_ps(); 12]);
+            (0..ROUNDS).for_each(|_| sums = sums.map(|sum| _mm512_fmadd_ps(sum, factor, factor)));
+            black_box(sums);
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2() {
+            let (factor, mut sums) = (black_box(_mm256_set1_ps(0.5)), [_mm256_setzero_ps(); 12]);
+            (0..ROUNDS).for_each(|_| sums = sums.map(|sum| _mm256_fmadd_ps(sum, factor, factor)));
+            black_box(sums);
+        }
+        let began = std::time::Instant::now();
+        let lanes = match tile::instructions() {
+            // SAFETY: the processor has said that it knows these instructions.
+            tile::Instructions::Avx512 => unsafe {
+                avx512();
+                16
+            },
+            // SAFETY: as above.
+            tile::Instructions::Avx2 => unsafe {
+                avx2();
+                8
+            },
+            tile::Instructions::Plain => return None,
+        };
+        Some((ROUNDS * 12 * 2 * lanes) as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// Both are measured in turn, in pieces so short that both find the processor alone; what the compiler has spoilt is never fast.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    #[cfg_attr(any(miri, debug_assertions), ignore = "a speed, of the optimised program")]
+    fn a_convolution_keeps_the_multipliers_busy() {
+        use crate::nn::{Conv, Precision};
+        use std::time::{Duration, Instant};
+        const PATIENCE: Duration = Duration::from_secs(20);
+        /// Of the roof. Measured on a processor with AVX-512: 0.66, 0.65 and 0.44; its AVX2 path was at half of that while the compiler
+        /// chose the registers.
+        const LEAST: [f64; 3] = [0.5, 0.5, 0.3];
+
+        let (batch, height, width, from, to, kernel, stride, pad) = (16, 8, 8, 32, 64, 3, 1, 1);
+        let plan = Conv { batch, height, width, from, to, kernel, stride, pad, precision: Precision::F32, replicas: 1 };
+        let value = |k: usize| (k % 31) as f32 * 0.01 - 0.15;
+        let filled = |len: usize| (0..len).map(value).collect::<Vec<f32>>();
+        let (x, w, dy) =
+            (filled(batch * plan.in_image()), filled(to * plan.patch()), filled(batch * plan.out_pixels() * to));
+        let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
+        let flops = 2.0 * (batch * plan.out_pixels() * to * plan.patch()) as f64;
+        let rate = |work: &mut dyn FnMut()| {
+            let began = Instant::now();
+            work();
+            flops / began.elapsed().as_secs_f64()
+        };
+        let (mut best, mut top) = ([0f64; 3], 0f64);
+        let began = Instant::now();
+        let enough = |best: [f64; 3], top: f64| best.iter().zip(LEAST).all(|(best, least)| *best >= least * top);
+        rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap().install(|| {
+            for round in 0.. {
+                let Some(roof) = roof() else { return eprintln!("skipped: no fused multiply-adds of known speed") };
+                top = top.max(roof);
+                best[0] = best[0].max(rate(&mut || conv::forward(&plan, &x, &w, &mut y)));
+                best[1] = best[1].max(rate(&mut || conv::input_gradient(&plan, &dy, &w, &mut dx)));
+                best[2] = best[2].max(rate(&mut || conv::weight_gradient(&plan, &x, &dy, &mut dw)));
+                if round > 1_000 && enough(best, top) || began.elapsed() > PATIENCE {
+                    break;
+                }
+            }
+            let shares = best.map(|best| best / top);
+            eprintln!("roof {:.1} GFLOP/s; forward, data, weights: {shares:.2?} of it", top / 1e9);
+            assert!(enough(best, top), "{shares:.2?} of {:.1} GFLOP/s", top / 1e9);
+        });
     }
 }

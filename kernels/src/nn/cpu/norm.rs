@@ -4,7 +4,7 @@
 //! dx = (γ dz - mean(γ dz) - x̂ mean(γ dz x̂)) / σ, dγ = Σ dz x̂, dβ = Σ dz (Wu & He, 2018; the derivative is ours).
 //! Sums run over the pixels channel by channel, so that a vector of channels is added at a time.
 
-use super::tile::for_each_instruction_set;
+use super::tile::{Lanes, for_each_instruction_set};
 use super::{Scratch, parallel};
 use crate::nn::Norm;
 
@@ -49,7 +49,7 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn forward_loops<const P: usize, const N: usize, const FMA: bool>(
+fn forward_loops<L: Lanes, const P: usize, const N: usize>(
     plan: &Norm,
     x: &[f32],
     gamma: &[f32],
@@ -166,7 +166,7 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn backward_loops<const P: usize, const N: usize, const FMA: bool>(
+fn backward_loops<L: Lanes, const P: usize, const N: usize>(
     plan: &Norm,
     saved: Saved,
     dy: &[f32],

@@ -1,7 +1,7 @@
 //! Pooling on the CPU.
 
 use super::parallel;
-use super::tile::for_each_instruction_set;
+use super::tile::{Lanes, for_each_instruction_set};
 use crate::nn::Pool;
 
 /// The largest of each 2×2 pixels.
@@ -23,7 +23,7 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn max_loops<const P: usize, const N: usize, const FMA: bool>(plan: &Pool, x: &[f32], y: &mut [f32]) {
+fn max_loops<L: Lanes, const P: usize, const N: usize>(plan: &Pool, x: &[f32], y: &mut [f32]) {
     let c = plan.channels;
     let row = plan.width * c;
     for (y, x) in y.chunks_exact_mut(row / 2).zip(x.chunks_exact(2 * row)) {
@@ -47,12 +47,7 @@ for_each_instruction_set! {
 }
 
 #[inline(always)]
-fn max_backward_loops<const P: usize, const N: usize, const FMA: bool>(
-    plan: &Pool,
-    x: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
-) {
+fn max_backward_loops<L: Lanes, const P: usize, const N: usize>(plan: &Pool, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     let c = plan.channels;
     let row = plan.width * c;
     for ((dx, x), dy) in dx.chunks_exact_mut(2 * row).zip(x.chunks_exact(2 * row)).zip(dy.chunks_exact(row / 2)) {

@@ -1,52 +1,186 @@
 //! The register tile under every convolution: P rows times N panels of 16 lanes, kept in registers while k runs.
 //!
-//! Plain loops over arrays of fixed length. Compiled once per instruction set, they become 512-bit or 256-bit fused
-//! multiply-adds; which one runs is asked of the processor, once.
+//! What lies in registers is written down here and not left to the compiler. Of plain loops over arrays it made vectors of the lanes in
+//! one build and of the rows in another, and of intrinsics it read the factors ahead until the sums no longer fitted: half of the speed
+//! went with a change somewhere else. So one factor is read and multiplied in one piece of assembly, and nothing else is.
 
 /// Floats of a panel.
 pub const LANES: usize = 16;
 
-/// The accumulators of a tile.
-pub type Tile<const P: usize, const N: usize> = [[[f32; LANES]; N]; P];
+/// The 16 lanes of a panel, in registers. One type per instruction set; [`for_each_instruction_set`] alone names them, each where the
+/// processor has said that it knows its instructions.
+pub trait Lanes: Copy {
+    /// Reads them.
+    fn load(lanes: &[f32; LANES]) -> Self;
 
-/// acc += a b.
-#[inline(always)]
-fn axpy<const FMA: bool>(acc: &mut [f32; LANES], a: f32, b: &[f32; LANES]) {
-    for i in 0..LANES {
-        acc[i] = if FMA { a.mul_add(b[i], acc[i]) } else { acc[i] + a * b[i] };
+    /// Writes them.
+    fn store(self) -> [f32; LANES];
+
+    /// sums[n] += a panels[n] with `a` the float `k` places behind `row`, rounded once where the processor can.
+    ///
+    /// # Safety
+    /// That float can be read.
+    unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]);
+}
+
+/// Whatever the build assumes.
+#[derive(Clone, Copy)]
+pub struct Plain([f32; LANES]);
+
+impl Lanes for Plain {
+    #[inline(always)]
+    fn load(lanes: &[f32; LANES]) -> Self {
+        Plain(*lanes)
+    }
+
+    #[inline(always)]
+    fn store(self) -> [f32; LANES] {
+        self.0
+    }
+
+    #[inline(always)]
+    unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
+        // SAFETY: the caller's.
+        let a = unsafe { *row.add(k) };
+        for (sum, b) in sums.iter_mut().zip(panels) {
+            for (sum, b) in sum.0.iter_mut().zip(b.0) {
+                *sum = if cfg!(target_arch = "aarch64") { a.mul_add(b, *sum) } else { *sum + a * b };
+            }
+        }
     }
 }
 
-/// Values of k whose places are looked up together: of each row and panel a piece of fixed length, inside which nothing is checked,
-/// however well the compiler follows lengths around it.
-const TOGETHER: usize = 4;
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, Lanes};
+    use std::arch::asm;
+    use std::arch::x86_64::*;
 
-/// acc[p][n] += Σ_k rows[p][k] panels[n][k]: every row has the same length, every panel 16 floats per k.
-#[inline(always)]
-pub fn rows_by_panels<const P: usize, const N: usize, const FMA: bool>(
-    rows: [&[f32]; P],
-    panels: [&[f32]; N],
-    acc: &mut Tile<P, N>,
-) {
-    let panels = panels.map(|panel| panel.as_chunks::<LANES>().0);
-    let (pieces, rest) = (rows.map(|row| row.as_chunks::<TOGETHER>()), panels.map(|p| p.as_chunks::<TOGETHER>()));
-    let mut sums = *acc;
-    for piece in 0..pieces[0].0.len() {
-        let rows: [&[f32; TOGETHER]; P] = std::array::from_fn(|p| &pieces[p].0[piece]);
-        let panels: [&[[f32; LANES]; TOGETHER]; N] = std::array::from_fn(|n| &rest[n].0[piece]);
-        for k in 0..TOGETHER {
-            for p in 0..P {
-                for n in 0..N {
-                    axpy::<FMA>(&mut sums[p][n], rows[p][k], &panels[n][k]);
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    impl Lanes for Avx512 {
+        #[inline(always)]
+        fn load(lanes: &[f32; LANES]) -> Self {
+            // SAFETY: 16 floats are read where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            Avx512(unsafe { _mm512_loadu_ps(lanes.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn store(self) -> [f32; LANES] {
+            let mut lanes = [0.0; LANES];
+            // SAFETY: 16 floats are written where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self.0) };
+            lanes
+        }
+
+        #[inline(always)]
+        unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
+            for (sums, panels) in sums.chunks_mut(2).zip(panels.chunks(2)) {
+                match (sums, panels) {
+                    // SAFETY: the caller's; the processor knows the instructions, as [`Lanes`] says.
+                    ([sum0, sum1], [b0, b1]) => unsafe { plus512(row, k, &mut sum0.0, &mut sum1.0, b0.0, b1.0) },
+                    ([sum], [b]) => unsafe { sum.0 = _mm512_fmadd_ps(_mm512_set1_ps(*row.add(k)), b.0, sum.0) },
+                    _ => unreachable!("chunks of one or two"),
                 }
             }
         }
     }
-    for k in 0..pieces[0].1.len() {
-        for p in 0..P {
-            for n in 0..N {
-                axpy::<FMA>(&mut sums[p][n], pieces[p].1[k], &rest[n].1[k]);
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,avx512dq,fma")]
+    unsafe fn plus512(row: *const f32, k: usize, sum0: &mut __m512, sum1: &mut __m512, b0: __m512, b1: __m512) {
+        let _a: __m512;
+        // SAFETY: reads the float that the caller has promised.
+        unsafe {
+            asm!(
+                "vbroadcastss {a}, dword ptr [{row} + 4*{k}]",
+                "vfmadd231ps {sum0}, {a}, {b0}",
+                "vfmadd231ps {sum1}, {a}, {b1}",
+                row = in(reg) row, k = in(reg) k, a = out(zmm_reg) _a, sum0 = inout(zmm_reg) *sum0, sum1 = inout(zmm_reg) *sum1,
+                b0 = in(zmm_reg) b0, b1 = in(zmm_reg) b1, options(pure, readonly, nostack, preserves_flags),
+            )
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Avx2([__m256; 2]);
+
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        fn load(lanes: &[f32; LANES]) -> Self {
+            let at = lanes.as_ptr();
+            // SAFETY: twice 8 floats are read where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            Avx2(unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] })
+        }
+
+        #[inline(always)]
+        fn store(self) -> [f32; LANES] {
+            let mut lanes = [0.0; LANES];
+            let at = lanes.as_mut_ptr();
+            // SAFETY: twice 8 floats are written where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            unsafe {
+                _mm256_storeu_ps(at, self.0[0]);
+                _mm256_storeu_ps(at.add(8), self.0[1]);
             }
+            lanes
+        }
+
+        #[inline(always)]
+        unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
+            for (sum, b) in sums.iter_mut().zip(panels) {
+                let [sum0, sum1] = &mut sum.0;
+                // SAFETY: the caller's; the processor knows the instructions, as [`Lanes`] says.
+                unsafe { plus256(row, k, sum0, sum1, b.0[0], b.0[1]) }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn plus256(row: *const f32, k: usize, sum0: &mut __m256, sum1: &mut __m256, b0: __m256, b1: __m256) {
+        let _a: __m256;
+        // SAFETY: reads the float that the caller has promised.
+        unsafe {
+            asm!(
+                "vbroadcastss {a}, dword ptr [{row} + 4*{k}]",
+                "vfmadd231ps {sum0}, {a}, {b0}",
+                "vfmadd231ps {sum1}, {a}, {b1}",
+                row = in(reg) row, k = in(reg) k, a = out(ymm_reg) _a, sum0 = inout(ymm_reg) *sum0, sum1 = inout(ymm_reg) *sum1,
+                b0 = in(ymm_reg) b0, b1 = in(ymm_reg) b1, options(pure, readonly, nostack, preserves_flags),
+            )
+        }
+    }
+}
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// The accumulators of a tile.
+pub type Tile<L, const P: usize, const N: usize> = [[L; N]; P];
+
+/// A tile of zeros.
+#[inline(always)]
+pub fn zeros<L: Lanes, const P: usize, const N: usize>() -> Tile<L, P, N> {
+    [[L::load(&[0.0; LANES]); N]; P]
+}
+
+/// acc[p][n] += Σ_k rows[p][k] panels[n][k]: every row has the same length, every panel 16 floats per k.
+#[inline(always)]
+pub fn rows_by_panels<L: Lanes, const P: usize, const N: usize>(
+    rows: [&[f32]; P],
+    panels: [&[f32]; N],
+    acc: &mut Tile<L, P, N>,
+) {
+    let length = rows[0].len();
+    assert!(rows.iter().all(|row| row.len() == length), "rows of one length");
+    let rows = rows.map(|row| row.as_ptr());
+    let panels = panels.map(|panel| &panel.as_chunks::<LANES>().0[..length]);
+    let mut sums = *acc;
+    for k in 0..length {
+        let panels: [L; N] = std::array::from_fn(|n| L::load(&panels[n][k]));
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: every row has `length` floats.
+            unsafe { L::plus(sums, row, k, &panels) }
         }
     }
     *acc = sums;
@@ -54,22 +188,22 @@ pub fn rows_by_panels<const P: usize, const N: usize, const FMA: bool>(
 
 /// acc[p][n] += Σ_j a[starts[j] + p] b[j][n]: the sum over pixels of outer products.
 #[inline(always)]
-pub fn outer_products<const P: usize, const N: usize, const FMA: bool>(
+pub fn outer_products<L: Lanes, const P: usize, const N: usize>(
     a: &[f32],
     starts: &[usize],
     b: &[f32],
-    acc: &mut Tile<P, N>,
+    acc: &mut Tile<L, P, N>,
 ) {
-    let mut sums = *acc;
-    // The compiler is not to see that the P values are neighbours, or it makes vectors of them instead of the lanes.
-    let len = a.len() - P;
-    let rows: [&[f32]; P] = std::array::from_fn(|p| &std::hint::black_box(&a[p..])[..len]);
+    let last = a.len().checked_sub(P).expect("room for a column");
+    let rows: [*const f32; P] = std::array::from_fn(|p| a[p..].as_ptr());
     let (panels, _) = b.as_chunks::<LANES>();
+    let mut sums = *acc;
     for (&start, panels) in starts.iter().zip(panels.chunks_exact(N)) {
-        for p in 0..P {
-            for n in 0..N {
-                axpy::<FMA>(&mut sums[p][n], rows[p][start], &panels[n]);
-            }
+        assert!(start <= last, "a column inside the image");
+        let panels: [L; N] = std::array::from_fn(|n| L::load(&panels[n]));
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: P floats lie from `last` on, so row p has one at `start`.
+            unsafe { L::plus(sums, row, start, &panels) }
         }
     }
     *acc = sums;
@@ -119,11 +253,11 @@ macro_rules! for_each_instruction_set {
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,fma")]
                 fn avx512($($arg: $type),*) {
-                    $body::<8, 2, true>($($arg),*)
+                    $body::<$crate::nn::cpu::tile::Avx512, 8, 2>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) {
-                    $body::<6, 1, true>($($arg),*)
+                    $body::<$crate::nn::cpu::tile::Avx2, 6, 1>($($arg),*)
                 }
                 use $crate::nn::cpu::tile::{Instructions, instructions};
                 match instructions() {
@@ -134,7 +268,7 @@ macro_rules! for_each_instruction_set {
                     Instructions::Plain => {}
                 }
             }
-            $body::<4, 1, { cfg!(target_arch = "aarch64") }>($($arg),*)
+            $body::<$crate::nn::cpu::tile::Plain, 4, 1>($($arg),*)
         }
     };
 }
