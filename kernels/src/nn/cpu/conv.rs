@@ -17,16 +17,16 @@ const STRETCH: usize = 192;
 /// Output pixels that the weights' gradient takes at a time: all that it reads of them stays in the nearest cache for the next tile.
 const STRIPE: usize = 64;
 
-/// Images per piece of work.
-fn images_together(plan: &Conv) -> usize {
-    PIXELS.div_ceil(plan.out_pixels()).clamp(1, plan.batch)
+/// Images of so many output pixels at least.
+fn images(plan: &Conv, pixels: usize) -> usize {
+    pixels.div_ceil(plan.out_pixels()).clamp(1, plan.batch)
 }
 
 /// Y [B, H', W', to] of X [B, H, W, from] and weights [to, from, kernel, kernel].
 pub fn forward(plan: &Conv, x: &[f32], weights: &[f32], y: &mut [f32]) {
     let mut panels = Scratch::take(plan.to.div_ceil(LANES) * plan.patch() * LANES);
     pack_by_output(plan, weights, &mut panels);
-    let together = images_together(plan);
+    let together = images(plan, PIXELS);
     let pieces = y.chunks_mut(together * plan.out_pixels() * plan.to).zip(x.chunks(together * plan.in_image()));
     parallel(pieces, |(y, x)| {
         let padded = pad(plan, x);
@@ -39,7 +39,7 @@ pub fn forward(plan: &Conv, x: &[f32], weights: &[f32], y: &mut [f32]) {
 pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
     let mut panels = Scratch::take(plan.from.div_ceil(LANES) * plan.taps() * plan.to * LANES);
     pack_by_input(plan, weights, plan.stride == 1, &mut panels);
-    let together = images_together(plan);
+    let together = images(plan, PIXELS);
     let pieces = dx.chunks_mut(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * plan.to));
     let turned = Conv {
         height: plan.out_height(),
@@ -76,12 +76,13 @@ pub(super) fn weight_sums(plan: &Conv, x: &[f32], dy: &[f32]) -> (Scratch, usize
     let tile = rows * panels * LANES;
     let blocks = plan.kernel * (plan.kernel * plan.from).div_ceil(rows);
     let tiles = columns * blocks;
-    let mut sums = Scratch::zeros(tiles * tile);
+    let mut sums = Scratch::take(tiles * tile);
     let stretch = tiles.div_ceil(rayon::current_num_threads());
     parallel(sums.chunks_mut(stretch * tile).enumerate(), |(index, sums)| {
-        let together = images_together(plan);
-        for (x, dy) in x.chunks(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * plan.to)) {
-            weight_gradient_piece(plan, &pad(plan, x), dy, index * stretch, sums);
+        let together = images(plan, 2 * PIXELS);
+        let pieces = x.chunks(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * plan.to));
+        for (piece, (x, dy)) in pieces.enumerate() {
+            weight_gradient_piece(plan, &pad(plan, x), dy, piece == 0, index * stretch, sums);
         }
     });
     (sums, blocks * tile)
@@ -245,15 +246,18 @@ fn scatter_tile<L: Lanes, const P: usize, const N: usize>(
 }
 
 for_each_instruction_set! {
-    fn weight_gradient_piece(plan: &Conv, padded: &[f32], dy: &[f32], first: usize, sums: &mut [f32]) = weight_gradient_tiles
+    fn weight_gradient_piece(
+        plan: &Conv, padded: &[f32], dy: &[f32], fresh: bool, first: usize, sums: &mut [f32],
+    ) = weight_gradient_tiles
 }
 
-/// Adds these images' part to the tiles from `first` on.
+/// Adds these images' part to the tiles from `first` on, or writes it there if they are `fresh`.
 #[inline(always)]
 fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
     padded: &[f32],
     dy: &[f32],
+    fresh: bool,
     first: usize,
     sums: &mut [f32],
 ) {
@@ -261,27 +265,35 @@ fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
     let per_run = run.div_ceil(P);
     // The outputs of the column at hand lie together: spread out over the pixels they would share a few places of the cache.
-    let mut packed = Scratch::zeros(STRIPE * N * LANES);
-    for (starts, dy) in starts.chunks(STRIPE).zip(dy.chunks(STRIPE * plan.to)) {
-        let mut packed_column = usize::MAX;
-        for (index, sums) in sums.chunks_exact_mut(P * N * LANES).enumerate() {
-            let (column, block) =
-                ((first + index) / (plan.kernel * per_run), (first + index) % (plan.kernel * per_run));
-            let (row, block) = (block / per_run, block % per_run);
-            if column != packed_column {
-                packed_column = column;
-                let (from, to) = (column * N * LANES, ((column + 1) * N * LANES).min(plan.to));
-                for (packed, dy) in packed.chunks_exact_mut(N * LANES).zip(dy.chunks_exact(plan.to)) {
-                    packed[..to - from].copy_from_slice(&dy[from..to]);
-                }
+    let mut packed = Scratch::zeros(starts.len() * N * LANES);
+    let (mut index, mut rest, mut packed_column) = (first, sums, usize::MAX);
+    // Tiles of one column and one row of the kernel: as many as stay in the cache while the pixels go by.
+    while !rest.is_empty() {
+        let (line, block) = (index / per_run, index % per_run);
+        let (column, row) = (line / plan.kernel, line % plan.kernel);
+        let count = (per_run - block).min(rest.len() / (P * N * LANES));
+        let (tiles, others) = rest.split_at_mut(count * P * N * LANES);
+        (index, rest) = (index + count, others);
+        if column != packed_column {
+            packed_column = column;
+            let (from, to) = (column * N * LANES, ((column + 1) * N * LANES).min(plan.to));
+            for (packed, dy) in packed.chunks_exact_mut(N * LANES).zip(dy.chunks_exact(plan.to)) {
+                packed[..to - from].copy_from_slice(&dy[from..to]);
             }
+        }
+        for (stripe, (starts, packed)) in starts.chunks(STRIPE).zip(packed.chunks(STRIPE * N * LANES)).enumerate() {
             // A run that is no multiple of P reads into what follows it, and a column into the one before; those sums are never
             // looked at.
-            let a = &padded[row * pitch + block * P..];
-            let mut acc: Tile<L, P, N> = zeros();
-            outer_products::<L, P, N>(a, starts, &packed, &mut acc);
-            for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc.as_flattened()) {
-                sums.iter_mut().zip(acc.store()).for_each(|(sum, a)| *sum += a);
+            for (tile, sums) in tiles.chunks_exact_mut(P * N * LANES).enumerate() {
+                let a = &padded[row * pitch + (block + tile) * P..];
+                let mut acc: Tile<L, P, N> = zeros();
+                outer_products::<L, P, N>(a, starts, packed, &mut acc);
+                let places = sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc.as_flattened());
+                if fresh && stripe == 0 {
+                    places.for_each(|(sums, acc)| *sums = acc.store());
+                } else {
+                    places.for_each(|(sums, acc)| sums.iter_mut().zip(acc.store()).for_each(|(sum, a)| *sum += a));
+                }
             }
         }
     }
@@ -294,12 +306,17 @@ fn unpack(plan: &Conv, sums: &[f32], per_column: usize, weights: &mut [f32]) {
     let per_run = run.div_ceil(rows) * rows;
     parallel(sums.chunks(per_column).zip(weights.chunks_mut(lanes * plan.patch())), |(sums, weights)| {
         let outputs = weights.len() / plan.patch();
-        for ci in 0..plan.from {
+        // So few inputs at a time that their sums stay in the nearest cache for the next output.
+        for first in (0..plan.from).step_by(LANES) {
+            let inputs = first..(first + LANES).min(plan.from);
             for lane in 0..outputs {
-                let w = &mut weights[(lane * plan.from + ci) * plan.taps()..][..plan.taps()];
-                for (tap, w) in w.iter_mut().enumerate() {
-                    let at = tap / plan.kernel * per_run + tap % plan.kernel * plan.from + ci;
-                    *w = sums[at * lanes + lane];
+                for ci in inputs.clone() {
+                    let w = &mut weights[(lane * plan.from + ci) * plan.taps()..][..plan.taps()];
+                    for (row, w) in w.chunks_exact_mut(plan.kernel).enumerate() {
+                        for (column, w) in w.iter_mut().enumerate() {
+                            *w = sums[(row * per_run + column * plan.from + ci) * lanes + lane];
+                        }
+                    }
                 }
             }
         }
