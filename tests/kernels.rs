@@ -268,8 +268,10 @@ fn update_by_hand(device: &Device) {
 
 /// Gradients that one launch folds one after the other leave what a launch for each leaves: the same bits where a run does so.
 fn several_in_one_launch(device: &Device) {
+    // Three where a driver lets a launch bind more than 18 buffers, as those for Vulkan and CUDA do.
+    let most = update::earlier_at_most(device);
+    assert!(most > 0, "a launch that binds fewer than 13 buffers");
     for layout in [odd_layout(), even_layout(), two_layout()] {
-        let most = update::EARLIER;
         let exact = update::earlier(device, &layout) > 0;
         assert_eq!(exact, matches!(device, Device::Cpu));
         let total = layout.total();

@@ -88,6 +88,15 @@ pub struct Earlier<'a> {
     pub loss: &'a Buffer,
 }
 
+/// How many gradients a launch on `device` can bind before the one that it is for: each comes with its loss, its seal and a buffer at
+/// least, and ten others are there already in a plain step.
+pub fn earlier_at_most(device: &Device) -> usize {
+    match device {
+        Device::Cpu => EARLIER,
+        Device::Gpu(gpu) => EARLIER.min(gpu.bindings().saturating_sub(10) / 3),
+    }
+}
+
 /// How many gradients of this layout a launch on `device` can fold before the one that it is for, and leave the bits that a launch for
 /// each would leave. On WGPU none: its drivers' compilers may add up products in another order.
 pub fn earlier(device: &Device, layout: &Layout) -> usize {

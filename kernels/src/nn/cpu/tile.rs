@@ -222,7 +222,8 @@ pub enum Instructions {
 
 /// Asks the processor; the answer is kept by the standard library.
 pub fn instructions() -> Instructions {
-    #[cfg(target_arch = "x86_64")]
+    // Miri knows no assembly.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("fma") {
