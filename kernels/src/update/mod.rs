@@ -287,7 +287,10 @@ impl Update<'_> {
     pub fn run(self, device: &Device) {
         self.gradient.check();
         if let Fold::Sum { earlier, .. } = &self.fold {
-            assert!(earlier.len() <= EARLIER.min(self.gradient.slot), "few enough, each with its place in the ring");
+            assert!(
+                earlier.len() <= earlier_at_most(device).min(self.gradient.slot),
+                "few enough, each with its place in the ring"
+            );
             earlier.iter().for_each(|e| check(self.gradient.layout, e.buffers));
         }
         match device {

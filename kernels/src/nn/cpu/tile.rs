@@ -56,6 +56,30 @@ mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
 
+    /// Defines the piece of assembly for registers of one kind: sum0 += a b0 and sum1 += a b1, with `a` the float `k` places behind `row`.
+    macro_rules! two_products {
+        ($name:ident, $features:literal, $vector:ty, $register:ident) => {
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn $name(row: *const f32, k: usize, [sum0, sum1]: [&mut $vector; 2], [b0, b1]: [$vector; 2]) {
+                let _a: $vector;
+                // SAFETY: reads the float that the caller has promised.
+                unsafe {
+                    asm!(
+                        "vbroadcastss {a}, dword ptr [{row} + 4*{k}]",
+                        "vfmadd231ps {sum0}, {a}, {b0}",
+                        "vfmadd231ps {sum1}, {a}, {b1}",
+                        row = in(reg) row, k = in(reg) k, a = out($register) _a,
+                        sum0 = inout($register) *sum0, sum1 = inout($register) *sum1, b0 = in($register) b0, b1 = in($register) b1,
+                        options(pure, readonly, nostack, preserves_flags),
+                    )
+                }
+            }
+        };
+    }
+    two_products!(plus512, "avx512f,avx512vl,avx512dq,fma", __m512, zmm_reg);
+    two_products!(plus256, "avx2,fma", __m256, ymm_reg);
+
     #[derive(Clone, Copy)]
     pub struct Avx512(__m512);
 
@@ -79,27 +103,11 @@ mod x86 {
             for (sums, panels) in sums.chunks_mut(2).zip(panels.chunks(2)) {
                 match (sums, panels) {
                     // SAFETY: the caller's; the processor knows the instructions, as [`Lanes`] says.
-                    ([sum0, sum1], [b0, b1]) => unsafe { plus512(row, k, &mut sum0.0, &mut sum1.0, b0.0, b1.0) },
+                    ([sum0, sum1], [b0, b1]) => unsafe { plus512(row, k, [&mut sum0.0, &mut sum1.0], [b0.0, b1.0]) },
                     ([sum], [b]) => unsafe { sum.0 = _mm512_fmadd_ps(_mm512_set1_ps(*row.add(k)), b.0, sum.0) },
                     _ => unreachable!("chunks of one or two"),
                 }
             }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vl,avx512dq,fma")]
-    unsafe fn plus512(row: *const f32, k: usize, sum0: &mut __m512, sum1: &mut __m512, b0: __m512, b1: __m512) {
-        let _a: __m512;
-        // SAFETY: reads the float that the caller has promised.
-        unsafe {
-            asm!(
-                "vbroadcastss {a}, dword ptr [{row} + 4*{k}]",
-                "vfmadd231ps {sum0}, {a}, {b0}",
-                "vfmadd231ps {sum1}, {a}, {b1}",
-                row = in(reg) row, k = in(reg) k, a = out(zmm_reg) _a, sum0 = inout(zmm_reg) *sum0, sum1 = inout(zmm_reg) *sum1,
-                b0 = in(zmm_reg) b0, b1 = in(zmm_reg) b1, options(pure, readonly, nostack, preserves_flags),
-            )
         }
     }
 
@@ -129,26 +137,9 @@ mod x86 {
         #[inline(always)]
         unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
             for (sum, b) in sums.iter_mut().zip(panels) {
-                let [sum0, sum1] = &mut sum.0;
                 // SAFETY: the caller's; the processor knows the instructions, as [`Lanes`] says.
-                unsafe { plus256(row, k, sum0, sum1, b.0[0], b.0[1]) }
+                unsafe { plus256(row, k, sum.0.each_mut(), b.0) }
             }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn plus256(row: *const f32, k: usize, sum0: &mut __m256, sum1: &mut __m256, b0: __m256, b1: __m256) {
-        let _a: __m256;
-        // SAFETY: reads the float that the caller has promised.
-        unsafe {
-            asm!(
-                "vbroadcastss {a}, dword ptr [{row} + 4*{k}]",
-                "vfmadd231ps {sum0}, {a}, {b0}",
-                "vfmadd231ps {sum1}, {a}, {b1}",
-                row = in(reg) row, k = in(reg) k, a = out(ymm_reg) _a, sum0 = inout(ymm_reg) *sum0, sum1 = inout(ymm_reg) *sum1,
-                b0 = in(ymm_reg) b0, b1 = in(ymm_reg) b1, options(pure, readonly, nostack, preserves_flags),
-            )
         }
     }
 }
