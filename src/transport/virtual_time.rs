@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::fault::Faults;
 use crate::record::Event;
 use crate::worker::Gradient;
+use std::hint::select_unpredictable;
 
 /// Simulated time.
 pub struct Virtual {
@@ -23,43 +24,50 @@ pub struct Virtual {
 /// that begins in the place of another, is as many matches as there are rounds, and nothing is left behind of those that were given up.
 #[derive(Default)]
 struct Finishes {
+    /// When each worker's job finishes; NEVER if it has none.
+    times: Vec<f64>,
     /// Node 1 is the winner, node k the earlier of nodes 2k and 2k + 1, the second half the workers. Equal times go to the lowest worker.
-    nodes: Vec<(f64, usize)>,
+    nodes: Vec<u32>,
     /// Whose finish was taken last: it stays in its place until somebody asks again, for mostly the next job comes first.
     taken: Option<usize>,
 }
 
 /// No job.
-const NEVER: (f64, usize) = (f64::INFINITY, usize::MAX);
+const NEVER: f64 = f64::INFINITY;
 
 impl Finishes {
     /// The worker's job finishes then.
     fn set(&mut self, worker: usize, time: f64) {
-        if worker >= self.nodes.len() / 2 {
+        if worker >= self.times.len() {
             self.grow(worker + 1);
         }
         self.taken = self.taken.filter(|taken| *taken != worker);
-        self.play(worker, (time, worker));
+        self.play(worker, time);
     }
 
-    /// The worker's matches, from the first round to the last. To stop where one ends as it did before is no faster.
-    fn play(&mut self, worker: usize, own: (f64, usize)) {
-        let (mut node, mut winner) = (self.nodes.len() / 2 + worker, own);
-        self.nodes[node] = winner;
+    /// The worker's matches, from the first round to the last. Who wins one is nothing that a processor could guess, so nothing branches on
+    /// it: that takes half the time. Times are not negative, so their bits are ordered as they are.
+    fn play(&mut self, worker: usize, time: f64) {
+        self.times[worker] = time;
+        let (mut node, mut winner, mut earliest) = (self.nodes.len() / 2 + worker, worker as u32, time.to_bits());
         while node > 1 {
             let other = self.nodes[node ^ 1];
-            winner = if other < winner { other } else { winner };
+            let others = self.times[other as usize].to_bits();
+            let loses = (others < earliest) | ((others == earliest) & (other < winner));
+            winner = select_unpredictable(loses, other, winner);
+            earliest = select_unpredictable(loses, others, earliest);
             node /= 2;
             self.nodes[node] = winner;
         }
     }
 
     fn grow(&mut self, workers: usize) {
-        let before = std::mem::take(&mut self.nodes);
-        self.nodes = vec![NEVER; 2 * workers.next_power_of_two()];
-        for (worker, &own) in before[before.len() / 2..].iter().enumerate() {
-            self.play(worker, own);
-        }
+        let (before, places) = (std::mem::take(&mut self.times), workers.next_power_of_two());
+        self.times = vec![NEVER; places];
+        // Where nobody has a job, the lowest wins.
+        let lowest = |node: usize| (node << (places.ilog2() - node.ilog2())) - places;
+        self.nodes = (0..2 * places).map(|node| if node == 0 { 0 } else { lowest(node) as u32 }).collect();
+        before.into_iter().enumerate().for_each(|(worker, time)| self.play(worker, time));
     }
 
     /// The earliest finish and its worker, who then has no job.
@@ -67,9 +75,9 @@ impl Finishes {
         if let Some(worker) = self.taken.take() {
             self.play(worker, NEVER);
         }
-        let next = *self.nodes.get(1).filter(|next| **next != NEVER)?;
-        self.taken = Some(next.1);
-        Some(next)
+        let worker = *self.nodes.get(1)? as usize;
+        self.taken = Some(worker).filter(|worker| self.times[*worker] != NEVER);
+        self.taken.map(|worker| (self.times[worker], worker))
     }
 }
 
