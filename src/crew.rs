@@ -100,28 +100,12 @@ pub struct Together {
     pub clip: Option<f32>,
 }
 
-/// What a worker is given to do.
-pub struct Assignment {
-    /// The model.
-    pub snapshot: Snapshot,
-    /// Its version.
-    pub version: u64,
-    /// Learning rate of local steps.
-    pub lr: f32,
-    /// Local steps.
-    pub steps: u32,
-    /// The job's time as a share of a full job's.
-    pub share: f64,
-}
-
 /// A job that counts as running.
 pub struct Running {
-    /// The worker's job number.
-    pub number: u64,
+    /// What it is.
+    pub job: Job,
     /// When it began, on the run's axis.
     pub began: f64,
-    /// What it is.
-    pub assignment: Assignment,
 }
 
 /// Decides how long a job takes; told its worker, its number and its share of a full job's time when it begins, it answers with
@@ -150,7 +134,7 @@ struct Here {
 }
 
 impl Here {
-    fn answer(&mut self, job: Job) -> Message {
+    fn answer(&mut self, job: &Job) -> Message {
         let worker = &mut self.worker;
         match self.stream {
             Some(stream) => stream.enter(|| worker.answer(job)),
@@ -162,13 +146,11 @@ impl Here {
 struct Slot {
     hand: Hand,
     running: Option<Running>,
-    /// The thread has an order in hand (perhaps one that was given up meanwhile).
+    /// The worker has an order in hand: the running job or, if it has a thread, perhaps one that was given up meanwhile.
     busy: bool,
-    /// What a worker without a thread has in hand.
-    job: Option<Job>,
-    /// To be sent when the thread comes back from a job that was given up.
-    held: Option<Job>,
-    queue: VecDeque<Assignment>,
+    /// The running job is to be sent when the thread comes back from one that was given up.
+    held: bool,
+    queue: VecDeque<Job>,
     /// The answer of the running job, before its turn.
     early: Option<std::result::Result<Gradient, Failure>>,
     next_job: u64,
@@ -368,15 +350,15 @@ impl Crew {
     }
 
     /// Gives `worker` something to do at time `now`: it begins now if the worker is free, else it is queued.
-    pub fn assign(&mut self, worker: usize, assignment: Assignment, now: f64, begin: Begin) -> Result<()> {
+    pub fn assign(&mut self, worker: usize, job: Job, now: f64, begin: Begin) -> Result<()> {
         let slot = &mut self.slots[worker];
         if slot.lost {
             return Ok(());
         }
         if slot.running.is_none() && slot.queue.is_empty() {
-            return self.begin(worker, assignment, now, begin);
+            return self.begin(worker, job, now, begin);
         }
-        slot.queue.push_back(assignment);
+        slot.queue.push_back(job);
         self.next_job(worker, now, begin)
     }
 
@@ -386,42 +368,42 @@ impl Crew {
         if slot.running.is_some() {
             return Ok(());
         }
-        let Some(assignment) = slot.queue.pop_front() else { return Ok(()) };
-        self.begin(worker, assignment, now, begin)
+        let Some(job) = slot.queue.pop_front() else { return Ok(()) };
+        self.begin(worker, job, now, begin)
     }
 
-    fn begin(&mut self, worker: usize, assignment: Assignment, now: f64, begin: Begin) -> Result<()> {
+    fn begin(&mut self, worker: usize, mut job: Job, now: f64, begin: Begin) -> Result<()> {
         let slot = &mut self.slots[worker];
-        let number = slot.next_job;
-        (slot.next_job, slot.attempts) = (number + 1, 0);
-        let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
-        let (lr, steps) = (assignment.lr, assignment.steps);
-        let job = Job { number, snapshot, delay: begin(worker, number, assignment.share), lr, steps };
-        slot.running = Some(Running { number, began: now, assignment });
+        (job.number, slot.attempts) = (slot.next_job, 0);
+        slot.next_job += 1;
+        job.delay = begin(worker, job.number, job.share);
+        job.snapshot.seal = self.order.clone();
+        slot.running = Some(Running { job, began: now });
         if slot.busy {
-            slot.held = Some(job);
+            slot.held = true;
             return Ok(());
         }
-        self.send(worker, job)
+        self.send(worker)
     }
 
-    /// Gives up the worker's running job and its queue (preemption).
-    pub fn cancel(&mut self, worker: usize) {
+    /// Gives up the worker's running job, which is returned, and its queue (preemption).
+    pub fn cancel(&mut self, worker: usize) -> Option<Running> {
         let slot = &mut self.slots[worker];
         slot.queue.clear();
-        let Some(Running { number, .. }) = slot.running.take() else { return };
+        let running = slot.running.take()?;
         self.restarted += 1;
         // Early: its gradient is here and is thrown away. Held: it never began. Else the thread is told, between two steps.
-        if slot.early.take().is_none() && slot.held.take().is_none() && slot.busy {
+        if slot.early.take().is_none() && !std::mem::take(&mut slot.held) && slot.busy {
             match &mut slot.hand {
                 Hand::Thread(outbox) => {
-                    let told = outbox.try_send(Order::Cancel(number)).is_ok();
+                    let told = outbox.try_send(Order::Cancel(running.job.number)).is_ok();
                     debug_assert!(told, "the outbox has room for a cancellation (I1)");
                 }
-                Hand::Here(_) | Hand::Together => (slot.job, slot.busy) = (None, false),
+                Hand::Here(_) | Hand::Together => slot.busy = false,
                 Hand::Gone => {}
             }
         }
+        Some(running)
     }
 
     /// The next gradient that comes through the channel, whoever sends it.
@@ -432,7 +414,7 @@ impl Crew {
         }
         if self.is_on_the_spot() {
             let waiting = |(i, slot): (usize, &Slot)| match &slot.hand {
-                Hand::Here(here) if slot.job.is_some() => Some((here.answered, i)),
+                Hand::Here(here) if slot.busy => Some((here.answered, i)),
                 _ => None,
             };
             let next = self.slots.iter().enumerate().filter_map(waiting).min();
@@ -479,15 +461,15 @@ impl Crew {
     /// The same as [`Crew::arrived`] for an arrival of the past; nothing if the worker has no job.
     pub fn recalled(&mut self, worker: usize) -> Option<Running> {
         let slot = &mut self.slots[worker];
-        slot.held = None;
+        slot.held = false;
         slot.running.take()
     }
 
-    /// All jobs that are running or queued: worker, place in its queue (0 is the running one), assignment.
-    pub fn jobs(&mut self) -> impl Iterator<Item = (usize, usize, &mut Assignment)> {
+    /// All jobs that are running or queued: worker, place in its queue (0 is the running one), job.
+    pub fn jobs(&mut self) -> impl Iterator<Item = (usize, usize, &mut Job)> {
         self.slots.iter_mut().enumerate().flat_map(|(i, slot)| {
-            let running = slot.running.iter_mut().map(|running| &mut running.assignment);
-            running.chain(&mut slot.queue).enumerate().map(move |(k, assignment)| (i, k, assignment))
+            let running = slot.running.iter_mut().map(|running| &mut running.job);
+            running.chain(&mut slot.queue).enumerate().map(move |(k, job)| (i, k, job))
         })
     }
 
@@ -496,10 +478,9 @@ impl Crew {
         self.recalling = false;
         for worker in 0..self.slots.len() {
             let slot = &mut self.slots[worker];
-            if let (Some(mut job), Some(running)) = (slot.held.take(), &slot.running) {
-                let weights = running.assignment.snapshot.weights.clone();
-                job.snapshot = Snapshot { weights, seal: self.order.clone() };
-                self.send(worker, job)?;
+            if let (true, Some(running)) = (std::mem::take(&mut slot.held), &mut slot.running) {
+                running.job.snapshot.seal = self.order.clone();
+                self.send(worker)?;
             }
         }
         Ok(())
@@ -513,7 +494,7 @@ impl Crew {
         }
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
-        let job = slot.job.take().expect("a running job is in hand");
+        let Some(Running { job, .. }) = &slot.running else { unreachable!("a job in hand runs") };
         self.computed += 1;
         here.answered = self.computed;
         slot.busy = false;
@@ -533,7 +514,7 @@ impl Crew {
     /// The running job of `worker` failed: it is sent again, or its failure waits for its turn.
     fn failed(&mut self, worker: usize, reason: String, hung: bool) -> Result<()> {
         let slot = &mut self.slots[worker];
-        let Some(Running { number, assignment, .. }) = &slot.running else { return Ok(()) };
+        let Some(running) = &mut slot.running else { return Ok(()) };
         slot.attempts += 1;
         let handled = match self.policy.on_failure {
             OnFailure::Restart if hung => "dropped",
@@ -542,16 +523,15 @@ impl Crew {
             OnFailure::Restart => "given up",
             OnFailure::Stop => "stopped",
         };
-        let failure = Failure { worker, job: *number, reason, hung, handled: handled.into() };
+        let failure = Failure { worker, job: running.job.number, reason, hung, handled: handled.into() };
         self.failures.push(failure.clone());
         if handled != "restarted" {
             slot.early = Some(Err(failure));
             return Ok(());
         }
         note!("NOTE       {failure}; it does the job again");
-        let snapshot = Snapshot { weights: assignment.snapshot.weights.clone(), seal: self.order.clone() };
-        let job = Job { number: *number, snapshot, delay: 0.0, lr: assignment.lr, steps: assignment.steps };
-        self.send(worker, job)
+        (running.job.snapshot.seal, running.job.delay) = (self.order.clone(), 0.0);
+        self.send(worker)
     }
 
     /// Computes a worker's job with as many others as are there, rounded to a power of two so that few shapes occur; all come early.
@@ -560,11 +540,11 @@ impl Crew {
             return Err(Error::Interrupted("interrupted".into()));
         }
         let Some(together) = &mut self.together else { unreachable!("asked for by who computes together") };
-        let others = (0..self.slots.len()).filter(|i| *i != worker && self.slots[*i].job.is_some());
+        let others = (0..self.slots.len()).filter(|i| *i != worker && self.slots[*i].busy);
         let mut who: Vec<usize> = std::iter::once(worker).chain(others).take(together.most).collect();
         who.truncate(1 << who.len().ilog2());
-        let take = |i: &usize| self.slots[*i].job.take().expect("a running job is in hand");
-        let jobs: Vec<Job> = who.iter().map(take).collect();
+        let job = |i: &usize| self.slots[*i].running.as_ref().expect("a job in hand runs").job.clone();
+        let jobs: Vec<Job> = who.iter().map(job).collect();
         let asked: Vec<Asked> = who
             .iter()
             .zip(&jobs)
@@ -597,7 +577,7 @@ impl Crew {
         for slot in &mut self.slots {
             slot.hand = Hand::Gone;
             // What is running and queued is still to be saved.
-            (slot.job, slot.held, slot.early) = (None, None, None);
+            (slot.busy, slot.held, slot.early) = (false, false, None);
         }
         for (worker, thread) in self.threads.drain(..).enumerate() {
             // Who hangs is not waited for. A panic inside a worker was already reported through the inbox.
@@ -672,7 +652,7 @@ impl Crew {
                 Message::Gradient(gradient) => {
                     let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
                     slot.busy = false;
-                    if slot.running.as_ref().is_some_and(|job| job.number == gradient.job) {
+                    if slot.running.as_ref().is_some_and(|running| running.job.number == gradient.job) {
                         slot.early = Some(Ok(gradient));
                         return Ok(worker);
                     }
@@ -686,7 +666,7 @@ impl Crew {
                 Message::Failed { worker, job, reason } => {
                     self.slots[worker].busy = false;
                     // A job that was given up meanwhile may fail as it likes.
-                    if self.slots[worker].running.as_ref().is_some_and(|running| running.number == job) {
+                    if self.slots[worker].running.as_ref().is_some_and(|running| running.job.number == job) {
                         self.failed(worker, reason, false)?;
                     }
                     if self.slots[worker].early.is_some() {
@@ -702,17 +682,18 @@ impl Crew {
                     return Ok(worker);
                 }
             };
-            if let Some(job) = self.slots[worker].held.take() {
-                self.send(worker, job)?;
+            if std::mem::take(&mut self.slots[worker].held) {
+                self.send(worker)?;
             }
         }
     }
 
-    fn send(&mut self, worker: usize, job: Job) -> Result<()> {
-        let number = job.number;
+    /// Gives the worker its running job.
+    fn send(&mut self, worker: usize) -> Result<()> {
         let slot = &mut self.slots[worker];
+        let Some(Running { job, .. }) = &slot.running else { unreachable!("what is sent runs") };
         if self.recalling {
-            slot.held = Some(job);
+            slot.held = true;
             return Ok(());
         }
         slot.busy = true;
@@ -720,13 +701,13 @@ impl Crew {
             (slot.sent, slot.patience) = (Instant::now(), Duration::from_secs_f64(job.delay.clamp(0.0, 1e9)));
         }
         let told = match &mut slot.hand {
-            Hand::Thread(outbox) => outbox.try_send(Order::Job(job)).is_ok(),
-            Hand::Here(_) | Hand::Together => slot.job.replace(job).is_none(),
+            Hand::Thread(outbox) => outbox.try_send(Order::Job(job.clone())).is_ok(),
+            Hand::Here(_) | Hand::Together => true,
             Hand::Gone => {
                 // It hangs, and its turn to be given up has not come: this job fails like the last.
                 slot.busy = false;
                 let hung = self.failures.iter().rev().find(|failure| failure.worker == worker && failure.hung);
-                slot.early = hung.map(|failure| Err(Failure { job: number, ..failure.clone() }));
+                slot.early = hung.map(|failure| Err(Failure { job: job.number, ..failure.clone() }));
                 slot.early.is_some()
             }
         };
@@ -744,8 +725,7 @@ impl Slot {
             hand,
             running: None,
             busy: false,
-            job: None,
-            held: None,
+            held: false,
             queue: VecDeque::new(),
             early: None,
             next_job: 0,

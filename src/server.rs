@@ -6,7 +6,7 @@
 //! * I7: every arrival is applied once, or logged as dropped: arrivals = applied + dropped.
 
 use crate::checkpoint::{Checkpoint, Draft, Manifest, Saver};
-use crate::crew::{Assignment, Crew, Running};
+use crate::crew::{Crew, Running};
 use crate::error::{Error, Result};
 use crate::problem::{Evaluator, Snapshot};
 use crate::progress::Progress;
@@ -15,7 +15,7 @@ use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::state::{Descent, State};
 use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
-use crate::worker::Gate;
+use crate::worker::{Gate, Job};
 use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -74,8 +74,8 @@ struct Pause {
 }
 
 /// What the model of a job is called in a checkpoint: by its version where all workers share one, else by its worker.
-fn model_name(own: bool, worker: usize, place: usize, assignment: &Assignment) -> String {
-    if own { format!("sent/{worker}/{place}") } else { format!("model/{}", assignment.version) }
+fn model_name(own: bool, worker: usize, place: usize, job: &Job) -> String {
+    if own { format!("sent/{worker}/{place}") } else { format!("model/{}", job.version) }
 }
 
 /// Everything that a run's server holds.
@@ -204,7 +204,7 @@ impl Server<'_> {
             if told != event {
                 return Err(other(format!("event {} of the log is {event:?}, but here it is {told:?}", event.seq)));
             }
-            self.count(outcome, &told, job.assignment.steps);
+            self.count(outcome, &told, job.job.steps);
             self.losses.push(event.loss.map_or(f64::NAN, f64::from));
             self.start(state, event.worker, &decision, event.time)?;
         }
@@ -224,18 +224,18 @@ impl Server<'_> {
         state.restore(past)?;
         let mut models: HashMap<String, Snapshot> = HashMap::new();
         let (device, own) = (state.device.clone(), state.has_own());
-        for (worker, place, assignment) in self.crew.jobs() {
+        for (worker, place, job) in self.crew.jobs() {
             // What was sent since the last update is the newest model.
-            if assignment.version == state.version {
-                assignment.snapshot = state.model_of(worker);
+            if job.version == state.version {
+                job.snapshot = state.model_of(worker);
                 continue;
             }
-            let name = model_name(own, worker, place, assignment);
+            let name = model_name(own, worker, place, job);
             if !models.contains_key(&name) {
                 let weights = device.upload(past.tensor(&name, state.snapshot.weights.len())?.to_vec());
                 models.insert(name.clone(), Snapshot { weights, seal: Seal::default() });
             }
-            assignment.snapshot = models[&name].clone();
+            job.snapshot = models[&name].clone();
         }
         self.folder.go_on()?;
         self.crew.behind(device.seal());
@@ -283,8 +283,8 @@ impl Server<'_> {
         let (files, log) = self.folder.mark(&mut manifest)?;
         let mut jobs: BTreeMap<String, Buffer> = BTreeMap::new();
         let own = state.has_own();
-        for (worker, place, assignment) in self.crew.jobs().filter(|job| job.2.version != state.version) {
-            jobs.insert(model_name(own, worker, place, assignment), assignment.snapshot.weights.clone());
+        for (worker, place, job) in self.crew.jobs().filter(|job| job.2.version != state.version) {
+            jobs.insert(model_name(own, worker, place, job), job.snapshot.weights.clone());
         }
         let (counts, tensors) = self.gate.pass(|| state.save(jobs.into_iter().collect(), last))?;
         saver.save(Draft { manifest: Manifest { counts, ..manifest }, tensors, log, files });
@@ -385,14 +385,14 @@ impl Server<'_> {
         let worker = gradient.worker;
         let job = self.crew.arrived(worker);
         let (decision, event) = self.decide(state, &job, worker, time);
-        let (effect, steps, began) = (event.effect, job.assignment.steps, job.began);
+        let (effect, steps, began) = (event.effect, job.job.steps, job.began);
         let device = state.device.clone();
         // Whoever has nothing to do writes nothing.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
         let may_wait = idle && self.crew.has_answer() && !self.crew.has_queue(worker);
         let seal = self.submit(|| {
             device.issue(|| {
-                state.take(gradient, &job.assignment, &decision, pending.len(), may_wait);
+                state.take(gradient, &job.job, &decision, pending.len(), may_wait);
                 state.device.seal()
             })
         })?;
@@ -418,7 +418,7 @@ impl Server<'_> {
 
     /// Asks the rule about an arrival. Of the event the number, the loss and the version after it are still to be told.
     fn decide(&mut self, state: &State, job: &Running, worker: usize, time: f64) -> (Decision, Event) {
-        let (version, steps) = (job.assignment.version, job.assignment.steps);
+        let (version, steps) = (job.job.version, job.job.steps);
         let staleness = state.version - version;
         let (seconds, loss) = (time - job.began, self.losses.told);
         let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
@@ -462,9 +462,11 @@ impl Server<'_> {
     }
 
     /// Preemption and assignment: both take effect at the time of the arrival that caused them.
-    fn start(&mut self, state: &State, sender: usize, decision: &Decision, now: f64) -> Result<()> {
+    fn start(&mut self, state: &mut State, sender: usize, decision: &Decision, now: f64) -> Result<()> {
         for &worker in &decision.restart {
-            self.crew.cancel(worker);
+            if let Some(job) = self.crew.cancel(worker) {
+                state.done_with(job);
+            }
             self.assign(state, worker, now)?;
         }
         match &decision.start {
@@ -488,16 +490,15 @@ impl Server<'_> {
 
     fn assign(&mut self, state: &State, worker: usize, now: f64) -> Result<()> {
         let (steps, most) = (self.rule.steps(worker), self.rule.needs().local.steps);
-        let assignment = Assignment {
-            snapshot: state.model_of(worker),
-            version: state.version,
+        let job = Job {
             lr: state.rate() as f32,
             steps: steps.max(1),
             share: if most > 1 { steps as f64 / most as f64 } else { 1.0 },
+            ..Job::at(state.model_of(worker), state.version)
         };
         let transport = &mut self.transport;
         let begin = &mut |worker, job, share| transport.begin(worker, job, now, share);
-        self.crew.assign(worker, assignment, now, begin)
+        self.crew.assign(worker, job, now, begin)
     }
 
     /// Reads the ring of losses and writes the arrivals that it belongs to.

@@ -7,12 +7,12 @@
 //!   without the latest of these seals.
 
 use crate::checkpoint::{Checkpoint, Tensors};
-use crate::crew::{Assignment, Running};
+use crate::crew::Running;
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
-use crate::worker::Gradient;
+use crate::worker::{Gradient, Job};
 use serde::{Deserialize, Serialize};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
@@ -229,7 +229,7 @@ impl State {
     /// A worker's job is over, and with it the server's hold on the model that it was sent.
     pub fn done_with(&mut self, job: Running) {
         if self.live.is_none() {
-            self.recycler.give(job.assignment.snapshot.weights);
+            self.recycler.give(job.job.snapshot.weights);
         }
     }
 
@@ -326,7 +326,7 @@ impl State {
     /// Takes in a gradient: one launch folds it, and perhaps steps. The loss goes to `slot` of the ring. If it `may_wait` (somebody
     /// else has answered already, and nobody writes these buffers before), one that is only added to a sum is left to that one's launch:
     /// the sum is then read and written once for both, and the same numbers are added in the same order.
-    pub fn take(&mut self, gradient: Gradient, job: &Assignment, decision: &Decision, slot: usize, may_wait: bool) {
+    pub fn take(&mut self, gradient: Gradient, job: &Job, decision: &Decision, slot: usize, may_wait: bool) {
         let scale = match decision.fold {
             Fold::Sum { scale } if gradient.factor.is_none() => Some(scale),
             _ => None,
@@ -349,12 +349,12 @@ impl State {
     pub fn settle(&mut self) {
         let Some(last) = self.waiting.pop() else { return };
         // Nothing of a job is read by a fold into a sum.
-        let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
+        let job = Job::at(self.snapshot.clone(), 0);
         self.apply(&last, &job, &Decision::fold(Fold::Sum { scale: self.waiting_scale }), self.waiting_slot);
     }
 
     /// One launch: fold, with what waits, and perhaps step.
-    fn apply(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
+    fn apply(&mut self, gradient: &Gradient, job: &Job, decision: &Decision, slot: usize) {
         self.arrivals += 1 + self.waiting.len() as u64;
         match (decision.fold, decision.step) {
             (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) => {
@@ -366,7 +366,7 @@ impl State {
     }
 
     /// Mixes models.
-    fn exchange(&mut self, gradient: &Gradient, job: &Assignment, fold: Fold, step: rule::Step, slot: usize) {
+    fn exchange(&mut self, gradient: &Gradient, job: &Job, fold: Fold, step: rule::Step, slot: usize) {
         let (worker, mut fresh) = (gradient.worker, self.recycler.take());
         let mut take = |wanted: bool| wanted.then(|| self.recycler.take());
         let peer = if let Fold::Pair { peer } = fold { peer } else { None };
@@ -411,7 +411,7 @@ impl State {
     }
 
     /// Folds a gradient into the server's own state.
-    fn fold(&mut self, gradient: &Gradient, job: &Assignment, decision: &Decision, slot: usize) {
+    fn fold(&mut self, gradient: &Gradient, job: &Job, decision: &Decision, slot: usize) {
         let asked = "the rule folds into state that it did not ask for";
         let waited = std::mem::take(&mut self.waiting);
         let earlier =
@@ -494,7 +494,7 @@ impl State {
         let zeros = |len| self.device.zeros(len);
         let buffers: Arc<[Buffer]> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
         let loss = zeros(1);
-        let job = Assignment { snapshot: self.snapshot.clone(), version: 0, lr: 0.0, steps: 1, share: 1.0 };
+        let job = Job::at(self.snapshot.clone(), 0);
         // The first that folds into a sum alone, and the first that steps too.
         let mut sums: [Option<(Gradient, Decision)>; 2] = [None, None];
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();

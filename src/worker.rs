@@ -25,17 +25,29 @@ const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
 
 /// A gradient to be computed.
+#[derive(Clone)]
 pub struct Job {
-    /// The worker's job number k, which with the seed decides the batch.
+    /// The worker's job number k, which with the seed decides the batch. Given when the job begins.
     pub number: u64,
-    /// The model.
+    /// The model. Its seal is given when the job begins.
     pub snapshot: Snapshot,
-    /// Injected job time that is waited for, in seconds of the wall clock; 0 under simulated time.
-    pub delay: f64,
+    /// The model's version.
+    pub version: u64,
     /// Learning rate of local steps (and of a worker that writes the weights itself).
     pub lr: f32,
     /// Local steps, at most [`Local::steps`].
     pub steps: u32,
+    /// The job's time as a share of a full job's.
+    pub share: f64,
+    /// Injected job time that is waited for, in seconds of the wall clock; 0 under simulated time. Given when the job begins.
+    pub delay: f64,
+}
+
+impl Job {
+    /// A job that has not begun: one gradient at this model.
+    pub fn at(snapshot: Snapshot, version: u64) -> Self {
+        Job { number: 0, snapshot, version, lr: 0.0, steps: 1, share: 1.0, delay: 0.0 }
+    }
 }
 
 /// From the server to a worker.
@@ -253,7 +265,7 @@ impl Worker {
             // A cancellation that comes after the answer finds nothing to give up.
             let Order::Job(job) = order else { continue };
             // A panic was caught: the thread lives, and may be asked again.
-            let message = self.answer(job);
+            let message = self.answer(&job);
             if self.inbox.send(message).is_err() {
                 return;
             }
@@ -263,14 +275,14 @@ impl Worker {
     /// Computes one gradient that the server does not get: kernels are compiled, memory is taken, a step is recorded.
     pub fn warm_up(&mut self) -> Result<(), String> {
         let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
-        let job = Job { number: 0, snapshot, delay: 0.0, lr: 0.0, steps: self.local.steps.clamp(1, 2) };
+        let job = Job { steps: self.local.steps.clamp(1, 2), ..Job::at(snapshot, 0) };
         let gradient = self.compute(&job)?;
         let written = gradient.iter().flat_map(|g| g.buffers.iter().chain(g.factor.as_deref()).chain([&g.loss]));
         self.gate.clone().pass(|| self.device.was_written(written).map_err(said))
     }
 
     /// Computes a job and waits for its time; a failure or a panic becomes a message.
-    pub fn answer(&mut self, job: Job) -> Message {
+    pub fn answer(&mut self, job: &Job) -> Message {
         let number = job.number;
         match catch_unwind(AssertUnwindSafe(|| self.compute_and_wait(job))) {
             Ok(Ok(message)) => message,
@@ -279,7 +291,7 @@ impl Worker {
         }
     }
 
-    fn compute_and_wait(&mut self, job: Job) -> Result<Message, String> {
+    fn compute_and_wait(&mut self, job: &Job) -> Result<Message, String> {
         let began = if job.delay > 0.0 { self.stopwatch.seconds() } else { 0.0 };
         let fault = self.fault(job.number);
         match fault {
@@ -287,7 +299,7 @@ impl Worker {
             Some(Kind::Hang) => return Ok(self.hang(job.number)),
             _ => {}
         }
-        let Some(mut gradient) = self.compute(&job)? else { return Ok(Message::Cancelled { worker: self.index }) };
+        let Some(mut gradient) = self.compute(job)? else { return Ok(Message::Cancelled { worker: self.index }) };
         if fault == Some(Kind::Nan) {
             gradient = self.gate.clone().pass(|| self.spoiled(gradient));
         }

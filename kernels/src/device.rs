@@ -295,6 +295,7 @@ impl Buffer {
     }
 
     /// A view of `len` floats from float `start`: no byte is copied.
+    #[inline]
     pub fn view(&self, start: usize, len: usize) -> Buffer {
         assert!(start + len <= self.len(), "a view must lie inside its buffer");
         match self {
@@ -308,7 +309,18 @@ impl Buffer {
         }
     }
 
+    /// The floats before float `at`, and those from there: two views.
+    #[inline]
+    pub fn split(self, at: usize) -> (Buffer, Buffer) {
+        let rest = self.view(at, self.len() - at);
+        match self {
+            Buffer::Host { bytes, start, .. } => (Buffer::Host { bytes, start, len: at }, rest),
+            Buffer::Device { .. } => (self.view(0, at), rest),
+        }
+    }
+
     /// The floats of a host buffer. Panics on a device buffer.
+    #[inline]
     pub fn host(&self) -> &[f32] {
         match self {
             Buffer::Host { bytes, start, len } => &bytemuck::cast_slice(bytes.as_ref())[*start..*start + *len],
@@ -437,11 +449,13 @@ impl Recycler {
     }
 
     /// A buffer to be overwritten whole.
+    #[inline]
     pub fn take(&mut self) -> Buffer {
         self.free.pop().unwrap_or_else(|| self.device.uninitialised(self.len))
     }
 
     /// Takes a holder's share of a buffer: it is free if that was the last one.
+    #[inline]
     pub fn give(&mut self, buffer: Buffer) {
         if matches!(&buffer, Buffer::Host { bytes, .. } if Arc::strong_count(bytes) == 1) {
             self.free.push(buffer);
@@ -494,6 +508,8 @@ mod tests {
     fn a_view_shares_the_bytes() {
         let buffer = Device::Cpu.upload((0..10).map(|x| x as f32).collect());
         assert_eq!(buffer.view(2, 3).view(1, 2).host(), [3.0, 4.0]);
+        let (before, rest) = buffer.view(2, 5).split(3);
+        assert_eq!((before.host(), rest.host()), (&[2.0, 3.0, 4.0][..], &[5.0, 6.0][..]));
         assert!(buffer.clone().is(&buffer) && buffer.view(2, 3).is(&buffer.view(2, 3)));
         assert!(!buffer.view(2, 3).is(&buffer.view(3, 3)) && !buffer.is(&Device::Cpu.upload(buffer.host().to_vec())));
     }

@@ -145,8 +145,8 @@ impl Objective for HostDistance {
         let mut values = Vec::with_capacity(dimension + 1);
         values.extend(snapshot.weights.host().iter().zip(&self.centre).map(|(x, c)| x - c));
         values.push(0.5 * values.iter().map(|g| g * g).sum::<f32>());
-        let values = Device::Cpu.upload(values);
-        Ok(([values.view(0, dimension)].into(), values.view(dimension, 1)))
+        let (gradient, loss) = Device::Cpu.upload(values).split(dimension);
+        Ok(([gradient].into(), loss))
     }
 }
 
