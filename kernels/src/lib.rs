@@ -6,6 +6,7 @@
 //! | [`failure`] | what a device says that failed |
 //! | [`cuda`] | whether CUDA can be used here |
 //! | [`graph`] | launches recorded once and replayed with one |
+//! | `launch` | launches of kernels that are made once |
 //! | [`layout`] | where each parameter lies in the flat weight buffer |
 //! | [`update`] | the fused update: one launch folds a gradient and makes the new weights |
 //! | [`row`] | table rows in f32 and bf16 |
@@ -27,6 +28,7 @@ pub mod device;
 pub mod failure;
 pub mod gather;
 pub mod graph;
+mod launch;
 pub mod layout;
 pub mod live;
 pub mod mixing;

@@ -7,6 +7,7 @@
 use super::product::product;
 use super::sums::sum_of_parts;
 use super::{Conv, Layers, Norm, Pass, Pool, Precision, head, is_small};
+use crate::launch::launch;
 use crate::layout::ALIGNMENT;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
@@ -58,7 +59,7 @@ pub(super) fn arg(tensor: &CubeTensor) -> BufferArg {
 }
 
 /// The same, for a kernel over the tensor's own type.
-fn narrow_arg(tensor: &CubeTensor) -> BufferArg {
+pub(super) fn narrow_arg(tensor: &CubeTensor) -> BufferArg {
     // SAFETY: the handle of a contiguous tensor covers exactly its elements.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
 }
@@ -90,28 +91,32 @@ fn matrices(count: usize, rows: usize, columns: usize) -> Vec<usize> {
 /// [pixels, from · taps]: the patch of each output pixel, in the order of the weights, rounded.
 fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
     let columns = fresh_of(x, &[plan.batch * plan.out_pixels(), plan.patch()], plan.precision);
-    let launch = match plan.precision {
-        Precision::F32 => patches_kernel::launch_unchecked::<f32>,
-        Precision::Bf16 => patches_kernel::launch_unchecked::<bf16>,
-        Precision::F16 => patches_kernel::launch_unchecked::<f16>,
-    };
+    let (cubes, kernel) = (cubes(len(&columns)), plan.of_kernel());
     // SAFETY: each unit writes one element and reads inside the image.
     unsafe {
-        launch(&x.client, cubes(len(&columns)), CubeDim::new_1d(UNITS), arg(x), narrow_arg(&columns), plan.of_kernel())
+        match plan.precision {
+            Precision::F32 => launch!(patches_kernel<f32>, &x.client, cubes, UNITS; x; columns;; kernel),
+            Precision::Bf16 => launch!(patches_kernel<bf16>, &x.client, cubes, UNITS; x; columns;; kernel),
+            Precision::F16 => launch!(patches_kernel<f16>, &x.client, cubes, UNITS; x; columns;; kernel),
+        }
     }
     columns
 }
 
 /// The tensor as a factor of a product: times `by`, and rounded.
 fn factor(x: CubeTensor, precision: Precision, by: f32) -> CubeTensor {
-    let launch = match precision {
-        Precision::F32 => return x,
-        Precision::Bf16 => factor_kernel::launch_unchecked::<bf16>,
-        Precision::F16 => factor_kernel::launch_unchecked::<f16>,
-    };
+    if precision == Precision::F32 {
+        return x;
+    }
     let rounded = fresh_of(&x, x.meta.shape(), precision);
+    let cubes = cubes(len(&x));
     // SAFETY: each unit reads and writes one element.
-    unsafe { launch(&x.client, cubes(len(&x)), CubeDim::new_1d(UNITS), arg(&x), narrow_arg(&rounded), by, precision) }
+    unsafe {
+        match precision {
+            Precision::F16 => launch!(factor_kernel<f16>, &x.client, cubes, UNITS; x; rounded; by; precision),
+            _ => launch!(factor_kernel<bf16>, &x.client, cubes, UNITS; x; rounded; by; precision),
+        }
+    }
     rounded
 }
 
@@ -120,13 +125,8 @@ fn unscaled(product: CubeTensor, precision: Precision) -> CubeTensor {
     if precision.derivatives() != 1.0 {
         // SAFETY: each unit reads and writes one element.
         unsafe {
-            unscale_kernel::launch_unchecked(
-                &product.client,
-                cubes(len(&product)),
-                CubeDim::new_1d(UNITS),
-                arg(&product),
-                precision.derivatives(),
-            )
+            let by = precision.derivatives();
+            launch!(unscale_kernel, &product.client, cubes(len(&product)), UNITS;; product; by;)
         }
     }
     product
@@ -209,14 +209,8 @@ impl Layers for CubeBackend {
             let dx = images(&dx, first, part.batch);
             // SAFETY: each unit writes one element and reads the patches that hold it.
             unsafe {
-                from_patches_kernel::launch_unchecked(
-                    &dx.client,
-                    cubes(len(&dx)),
-                    CubeDim::new_1d(UNITS),
-                    arg(&columns),
-                    arg(&dx),
-                    part.of_kernel(),
-                )
+                let kernel = part.of_kernel();
+                launch!(from_patches_kernel, &dx.client, cubes(len(&dx)), UNITS; columns; dx;; kernel)
             }
         }
         dx
@@ -258,17 +252,7 @@ impl Layers for CubeBackend {
         product(x, weights, view(y.clone(), &matrices(replicas, rows, to)));
         let rows = rows as u32;
         // SAFETY: each unit reads and writes one element.
-        unsafe {
-            add_bias_kernel::launch_unchecked(
-                &y.client,
-                cubes(len(&y)),
-                CubeDim::new_1d(UNITS),
-                arg(&bias),
-                arg(&y),
-                to as u32,
-                rows,
-            )
-        }
+        unsafe { launch!(add_bias_kernel, &y.client, cubes(len(&y)), UNITS; bias; y; to as u32, rows;) }
         y
     }
 
@@ -371,9 +355,7 @@ impl Layers for CubeBackend {
         let x = into_contiguous(x);
         let y = fresh(&x, &[plan.batch, plan.height / 2, plan.width / 2, plan.channels]);
         // SAFETY: each unit writes one element and reads its four.
-        unsafe {
-            max_pool_kernel::launch_unchecked(&x.client, cubes(len(&y)), CubeDim::new_1d(UNITS), arg(&x), arg(&y), plan)
-        }
+        unsafe { launch!(max_pool_kernel, &x.client, cubes(len(&y)), UNITS; x; y;; plan) }
         y
     }
 
@@ -381,17 +363,7 @@ impl Layers for CubeBackend {
         let (x, dy) = (into_contiguous(x), into_contiguous(dy));
         let dx = fresh(&x, x.meta.shape());
         // SAFETY: each unit writes the four elements of one window.
-        unsafe {
-            max_pool_backward_kernel::launch_unchecked(
-                &x.client,
-                cubes(len(&dy)),
-                CubeDim::new_1d(UNITS),
-                arg(&x),
-                arg(&dy),
-                arg(&dx),
-                plan,
-            )
-        }
+        unsafe { launch!(max_pool_backward_kernel, &x.client, cubes(len(&dy)), UNITS; x, dy; dx;; plan) }
         dx
     }
 
@@ -399,16 +371,7 @@ impl Layers for CubeBackend {
         let x = into_contiguous(x);
         let y = fresh(&x, &[plan.batch, plan.channels]);
         // SAFETY: each unit writes one element and reads the pixels of its image.
-        unsafe {
-            mean_pool_kernel::launch_unchecked(
-                &x.client,
-                cubes(len(&y)),
-                CubeDim::new_1d(UNITS),
-                arg(&x),
-                arg(&y),
-                plan,
-            )
-        }
+        unsafe { launch!(mean_pool_kernel, &x.client, cubes(len(&y)), UNITS; x; y;; plan) }
         y
     }
 
@@ -416,16 +379,7 @@ impl Layers for CubeBackend {
         let dy = into_contiguous(dy);
         let dx = fresh(&dy, &[plan.batch, plan.height, plan.width, plan.channels]);
         // SAFETY: each unit writes one element.
-        unsafe {
-            mean_pool_backward_kernel::launch_unchecked(
-                &dy.client,
-                cubes(len(&dx)),
-                CubeDim::new_1d(UNITS),
-                arg(&dy),
-                arg(&dx),
-                plan,
-            )
-        }
+        unsafe { launch!(mean_pool_backward_kernel, &dy.client, cubes(len(&dx)), UNITS; dy; dx;; plan) }
         dx
     }
 
@@ -440,17 +394,8 @@ impl Layers for CubeBackend {
         let classes = logits.meta.shape()[1];
         // SAFETY: one cube a replica; each unit writes whole rows of the gradient, the first the loss.
         unsafe {
-            cross_entropy_kernel::launch_unchecked(
-                &logits.client,
-                CubeCount::Static(replicas as u32, 1, 1),
-                CubeDim::new_1d(UNITS),
-                arg(&logits),
-                arg(&targets),
-                arg(&loss),
-                arg(&gradient),
-                scale,
-                classes as u32,
-            )
+            let cubes = CubeCount::Static(replicas as u32, 1, 1);
+            launch!(cross_entropy_kernel, &logits.client, cubes, UNITS; logits, targets; loss, gradient; scale, classes as u32;)
         }
         (loss, gradient)
     }
@@ -459,16 +404,7 @@ impl Layers for CubeBackend {
         let (gradient, by) = (into_contiguous(gradient), into_contiguous(by));
         let out = fresh(&gradient, gradient.meta.shape());
         // SAFETY: each unit writes one element.
-        unsafe {
-            scale_kernel::launch_unchecked(
-                &out.client,
-                cubes(len(&out)),
-                CubeDim::new_1d(UNITS),
-                arg(&gradient),
-                arg(&by),
-                arg(&out),
-            )
-        }
+        unsafe { launch!(scale_kernel, &out.client, cubes(len(&out)), UNITS; gradient, by; out;;) }
         out
     }
 }
@@ -494,19 +430,8 @@ fn normalise(
     let moments = fresh(x, &[batch, groups as usize, 2]);
     // SAFETY: cube (g, b) reads and writes group g of image b alone.
     unsafe {
-        norm_kernel::launch_unchecked(
-            &x.client,
-            CubeCount::Static(groups, batch as u32, 1),
-            CubeDim::new_1d(plan.units),
-            arg(x),
-            arg(gamma),
-            arg(beta),
-            arg(residual),
-            arg(y),
-            arg(&moments),
-            epsilon,
-            plan,
-        )
+        let cubes = CubeCount::Static(groups, batch as u32, 1);
+        launch!(norm_kernel, &x.client, cubes, plan.units; x, gamma, beta, residual; y, moments; epsilon; plan)
     }
     moments
 }
@@ -521,22 +446,8 @@ fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, Cu
     let parts = fresh(&x, &[2 * half]);
     // SAFETY: cube (g, b) reads and writes group g of image b alone; the last buffer is written only if it is its own.
     unsafe {
-        norm_backward_kernel::launch_unchecked(
-            &x.client,
-            CubeCount::Static(plan.channels / plan.group, batch as u32, 1),
-            CubeDim::new_1d(plan.units),
-            arg(&x),
-            arg(&y),
-            arg(&moments),
-            arg(&gamma),
-            arg(&beta),
-            arg(&dy),
-            arg(&dx),
-            arg(&parts),
-            arg(&through),
-            half as u32,
-            plan,
-        )
+        let cubes = CubeCount::Static(plan.channels / plan.group, batch as u32, 1);
+        launch!(norm_backward_kernel, &x.client, cubes, plan.units; x, y, moments, gamma, beta, dy; dx, parts, through; half as u32; plan)
     }
     let replicas = len(&gamma) / channels;
     let sum = |first: usize| {
@@ -579,7 +490,7 @@ impl From<Norm> for NormPlan {
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn patches_kernel<E: Float>(x: &[f32], columns: &mut [E], #[comptime] plan: Conv) {
     let taps = comptime!(plan.taps() as u32);
     let kernel = comptime!(plan.kernel as u32);
@@ -617,21 +528,21 @@ fn within(value: f32, #[comptime] precision: Precision) -> f32 {
     value
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn factor_kernel<E: Float>(x: &[f32], rounded: &mut [E], by: f32, #[comptime] precision: Precision) {
     if ABSOLUTE_POS < rounded.len() {
         rounded[ABSOLUTE_POS] = E::cast_from(within(x[ABSOLUTE_POS] * by, precision));
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn unscale_kernel(x: &mut [f32], by: f32) {
     if ABSOLUTE_POS < x.len() {
         x[ABSOLUTE_POS] /= by;
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn from_patches_kernel(columns: &[f32], dx: &mut [f32], #[comptime] plan: Conv) {
     let taps = comptime!(plan.taps() as u32);
     let kernel = comptime!(plan.kernel as u32);
@@ -689,7 +600,7 @@ fn sum_of_units(value: f32, shared: &mut [f32], #[comptime] units: u32) -> f32 {
 }
 
 #[allow(clippy::too_many_arguments)]
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn norm_kernel(
     x: &[f32],
     gamma: &[f32],
@@ -764,7 +675,7 @@ fn norm_kernel(
 }
 
 #[allow(clippy::too_many_arguments)]
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn norm_backward_kernel(
     x: &[f32],
     y: &[f32],
@@ -904,7 +815,7 @@ fn corner(start: u32, place: u32, #[comptime] plan: NormPlan) -> usize {
     (start + pixel * comptime!(plan.channels)) as usize
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn max_pool_kernel(x: &[f32], y: &mut [f32], #[comptime] plan: Pool) {
     if ABSOLUTE_POS < y.len() {
         let first = window(ABSOLUTE_POS as u32, plan);
@@ -939,7 +850,7 @@ fn larger(a: f32, b: f32) -> f32 {
     select(a >= b, a, b)
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn max_pool_backward_kernel(x: &[f32], dy: &[f32], dx: &mut [f32], #[comptime] plan: Pool) {
     if ABSOLUTE_POS < dy.len() {
         let first = window(ABSOLUTE_POS as u32, plan);
@@ -954,7 +865,7 @@ fn max_pool_backward_kernel(x: &[f32], dy: &[f32], dx: &mut [f32], #[comptime] p
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn mean_pool_kernel(x: &[f32], y: &mut [f32], #[comptime] plan: Pool) {
     let pixels = comptime!(plan.height * plan.width);
     let channels = comptime!(plan.channels);
@@ -969,7 +880,7 @@ fn mean_pool_kernel(x: &[f32], y: &mut [f32], #[comptime] plan: Pool) {
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn mean_pool_backward_kernel(dy: &[f32], dx: &mut [f32], #[comptime] plan: Pool) {
     let channels = comptime!(plan.channels);
     if ABSOLUTE_POS < dx.len() {
@@ -980,7 +891,7 @@ fn mean_pool_backward_kernel(dy: &[f32], dx: &mut [f32], #[comptime] plan: Pool)
 }
 
 #[allow(clippy::too_many_arguments)]
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn cross_entropy_kernel(
     logits: &[f32],
     targets: &[f32],
@@ -1022,7 +933,7 @@ fn cross_entropy_kernel(
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn add_bias_kernel(bias: &[f32], y: &mut [f32], to: u32, rows: u32) {
     if ABSOLUTE_POS < y.len() {
         let i = ABSOLUTE_POS as u32;
@@ -1030,7 +941,7 @@ fn add_bias_kernel(bias: &[f32], y: &mut [f32], to: u32, rows: u32) {
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn scale_kernel(gradient: &[f32], by: &[f32], out: &mut [f32]) {
     if ABSOLUTE_POS < out.len() {
         out[ABSOLUTE_POS] = gradient[ABSOLUTE_POS] * by[ABSOLUTE_POS / (out.len() / by.len())];

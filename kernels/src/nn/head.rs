@@ -1,6 +1,7 @@
 //! Small linear layers, such as the heads of classifiers: one launch forward, with the bias, and one for each derivative. In f32.
 
-use super::gpu::{UNITS, arg, cubes, fresh, len};
+use super::gpu::{UNITS, cubes, fresh, len, narrow_arg};
+use crate::launch::launch;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -9,17 +10,8 @@ pub(super) fn forward(x: &CubeTensor, weights: &CubeTensor, bias: &CubeTensor, r
     let y = fresh(x, &[rows, to]);
     // SAFETY: each unit writes one element and reads its row and column.
     unsafe {
-        forward_kernel::launch_unchecked(
-            &y.client,
-            cubes(len(&y)),
-            CubeDim::new_1d(UNITS),
-            arg(x),
-            arg(weights),
-            arg(bias),
-            arg(&y),
-            to as u32,
-            (rows / replicas) as u32,
-        )
+        let rows = (rows / replicas) as u32;
+        launch!(forward_kernel, &y.client, cubes(len(&y)), UNITS; x, weights, bias; y; to as u32, rows;)
     }
     y
 }
@@ -29,16 +21,8 @@ pub(super) fn input_gradient(dy: &CubeTensor, weights: &CubeTensor, replicas: us
     let dx = fresh(dy, &[rows, from]);
     // SAFETY: each unit writes one element and reads two rows.
     unsafe {
-        input_kernel::launch_unchecked(
-            &dx.client,
-            cubes(len(&dx)),
-            CubeDim::new_1d(UNITS),
-            arg(dy),
-            arg(weights),
-            arg(&dx),
-            to as u32,
-            (rows / replicas) as u32,
-        )
+        let rows = (rows / replicas) as u32;
+        launch!(input_kernel, &dx.client, cubes(len(&dx)), UNITS; dy, weights; dx; to as u32, rows;)
     }
     dx
 }
@@ -49,23 +33,14 @@ pub(super) fn weight_gradient(x: &CubeTensor, dy: &CubeTensor, replicas: usize) 
     let (dw, db) = (fresh(x, &[replicas * from, to]), fresh(x, &[replicas * to]));
     // SAFETY: of each replica's units each writes one element of dw, the last `to` of them one of db.
     unsafe {
-        weights_kernel::launch_unchecked(
-            &dw.client,
-            cubes(len(&dw) + len(&db)),
-            CubeDim::new_1d(UNITS),
-            arg(x),
-            arg(dy),
-            arg(&dw),
-            arg(&db),
-            to as u32,
-            (rows / replicas) as u32,
-        )
+        let (cubes, rows) = (cubes(len(&dw) + len(&db)), (rows / replicas) as u32);
+        launch!(weights_kernel, &dw.client, cubes, UNITS; x, dy; dw, db; to as u32, rows;)
     }
     (dw, db)
 }
 
 // `rows` are those of a replica.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn forward_kernel(x: &[f32], weights: &[f32], bias: &[f32], y: &mut [f32], to: u32, rows: u32) {
     let to = to as usize;
     let from = x.len() / (y.len() / to);
@@ -81,7 +56,7 @@ fn forward_kernel(x: &[f32], weights: &[f32], bias: &[f32], y: &mut [f32], to: u
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn input_kernel(dy: &[f32], weights: &[f32], dx: &mut [f32], to: u32, rows: u32) {
     let to = to as usize;
     let from = dx.len() / (dy.len() / to);
@@ -96,7 +71,7 @@ fn input_kernel(dy: &[f32], weights: &[f32], dx: &mut [f32], to: u32, rows: u32)
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn weights_kernel(x: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32], to: u32, rows: u32) {
     let to = to as usize;
     let rows = rows as usize;

@@ -4,6 +4,7 @@
 //! A backward pass keeps to that as long as no parameter is used twice, for then Burn would add two of them up.
 
 use super::gpu::{UNITS, arg, fresh, len, view};
+use crate::launch;
 use crate::layout::{ALIGNMENT, Layout};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -113,21 +114,26 @@ impl Pending {
 
 fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
     let longest = plan.sums.iter().map(|s| s.length).max().unwrap_or(1);
-    // SAFETY: every place lies in the buffer of sums, every row has as many parts of its length as its sum says.
-    unsafe {
-        sums_kernel::launch_unchecked(
-            &sums.client,
-            CubeCount::Static(longest.div_ceil(UNITS as usize).min(WIDE) as u32, plan.sums.len() as u32, 1),
+    let cubes = CubeCount::Static(longest.div_ceil(UNITS as usize).min(WIDE) as u32, plan.sums.len() as u32, 1);
+    let client = &sums.client;
+    let made = launch::known(client, "sums", UNITS, plan.clone(), || {
+        sums_kernel::create_dummy_kernel(
+            client.properties_shared(),
+            client.target_properties_shared(),
+            CubeCount::new_single(),
             CubeDim::new_1d(UNITS),
             parts.iter().map(arg).collect(),
             arg(sums),
             plan,
         )
-    }
+    });
+    let buffers: Vec<_> = parts.iter().map(launch::read).chain([launch::written(sums)]).collect();
+    // SAFETY: every place lies in the buffer of sums, every row has as many parts of its length as its sum says.
+    unsafe { launch::with(client, made, cubes, &buffers, |_| ()) }
 }
 
 /// Row k of the cubes makes sum k.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn sums_kernel(parts: &Sequence<Box<[f32]>>, sums: &mut [f32], #[comptime] plan: Plan) {
     let step = CUBE_DIM_X as usize * CUBE_COUNT_X as usize;
     #[unroll]
