@@ -152,9 +152,70 @@ mod tests {
         assert_eq!((again.as_ptr(), again[4]), (address, 1.5));
     }
 
-    /// By the path of [`for_each_instruction_set`] that this processor takes (Miri: the plain one), at a size that no tile divides.
+    /// By every path of [`for_each_instruction_set`] that this processor can take (Miri: the plain one).
+    fn by_each_set(check: impl Fn() + Sync) {
+        use tile::Instructions::*;
+        for only in [Plain, Avx2, Avx512].into_iter().filter(|only| *only >= tile::widest()) {
+            // A thread of its own, which is the only one of its pool.
+            let alone = || {
+                tile::ONLY.set(Some(only));
+                rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap().install(&check)
+            };
+            let result = std::thread::scope(|scope| scope.spawn(alone).join());
+            assert!(result.is_ok(), "by {only:?}");
+        }
+    }
+
+    #[test]
+    fn a_convolution_is_the_same_by_every_set_of_instructions() {
+        use crate::nn::{Conv, Precision};
+        // Sizes that no tile divides, a stride, a pixel's own convolution, and one that fills the widest tile.
+        for (height, width, from, to, kernel, stride, pad) in
+            [(7, 5, 3, 19, 3, 1, 1), (6, 7, 5, 33, 3, 2, 1), (4, 4, 9, 8, 1, 2, 0), (8, 16, 16, 32, 3, 1, 1)]
+        {
+            let (batch, precision) = (2, Precision::F32);
+            let plan = Conv { batch, height, width, from, to, kernel, stride, pad, precision, replicas: 1 };
+            let value = |k: usize| ((k * 37 + 11) % 23) as f32 / 8.0 - 1.0;
+            let filled = |len: usize| (0..len).map(value).collect::<Vec<f32>>();
+            let (x, w, dy) =
+                (filled(batch * plan.in_image()), filled(to * plan.patch()), filled(batch * plan.out_pixels() * to));
+            let (mut y, mut dx, mut dw) = (vec![0f64; dy.len()], vec![0f64; x.len()], vec![0f64; w.len()]);
+            let (out_height, out_width) = (plan.out_height(), plan.out_width());
+            for at in 0..dy.len() * plan.patch() {
+                let (o, patch) = (at / plan.patch(), at % plan.patch());
+                let (pixel, out) = (o / to, o % to);
+                let (channel, tap) = (patch / (kernel * kernel), patch % (kernel * kernel));
+                let row = (pixel / out_width % out_height * stride + tap / kernel).wrapping_sub(pad);
+                let column = (pixel % out_width * stride + tap % kernel).wrapping_sub(pad);
+                if row < height && column < width {
+                    let image = pixel / (out_height * out_width);
+                    let (i, k) =
+                        (((image * height + row) * width + column) * from + channel, out * plan.patch() + patch);
+                    y[o] += x[i] as f64 * w[k] as f64;
+                    dx[i] += dy[o] as f64 * w[k] as f64;
+                    dw[k] += dy[o] as f64 * x[i] as f64;
+                }
+            }
+            by_each_set(|| {
+                let [mut a, mut b, mut c] = [y.len(), dx.len(), dw.len()].map(|len| vec![f32::NAN; len]);
+                conv::forward(&plan, &x, &w, &mut a);
+                conv::input_gradient(&plan, &dy, &w, &mut b);
+                conv::weight_gradient(&plan, &x, &dy, &mut c);
+                for (what, got, exact) in [("y", &a, &y), ("dx", &b, &dx), ("dw", &c, &dw)] {
+                    let off = got.iter().zip(exact).position(|(got, exact)| (*got as f64 - exact).abs() > 1e-3);
+                    assert_eq!(off, None, "{what} of {plan:?}");
+                }
+            });
+        }
+    }
+
     #[test]
     fn a_product_in_tiles_is_the_product() {
+        by_each_set(products);
+    }
+
+    /// At a size that no tile divides.
+    fn products() {
         let (batch, from, to) = (5, 7, 19);
         let value = |k: usize| ((k * 37 + 11) % 23) as f32 / 8.0 - 1.0;
         let [x, w, dy] = [batch * from, from * to, batch * to].map(|len| (0..len).map(value).collect::<Vec<f32>>());

@@ -200,8 +200,8 @@ pub fn outer_products<L: Lanes, const P: usize, const N: usize>(
     *acc = sums;
 }
 
-/// Which instructions this processor has.
-#[derive(Clone, Copy, PartialEq)]
+/// Which instructions this processor has, the widest first.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub enum Instructions {
     /// 32 registers of 16 lanes.
     Avx512,
@@ -211,8 +211,24 @@ pub enum Instructions {
     Plain,
 }
 
-/// Asks the processor; the answer is kept by the standard library.
+#[cfg(test)]
+thread_local! {
+    /// What this thread's test is to run, if not the widest.
+    pub static ONLY: std::cell::Cell<Option<Instructions>> = const { std::cell::Cell::new(None) };
+}
+
+/// What the processor is given to do.
 pub fn instructions() -> Instructions {
+    #[cfg(test)]
+    if let Some(only) = ONLY.get() {
+        assert!(only >= widest(), "the processor does not know {only:?}");
+        return only;
+    }
+    widest()
+}
+
+/// Asks the processor; the answer is kept by the standard library.
+pub fn widest() -> Instructions {
     // Miri knows no assembly.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
