@@ -15,6 +15,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::profile::TimingMethod;
 use cubecl::server::Handle;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
@@ -282,6 +283,11 @@ impl Buffer {
         }
     }
 
+    /// Whether this is the only handle to host memory.
+    fn is_alone(&self) -> bool {
+        matches!(self, Buffer::Host { bytes, .. } if Arc::strong_count(bytes) == 1)
+    }
+
     /// Number of floats.
     pub fn len(&self) -> usize {
         match self {
@@ -306,16 +312,6 @@ impl Buffer {
                 let handle = handle.as_ref().clone();
                 Buffer::on_device(handle.offset_start(4 * start as u64).offset_end(4 * (all - start - len) as u64), len)
             }
-        }
-    }
-
-    /// The floats before float `at`, and those from there: two views.
-    #[inline]
-    pub fn split(self, at: usize) -> (Buffer, Buffer) {
-        let rest = self.view(at, self.len() - at);
-        match self {
-            Buffer::Host { bytes, start, .. } => (Buffer::Host { bytes, start, len: at }, rest),
-            Buffer::Device { .. } => (self.view(0, at), rest),
         }
     }
 
@@ -432,6 +428,28 @@ impl Default for Replica {
     }
 }
 
+/// A gradient of `len` floats that is computed on the host, and its loss, which `write` gives: it is told where to write the gradient, and
+/// leaves no float out. The buffers are those of this thread's last gradient if nobody holds them any more, so that a gradient that is
+/// taken in at once allocates nothing.
+pub fn gradient_on_host(len: usize, write: impl FnOnce(&mut [f32]) -> f32) -> (Arc<[Buffer]>, Buffer) {
+    thread_local! {
+        static LAST: RefCell<Option<(Arc<[Buffer]>, Buffer)>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| {
+        let free = |(buffers, loss): &(Arc<[Buffer]>, Buffer)| {
+            Arc::strong_count(buffers) == 1 && buffers[0].len() == len && buffers[0].is_alone() && loss.is_alone()
+        };
+        let again = last.take().filter(free);
+        let (buffers, loss) = last.insert(again.unwrap_or_else(|| {
+            let zeros = |len| Device::Cpu.upload(vec![0.0; len]);
+            (Arc::new([zeros(len)]), zeros(1))
+        }));
+        let gradient = Arc::get_mut(buffers).expect("nobody else holds them")[0].host_mut();
+        loss.host_mut()[0] = write(gradient);
+        (buffers.clone(), loss.clone())
+    })
+}
+
 /// Weight buffers that come round again, so that an update allocates nothing.
 ///
 /// On the CPU a buffer is reused once its last holder gives it back; one that is dropped instead comes round too, with the other
@@ -457,7 +475,7 @@ impl Recycler {
     /// Takes a holder's share of a buffer: it is free if that was the last one.
     #[inline]
     pub fn give(&mut self, buffer: Buffer) {
-        if matches!(&buffer, Buffer::Host { bytes, .. } if Arc::strong_count(bytes) == 1) {
+        if buffer.is_alone() {
             self.free.push(buffer);
         }
     }
@@ -505,11 +523,34 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_on_the_host_is_never_written_over_one_that_somebody_holds() {
+        let make = |value: f32, len| {
+            gradient_on_host(len, |gradient| {
+                gradient.fill(value);
+                -value
+            })
+        };
+        let (first, loss) = make(1.0, 3);
+        let address = first[0].host().as_ptr();
+        // Each of the handles keeps it.
+        let other = make(2.0, 3);
+        assert_eq!((first[0].host(), loss.host(), other.1.host()), (&[1.0; 3][..], &[-1.0][..], &[-2.0][..]));
+        drop((first, other));
+        drop(make(3.0, 3));
+        assert_eq!(loss.host(), [-1.0]);
+        drop(loss);
+        let last = make(4.0, 3);
+        let again = last.0[0].host().as_ptr();
+        drop(last);
+        assert_eq!(make(5.0, 3).0[0].host().as_ptr(), again);
+        assert_ne!(again, address, "the first was given up while its loss was held");
+        assert_eq!(make(6.0, 5).0[0].host(), [6.0; 5]);
+    }
+
+    #[test]
     fn a_view_shares_the_bytes() {
         let buffer = Device::Cpu.upload((0..10).map(|x| x as f32).collect());
         assert_eq!(buffer.view(2, 3).view(1, 2).host(), [3.0, 4.0]);
-        let (before, rest) = buffer.view(2, 5).split(3);
-        assert_eq!((before.host(), rest.host()), (&[2.0, 3.0, 4.0][..], &[5.0, 6.0][..]));
         assert!(buffer.clone().is(&buffer) && buffer.view(2, 3).is(&buffer.view(2, 3)));
         assert!(!buffer.view(2, 3).is(&buffer.view(3, 3)) && !buffer.is(&Device::Cpu.upload(buffer.host().to_vec())));
     }

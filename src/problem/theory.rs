@@ -11,7 +11,7 @@ use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
 use stagger_datasets::libsvm::SparseRows;
 use stagger_datasets::partition::{self, Partition};
-use stagger_kernels::device::Replica;
+use stagger_kernels::device::{Replica, gradient_on_host};
 use stagger_kernels::gather::Part;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::str::FromStr;
@@ -140,13 +140,11 @@ struct HostDistance {
 
 impl Objective for HostDistance {
     fn gradient(&mut self, snapshot: &Snapshot, _job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
-        // Gradient and loss in one buffer.
-        let dimension = self.centre.len();
-        let mut values = Vec::with_capacity(dimension + 1);
-        values.extend(snapshot.weights.host().iter().zip(&self.centre).map(|(x, c)| x - c));
-        values.push(0.5 * values.iter().map(|g| g * g).sum::<f32>());
-        let (gradient, loss) = Device::Cpu.upload(values).split(dimension);
-        Ok(([gradient].into(), loss))
+        let (x, centre) = (snapshot.weights.host(), &self.centre);
+        Ok(gradient_on_host(centre.len(), |gradient| {
+            gradient.iter_mut().zip(x).zip(centre).for_each(|((g, x), c)| *g = x - c);
+            0.5 * gradient.iter().map(|g| g * g).sum::<f32>()
+        }))
     }
 }
 
