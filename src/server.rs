@@ -196,15 +196,16 @@ impl Server<'_> {
             let event = event?;
             self.lose_again(&past.manifest, outcome);
             self.transport.passed(&self.crew, &event)?;
-            let job = self.crew.recalled(event.worker);
-            let job = job.ok_or_else(|| other(format!("worker {} has no job at event {}", event.worker, event.seq)))?;
-            let (decision, told) = self.decide(state, &job, event.worker, event.time);
+            let recalled = self.crew.recalled(event.worker);
+            let Running { job, began } =
+                recalled.ok_or_else(|| other(format!("worker {} has no job at event {}", event.worker, event.seq)))?;
+            let (decision, told) = self.decide(state, &job, began, event.worker, event.time);
             state.version += told.effect.is_step() as u64;
             let told = Event { loss: event.loss, seq: outcome.gradients, t: state.version, ..told };
             if told != event {
                 return Err(other(format!("event {} of the log is {event:?}, but here it is {told:?}", event.seq)));
             }
-            self.count(outcome, &told, job.job.steps);
+            self.count(outcome, &told, job.steps);
             self.losses.push(event.loss.map_or(f64::NAN, f64::from));
             self.start(state, event.worker, &decision, event.time)?;
         }
@@ -383,16 +384,16 @@ impl Server<'_> {
             return Ok(over);
         }
         let worker = gradient.worker;
-        let job = self.crew.arrived(worker);
-        let (decision, event) = self.decide(state, &job, worker, time);
-        let (effect, steps, began) = (event.effect, job.job.steps, job.began);
+        let Running { job, began } = self.crew.arrived(worker);
+        let (decision, event) = self.decide(state, &job, began, worker, time);
+        let (effect, steps) = (event.effect, job.steps);
         let device = state.device.clone();
         // Whoever has nothing to do writes nothing.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
         let may_wait = idle && self.crew.has_answer() && !self.crew.has_queue(worker);
         let seal = self.submit(|| {
             device.issue(|| {
-                state.take(gradient, &job.job, &decision, pending.len(), may_wait);
+                state.take(gradient, &job, &decision, pending.len(), may_wait);
                 state.device.seal()
             })
         })?;
@@ -417,10 +418,10 @@ impl Server<'_> {
     }
 
     /// Asks the rule about an arrival. Of the event the number, the loss and the version after it are still to be told.
-    fn decide(&mut self, state: &State, job: &Running, worker: usize, time: f64) -> (Decision, Event) {
-        let (version, steps) = (job.job.version, job.job.steps);
+    fn decide(&mut self, state: &State, job: &Job, began: f64, worker: usize, time: f64) -> (Decision, Event) {
+        let (version, steps) = (job.version, job.steps);
         let staleness = state.version - version;
-        let (seconds, loss) = (time - job.began, self.losses.told);
+        let (seconds, loss) = (time - began, self.losses.told);
         let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
         let decision = self.rule.on_arrival(&arrival);
         let effect = match (decision.step.is_some(), decision.fold) {
@@ -464,8 +465,8 @@ impl Server<'_> {
     /// Preemption and assignment: both take effect at the time of the arrival that caused them.
     fn start(&mut self, state: &mut State, sender: usize, decision: &Decision, now: f64) -> Result<()> {
         for &worker in &decision.restart {
-            if let Some(job) = self.crew.cancel(worker) {
-                state.done_with(job);
+            if let Some(running) = self.crew.cancel(worker) {
+                state.done_with(running.job);
             }
             self.assign(state, worker, now)?;
         }

@@ -7,7 +7,6 @@
 //!   without the latest of these seals.
 
 use crate::checkpoint::{Checkpoint, Tensors};
-use crate::crew::Running;
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
@@ -227,9 +226,9 @@ impl State {
     }
 
     /// A worker's job is over, and with it the server's hold on the model that it was sent.
-    pub fn done_with(&mut self, job: Running) {
+    pub fn done_with(&mut self, job: Job) {
         if self.live.is_none() {
-            self.recycler.give(job.job.snapshot.weights);
+            self.recycler.give(job.snapshot.weights);
         }
     }
 

@@ -266,6 +266,8 @@ impl Worker {
             let Order::Job(job) = order else { continue };
             // A panic was caught: the thread lives, and may be asked again.
             let message = self.answer(&job);
+            // Before the answer: who gets it may write the next model where this one lay.
+            drop(job);
             if self.inbox.send(message).is_err() {
                 return;
             }

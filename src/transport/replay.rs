@@ -39,7 +39,7 @@ impl Transport for Replay {
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
         let Some(event) = self.events.next() else { return Ok(None) };
-        let version = crew.running(event.worker).map(|job| job.job.version);
+        let version = crew.running(event.worker).map(|running| running.job.version);
         if version != Some(event.version) {
             let here = version.map_or("has no job".into(), |v| format!("computes at version {v}"));
             return Err(self.other_run(format!(
