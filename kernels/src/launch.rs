@@ -1,8 +1,8 @@
 //! Launches of kernels that are made once.
 //!
 //! The library makes a kernel anew for every launch of it, to ask afterwards whether it has it compiled, and copies all that it knows of
-//! the device on the way: half of what a launch costs the thread that asks for it. A step launches the same kernels every time, so here
-//! each thread keeps those that it has launched, and launches them again with other buffers and numbers.
+//! the device on the way: on CUDA that copy alone was a third of what a launch cost the thread that asks for it. A step launches the same
+//! kernels every time, so here each thread keeps those that it has launched, and launches them again with other buffers and numbers.
 //!
 //! Invariant: a kernel is decided by its device, its name with its types, the units of a cube and its plan, and by nothing else. Lengths
 //! and numbers are told to it at each launch.
@@ -103,8 +103,9 @@ pub(crate) fn read(tensor: &CubeTensor) -> Bound<'_> {
 }
 
 /// What a kernel writes: in the type that it was launched for.
-pub(crate) fn written(tensor: &CubeTensor) -> Bound<'_> {
-    (&tensor.handle, tensor.dtype.size(), true)
+pub(crate) fn written(tensor: &CubeTensor, dtype: DType) -> Bound<'_> {
+    assert_eq!(tensor.dtype, dtype, "a kernel over {dtype:?}");
+    (&tensor.handle, dtype.size(), true)
 }
 
 /// Launches a kernel over buffers of numbers, in the order of its parameters.
@@ -138,6 +139,8 @@ pub(crate) unsafe fn with(
 macro_rules! launch {
     ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr; $($read:expr),*; $($written:expr),*; $($number:expr),*; $($plan:expr),*) => {{
         let (client, units) = ($client, $units);
+        // The first of these: f32 if no other type is given.
+        let dtype = [$(<$type as burn::tensor::Element>::dtype(),)? burn::tensor::DType::F32][0];
         let name = concat!(module_path!(), "::", stringify!($kernel $(<$type>)?));
         let made = $crate::launch::known(client, name, units, ($($plan.clone(),)*), || {
             $kernel::create_dummy_kernel$(::<$type>)?(
@@ -153,7 +156,7 @@ macro_rules! launch {
         });
         let buffers = [
             $($crate::launch::read(&$read),)*
-            $($crate::launch::written(&$written),)*
+            $($crate::launch::written(&$written, dtype),)*
         ];
         $crate::launch::with(client, made, $cubes, &buffers, |_numbers| {
             $(_numbers.push($number);)*

@@ -6,6 +6,7 @@
 use super::gpu::{UNITS, arg, fresh, len, view};
 use crate::launch;
 use crate::layout::{ALIGNMENT, Layout};
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use std::cell::RefCell;
@@ -127,7 +128,7 @@ fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
             plan,
         )
     });
-    let buffers: Vec<_> = parts.iter().map(launch::read).chain([launch::written(sums)]).collect();
+    let buffers: Vec<_> = parts.iter().map(launch::read).chain([launch::written(sums, DType::F32)]).collect();
     // SAFETY: every place lies in the buffer of sums, every row has as many parts of its length as its sum says.
     unsafe { launch::with(client, made, cubes, &buffers, |_| ()) }
 }
