@@ -17,8 +17,9 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{Failure, OnFailure, Policy};
+use crate::gate::Gate;
 use crate::problem::{Asked, Snapshot, Stacked};
-use crate::worker::{Gate, Gradient, Job, Message, Order, Worker, panic_text};
+use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use stagger_kernels::{Device, Layout, Seal, Stream, clip};
 use std::collections::VecDeque;
@@ -79,6 +80,7 @@ pub struct Crew {
     together: Option<Together>,
     policy: Policy,
     gate: Gate,
+    room: Gate,
     failures: Vec<Failure>,
     /// When it was last looked whether somebody hangs.
     watched: Instant,
@@ -175,6 +177,7 @@ impl Crew {
             together: None,
             policy: Policy::default(),
             gate: Gate::open(),
+            room: Gate::open(),
             failures: Vec::new(),
             watched: Instant::now(),
             recalling: false,
@@ -285,9 +288,9 @@ impl Crew {
         self.order = seal;
     }
 
-    /// What is done about workers that fail.
-    pub fn policy(&mut self, policy: Policy, gate: Gate) {
-        (self.policy, self.gate) = (policy, gate);
+    /// What is done about workers that fail, and the gates in which one may hang.
+    pub fn policy(&mut self, policy: Policy, gate: Gate, room: Gate) {
+        (self.policy, self.gate, self.room) = (policy, gate, room);
     }
 
     /// Failures of the run before it went on.
@@ -499,7 +502,7 @@ impl Crew {
         here.answered = self.computed;
         slot.busy = false;
         match here.answer(job) {
-            Message::Gradient(gradient) => Ok(gradient),
+            Message::Gradient(gradient, _) => Ok(gradient),
             Message::Failed { worker, reason, .. } => {
                 self.failed(worker, reason, false)?;
                 match self.take(worker) {
@@ -579,6 +582,8 @@ impl Crew {
             // What is running and queued is still to be saved.
             (slot.busy, slot.held, slot.early) = (false, false, None);
         }
+        // Whose gradients nobody takes any more keep no room.
+        self.room.leave_open();
         for (worker, thread) in self.threads.drain(..).enumerate() {
             // Who hangs is not waited for. A panic inside a worker was already reported through the inbox.
             let hung = self.failures.iter().any(|failure| failure.worker == worker && failure.hung);
@@ -641,7 +646,7 @@ impl Crew {
             let message = self.message()?;
             // Whoever was given up may say what it likes, and nobody listens.
             let sender = match &message {
-                Message::Gradient(gradient) => Some(gradient.worker),
+                Message::Gradient(gradient, _) => Some(gradient.worker),
                 Message::Cancelled { worker } | Message::Failed { worker, .. } => Some(*worker),
                 Message::Ready | Message::Hangs { .. } => None,
             };
@@ -649,7 +654,7 @@ impl Crew {
                 continue;
             }
             let worker = match message {
-                Message::Gradient(gradient) => {
+                Message::Gradient(gradient, _) => {
                     let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
                     slot.busy = false;
                     if slot.running.as_ref().is_some_and(|running| running.job.number == gradient.job) {
@@ -676,6 +681,7 @@ impl Crew {
                 }
                 Message::Hangs { worker } => {
                     self.gate.replace_a_permit();
+                    self.room.replace_a_permit();
                     let seconds = self.slots[worker].sent.elapsed().as_secs_f64();
                     (self.slots[worker].hand, self.slots[worker].busy) = (Hand::Gone, false);
                     self.failed(worker, format!("no answer for {seconds:.1} s (--worker-timeout)"), true)?;

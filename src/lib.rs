@@ -42,7 +42,8 @@
 //! | [`server`] | the loop over arrivals; the only owner of state and rule (I4, I6, I7) | crew, rule, transport, state |
 //! | [`state`] | models, sums, tables and momentum on the device, and the one launch of an arrival (I2, I3, I8) | rule, kernels |
 //! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7), on threads or on the spot | worker |
-//! | [`worker`] | a worker's thread, the gate, the messages (I1, I5, I8) | problem, kernels |
+//! | [`worker`] | a worker's thread, the messages (I1, I5, I8) | gate, problem, kernels |
+//! | [`gate`] | lets a few workers compute at a time, in turn | nothing |
 //! | [`transport`] | the three clocks | crew, clock |
 //! | [`clock`], [`schedule`], [`stopwatch`] | delay models; learning rates over updates; the run's real time | nothing |
 //! | [`rule`] | the rules: plain arithmetic on scalars | nothing |
@@ -95,6 +96,7 @@ pub mod data;
 pub mod error;
 pub mod fault;
 pub mod figure;
+pub mod gate;
 pub mod memory;
 pub mod model;
 pub mod params;

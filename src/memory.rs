@@ -65,9 +65,10 @@ impl Need {
         // Stacked, models are let go of late where workers are out of step.
         let together = together || needs.synchronous;
         let sent = if stacked > 0 && !together { n } else { sent };
-        // Gradients: of those who compute, and of all whose result waits: for its time, or for a server that is slower than they are.
-        let wait = timed || problem.step_bytes < model;
-        let gradients = if wait { n } else { n.min(computing + 1) };
+        // Gradients: of those who compute, and of all whose result waits for its time. For a server that is slower than they are as many
+        // again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator.
+        let slow = problem.step_bytes < model;
+        let gradients = if timed { n } else { n.min(if slow { 4 * computing } else { computing + 1 }) };
         // Passes are of several sizes where not all workers finish at once, and where too many do.
         let crowd = workers > stacked;
         let varied = !together || crowd;
@@ -96,6 +97,13 @@ impl Need {
         let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
             PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
         });
+        // Threads beyond a worker's first, or all that compute what is stacked.
+        let more = match threads {
+            Some(0) if stacked > 0 => backend::cores(),
+            Some(t) => workers * t.saturating_sub(1),
+            None => 0,
+        };
+        let program = program + more as u64 * (THREAD + FIRST.1 + largest);
         // A checkpoint in the middle of a run: a copy of what is written in place, and the models that jobs have left behind meanwhile.
         let saved = (server - 2 + n * needs.squares as u64 + sent) * model + table;
         Need { total: program + models * model + table + steps + problem.data_bytes, table, saved }

@@ -8,6 +8,7 @@
 use crate::checkpoint::{Checkpoint, Draft, Manifest, Saver};
 use crate::crew::{Crew, Running};
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::problem::{Evaluator, Snapshot};
 use crate::progress::Progress;
 use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder, recorded};
@@ -15,7 +16,7 @@ use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::state::{Descent, State};
 use crate::stopwatch::Stopwatch;
 use crate::transport::Transport;
-use crate::worker::{Gate, Job};
+use crate::worker::Job;
 use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -287,7 +288,7 @@ impl Server<'_> {
         for (worker, place, job) in self.crew.jobs().filter(|job| job.2.version != state.version) {
             jobs.insert(model_name(own, worker, place, job), job.snapshot.weights.clone());
         }
-        let (counts, tensors) = self.gate.pass(|| state.save(jobs.into_iter().collect(), last))?;
+        let (counts, tensors) = self.gate.pass_first(|| state.save(jobs.into_iter().collect(), last))?;
         saver.save(Draft { manifest: Manifest { counts, ..manifest }, tensors, log, files });
         self.crew.excuse(began.elapsed());
         Ok(())
@@ -457,7 +458,7 @@ impl Server<'_> {
         // On a GPU the server submits with a permit like everybody: a device's launches are issued one by one anyway, and a
         // second producer only takes the core that the issuing thread needs. On the CPU an update is computed here.
         match self.device {
-            Device::Gpu(_) => self.gate.pass(work),
+            Device::Gpu(_) => self.gate.pass_first(work),
             Device::Cpu => work(),
         }
     }

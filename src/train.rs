@@ -8,6 +8,7 @@ use crate::crew::{Crew, INTERRUPTED, Together, share_a_core, take_the_next_core}
 use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::fault::OnFailure;
+use crate::gate::Gate;
 use crate::memory::{Need, gib};
 use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
@@ -18,7 +19,7 @@ use crate::state::Descent;
 use crate::stopwatch::Stopwatch;
 use crate::transport::{Replay, Transport, Virtual, Wall};
 use crate::tuning::Tuning;
-use crate::worker::{Gate, Worker};
+use crate::worker::Worker;
 use stagger_datasets::default_folder;
 use stagger_kernels::update::Guard;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
@@ -301,6 +302,12 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     say(&format!("memory     about {:.2}{have} GiB", gib(memory.total)));
     let permits = threads.map_or(1, |t| (backend::cores() / t).max(1));
     let gate = if on_the_spot { Gate::open() } else { Gate::new(permits).patient(settings.policy.timeout) };
+    // As many gradients may wait for the server as are computed: the server has always something to do, and where it is the slower one, its
+    // queue takes no memory that grows with the workers. On a GPU a worker writes where its last gradient lay.
+    let room = match threads {
+        Some(_) if !on_the_spot => Gate::new(2 * permits).patient(settings.policy.timeout),
+        _ => Gate::open(),
+    };
     let live = match &past {
         Some(past) if needs.live => Some(past.tensor("weights", initial.len())?.to_vec()),
         _ => needs.live.then(|| initial.clone()),
@@ -322,6 +329,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         outbox,
         inbox,
         gate: gate.clone(),
+        room: room.clone(),
         stopwatch: stopwatch.clone(),
         faults: settings.faults.of(index),
         warm_up: warm_up.clone(),
@@ -335,7 +343,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         None if on_the_spot => stopwatch.paused(|| Crew::on_the_spot(workers, threads.is_none(), make))?,
         None => stopwatch.paused(|| Crew::start(workers, threads, make))?,
     };
-    crew.policy(settings.policy, gate.clone());
+    crew.policy(settings.policy, gate.clone(), room.clone());
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let rehearsal = rehearsal.map(|rule| (rule, settings.clip.is_some()));
     if let Some(past) = &past {

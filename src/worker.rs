@@ -11,14 +11,14 @@
 //! Shutdown: the server drops the outboxes, `recv` fails, the thread ends, and with the last thread the inbox disconnects.
 
 use crate::fault::{Fault, Kind};
+use crate::gate::{Gate, Permit};
 use crate::problem::{Objective, Snapshot};
 use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// AdamW's constants, of local steps.
 const BETA1: f32 = 0.9;
@@ -82,8 +82,8 @@ pub struct Gradient {
 pub enum Message {
     /// The worker has made its stream and its memory, and waits for orders.
     Ready,
-    /// The gradient.
-    Gradient(Gradient),
+    /// The gradient, with the room that it takes until the server has it.
+    Gradient(Gradient, Option<Permit>),
     /// From the watch, not from the worker: it has not answered for too long.
     Hangs {
         /// Who.
@@ -103,120 +103,6 @@ pub enum Message {
         /// Why.
         reason: String,
     },
-}
-
-/// Lets a few workers compute at a time. A permit that comes back goes to somebody who waits for one.
-///
-/// On a GPU one permit: a device's launches are issued by one thread of the runtime anyway, and more producers only
-/// starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,
-/// so that workers do not push each other out of the caches.
-#[derive(Clone)]
-pub struct Gate {
-    permits: Option<(Receiver<()>, Sender<()>)>,
-    /// After so long nobody waits for a permit any more: who has it hangs.
-    patience: Option<Duration>,
-}
-
-impl Gate {
-    /// A gate with `permits` permits.
-    pub fn new(permits: usize) -> Self {
-        let (give, take) = bounded(permits);
-        (0..permits).for_each(|_| give.send(()).expect("the channel has room for every permit"));
-        Gate { permits: Some((take, give)), patience: None }
-    }
-
-    /// A gate that lets everybody through, where there is only one thread.
-    pub fn open() -> Self {
-        Gate { permits: None, patience: None }
-    }
-
-    /// The same, where a worker without an answer after so long counts as hanging.
-    pub fn patient(self, patience: Option<Duration>) -> Self {
-        Gate { patience, ..self }
-    }
-
-    /// A permit in the place of one that a hanging worker may hold.
-    pub fn replace_a_permit(&self) {
-        if let Some((_, give)) = &self.permits {
-            let _ = give.try_send(());
-        }
-    }
-
-    /// Waits for a permit; false if none came in time.
-    fn take(&self, take: &Receiver<()>) -> bool {
-        match self.patience {
-            None => take.recv().is_ok(),
-            Some(patience) => take.recv_timeout(patience).is_ok(),
-        }
-    }
-
-    /// Runs `work` while nobody has a permit: waits for those who have one, and keeps the others out. For the server
-    /// alone; two at a time would wait for each other.
-    pub fn closed<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some((take, give)) = &self.permits else { return work() };
-        let permits = give.capacity().expect("the channel is bounded");
-        let taken = (0..permits).filter(|_| self.take(take)).count();
-        let _back = Back { give, permits: taken };
-        work()
-    }
-
-    /// Runs `work` with a permit.
-    pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some((take, give)) = &self.permits else { return work() };
-        if !self.take(take) {
-            return work();
-        }
-        let _back = Back { give, permits: 1 };
-        work()
-    }
-}
-
-/// Permits that go back in the end, even if what was done with them panics, so that nobody is locked out for ever.
-struct Back<'a> {
-    give: &'a Sender<()>,
-    permits: usize,
-}
-
-impl Drop for Back<'_> {
-    fn drop(&mut self) {
-        // There is room, unless one was replaced meanwhile.
-        (0..self.permits).for_each(|_| _ = self.give.try_send(()));
-    }
-}
-
-#[cfg(test)]
-#[test]
-fn a_patient_gate_goes_on_without_a_permit_that_never_comes_back() {
-    let gate = Gate::new(1).patient(Some(Duration::from_millis(300)));
-    let (let_go, held) = bounded::<()>(1);
-    let (hold, (begins, began)) = (gate.clone(), bounded::<()>(1));
-    let hangs = std::thread::spawn(move || {
-        hold.pass(|| {
-            begins.send(()).unwrap();
-            let _ = held.recv();
-        })
-    });
-    began.recv().unwrap();
-    // Nobody waits for ever: neither who computes, nor who closes the gate.
-    assert_eq!((gate.pass(|| 1), gate.closed(|| 2)), (1, 2));
-    gate.replace_a_permit();
-    let again = std::time::Instant::now();
-    assert_eq!(gate.pass(|| 3), 3);
-    assert!(again.elapsed() < Duration::from_millis(250), "the permit in its place is there at once");
-    drop(let_go);
-    hangs.join().unwrap();
-    // One too many is not kept.
-    assert_eq!(gate.closed(|| gate.permits.as_ref().unwrap().0.len()), 0);
-}
-
-#[cfg(test)]
-#[test]
-fn permits_come_back_from_a_panic() {
-    let gate = Gate::new(2);
-    let fails = |work: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(work)).is_err());
-    fails(&|| gate.pass(|| panic!("with one permit")));
-    fails(&|| gate.closed(|| panic!("with all of them")));
-    assert_eq!(gate.permits.as_ref().unwrap().0.len(), 2);
 }
 
 /// Everything that a worker's thread owns.
@@ -239,8 +125,10 @@ pub struct Worker {
     pub outbox: Receiver<Order>,
     /// Answers go there.
     pub inbox: Sender<Message>,
-    /// Shared with the other workers.
+    /// Who computes; shared with the other workers.
     pub gate: Gate,
+    /// Whose gradient is computed or waits for the server, unless it waits for its time; shared too.
+    pub room: Gate,
     /// The run's clock, for injected delays.
     pub stopwatch: Arc<Stopwatch>,
     /// Faults that are to happen; each is taken out when it does.
@@ -301,12 +189,13 @@ impl Worker {
             Some(Kind::Hang) => return Ok(self.hang(job.number)),
             _ => {}
         }
+        let room = if job.delay <= 0.0 { self.room.enter() } else { None };
         let Some(mut gradient) = self.compute(job)? else { return Ok(Message::Cancelled { worker: self.index }) };
         if fault == Some(Kind::Nan) {
             gradient = self.gate.clone().pass(|| self.spoiled(gradient));
         }
         if job.delay <= 0.0 {
-            return Ok(Message::Gradient(gradient));
+            return Ok(Message::Gradient(gradient, room));
         }
         // Who waits pushes its own launches out, so that the device computes meanwhile and not afterwards.
         self.gate.pass(|| self.device.flush()).map_err(said)?;
@@ -322,7 +211,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        Ok(Message::Gradient(gradient))
+        Ok(Message::Gradient(gradient, None))
     }
 
     /// The fault of this job, if there is one that has not happened yet.

@@ -5,6 +5,7 @@ pub mod reference;
 pub mod simulate;
 
 use stagger::crew::Crew;
+use stagger::gate::Gate;
 use stagger::problem::Problem;
 use stagger::progress::Progress;
 use stagger::record::{Event, Limits, Outcome, RunFolder};
@@ -13,7 +14,7 @@ use stagger::server::Server;
 use stagger::state::Descent;
 use stagger::stopwatch::Stopwatch;
 use stagger::transport::{Transport, Virtual};
-use stagger::worker::{Gate, Worker};
+use stagger::worker::Worker;
 use stagger_kernels::Device;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -144,6 +145,7 @@ pub fn serve_by(
         outbox,
         inbox,
         gate: gate.clone(),
+        room: Gate::open(),
         stopwatch: stopwatch.clone(),
         faults: Vec::new(),
         warm_up: None,

@@ -1,0 +1,266 @@
+//! A gate: lets a few through at a time, in the order in which they came.
+//!
+//! On a GPU one permit: a device's launches are issued by one thread of the runtime anyway, and more producers only
+//! starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,
+//! so that workers do not push each other out of the caches.
+//!
+//! Invariant: nobody waits while a permit is free, and a permit that comes back goes to whoever has waited longest. Workers that are
+//! equally fast then take turns: none computes twice while another waits, and no gradient is older than the others make it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+/// Lets a few through at a time. Clones are the same gate.
+#[derive(Clone)]
+pub struct Gate {
+    turns: Option<Arc<Turns>>,
+    /// After so long nobody waits for a permit any more: who has it hangs.
+    patience: Option<Duration>,
+}
+
+/// A permit. It goes back when it is dropped, even by a panic, so that nobody is locked out for ever.
+pub struct Permit(Arc<Turns>);
+
+/// Who is next. Nothing panics while it is locked.
+struct Turns(Mutex<Next>);
+
+struct Next {
+    permits: usize,
+    free: usize,
+    waiting: VecDeque<Arc<Waiting>>,
+}
+
+/// A thread that waits, or has waited.
+struct Waiting {
+    thread: Thread,
+    called: AtomicBool,
+}
+
+thread_local! {
+    /// This thread, where it waits; it waits at one gate at a time.
+    static HERE: Arc<Waiting> = Arc::new(Waiting { thread: std::thread::current(), called: AtomicBool::new(false) });
+}
+
+impl Gate {
+    /// A gate with `permits` permits.
+    pub fn new(permits: usize) -> Self {
+        let next = Next { permits, free: permits, waiting: VecDeque::new() };
+        Gate { turns: Some(Arc::new(Turns(Mutex::new(next)))), patience: None }
+    }
+
+    /// A gate that lets everybody through.
+    pub fn open() -> Self {
+        Gate { turns: None, patience: None }
+    }
+
+    /// The same, where a worker without an answer after so long counts as hanging.
+    pub fn patient(self, patience: Option<Duration>) -> Self {
+        Gate { patience, ..self }
+    }
+
+    /// Waits for a permit. There is none where the gate is open, and where none came in time: who waited goes on without.
+    pub fn enter(&self) -> Option<Permit> {
+        self.turns.as_ref()?.wait(self.patience, false)
+    }
+
+    /// Runs `work` with a permit.
+    pub fn pass<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _permit = self.enter();
+        work()
+    }
+
+    /// Runs `work` with the next permit, before all who wait.
+    pub fn pass_first<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _permit = self.turns.as_ref().and_then(|turns| turns.wait(self.patience, true));
+        work()
+    }
+
+    /// Runs `work` while nobody has a permit: waits for those who have one, and keeps the others out. For the server
+    /// alone; two at a time would wait for each other.
+    pub fn closed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Some(turns) = &self.turns else { return work() };
+        let permits = turns.next().permits;
+        let _permits: Vec<Permit> = (0..permits).filter_map(|_| turns.wait(self.patience, true)).collect();
+        work()
+    }
+
+    /// A permit in the place of one that a hanging worker may hold.
+    pub fn replace_a_permit(&self) {
+        self.turns.iter().for_each(|turns| turns.give_back());
+    }
+
+    /// From now on everybody is let through, and who waits is called.
+    pub fn leave_open(&self) {
+        let Some(turns) = &self.turns else { return };
+        let mut next = turns.next();
+        (next.permits, next.free) = (usize::MAX, usize::MAX);
+        next.waiting.drain(..).for_each(|waiting| waiting.call());
+    }
+}
+
+impl Turns {
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(self: &Arc<Self>, patience: Option<Duration>, first: bool) -> Option<Permit> {
+        let mut next = self.next();
+        if next.free > 0 {
+            next.free -= 1;
+            return Some(Permit(self.clone()));
+        }
+        let here = HERE.with(Arc::clone);
+        here.called.store(false, Ordering::Relaxed);
+        match first {
+            true => next.waiting.push_front(here.clone()),
+            false => next.waiting.push_back(here.clone()),
+        }
+        drop(next);
+        let until = patience.map(|patience| Instant::now() + patience);
+        while !here.called.load(Ordering::Acquire) {
+            let Some(until) = until else {
+                std::thread::park();
+                continue;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                // Called in this very moment, or never: it is called under the lock.
+                self.next().waiting.retain(|other| !Arc::ptr_eq(other, &here));
+                break;
+            }
+            std::thread::park_timeout(left);
+        }
+        here.called.load(Ordering::Acquire).then(|| Permit(self.clone()))
+    }
+
+    fn give_back(&self) {
+        let mut next = self.next();
+        match next.waiting.pop_front() {
+            Some(waiting) => waiting.call(),
+            // There is room, unless one was replaced meanwhile.
+            None => next.free = next.free.saturating_add(1).min(next.permits),
+        }
+    }
+}
+
+impl Waiting {
+    fn call(&self) {
+        self.called.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::{bounded, unbounded};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn free(gate: &Gate) -> usize {
+        gate.turns.as_ref().unwrap().next().free
+    }
+
+    fn waiting(gate: &Gate) -> usize {
+        gate.turns.as_ref().unwrap().next().waiting.len()
+    }
+
+    #[test]
+    fn a_patient_gate_goes_on_without_a_permit_that_never_comes_back() {
+        let gate = Gate::new(1).patient(Some(Duration::from_millis(300)));
+        let (let_go, held) = bounded::<()>(1);
+        let (hold, (begins, began)) = (gate.clone(), bounded::<()>(1));
+        let hangs = std::thread::spawn(move || {
+            hold.pass(|| {
+                begins.send(()).unwrap();
+                let _ = held.recv();
+            })
+        });
+        began.recv().unwrap();
+        // Nobody waits for ever: neither who computes, nor who closes the gate.
+        assert_eq!((gate.pass(|| 1), gate.closed(|| 2)), (1, 2));
+        assert_eq!(waiting(&gate), 0);
+        gate.replace_a_permit();
+        let again = Instant::now();
+        assert_eq!(gate.pass(|| 3), 3);
+        assert!(again.elapsed() < Duration::from_millis(250), "the permit in its place is there at once");
+        drop(let_go);
+        hangs.join().unwrap();
+        // One too many is not kept.
+        assert_eq!(gate.closed(|| free(&gate)), 0);
+        assert_eq!(free(&gate), 1);
+    }
+
+    #[test]
+    fn permits_come_back_from_a_panic() {
+        let gate = Gate::new(2);
+        let fails = |work: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(work)).is_err());
+        fails(&|| gate.pass(|| panic!("with one permit")));
+        fails(&|| gate.closed(|| panic!("with all of them")));
+        assert_eq!(free(&gate), 2);
+    }
+
+    #[test]
+    fn who_has_waited_longest_is_next_and_the_server_before_all() {
+        let gate = Gate::new(1);
+        let (tell, told) = unbounded();
+        std::thread::scope(|scope| {
+            let permit = gate.enter();
+            for i in 0..5 {
+                let (gate, tell) = (&gate, tell.clone());
+                scope.spawn(move || match i {
+                    4 => gate.pass_first(|| tell.send(i).unwrap()),
+                    _ => gate.pass(|| tell.send(i).unwrap()),
+                });
+                while waiting(gate) <= i {
+                    std::thread::yield_now();
+                }
+            }
+            drop(permit);
+        });
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [4, 0, 1, 2, 3]);
+        assert_eq!(free(&gate), 1);
+    }
+
+    #[test]
+    fn a_gate_is_closed_while_others_wait_for_it() {
+        let gate = Gate::new(3);
+        let inside = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    (0..2000).for_each(|_| gate.pass(|| assert!(!inside.load(Ordering::SeqCst), "the gate is closed")))
+                });
+            }
+            for _ in 0..200 {
+                gate.closed(|| {
+                    inside.store(true, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    inside.store(false, Ordering::SeqCst);
+                });
+            }
+        });
+        assert_eq!((free(&gate), waiting(&gate)), (3, 0));
+    }
+    #[test]
+    fn a_gate_that_is_left_open_keeps_nobody() {
+        let gate = Gate::new(1);
+        std::thread::scope(|scope| {
+            let _kept = gate.enter();
+            (0..3).for_each(|_| _ = scope.spawn(|| gate.pass(|| gate.pass(|| ()))));
+            while waiting(&gate) < 3 {
+                std::thread::yield_now();
+            }
+            gate.leave_open();
+        });
+        assert_eq!(waiting(&gate), 0);
+    }
+}
