@@ -83,14 +83,16 @@ impl Need {
             // Gradient, snapshot, and its copy on the worker's stream.
             None => server + each + 3 * n,
         };
-        // Packed weights, and the sums of the weight gradient.
+        // Packed weights and the sums of their gradient, at 16 points instead of 9 taps, and another's or what is made of them.
         let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
-        let beside = match threads {
-            // And a quarter of these.
-            Some(_) if stacked > 0 => varied as u64 * problem.step_bytes / 4,
-            _ => 3 * largest,
+        let packed = 5 * largest;
+        let steps = match threads {
+            // One replica after the other. Of several sizes a quarter more.
+            Some(_) if stacked > 0 => {
+                computing * (problem.step_bytes + varied as u64 * problem.step_bytes / 4) + packed
+            }
+            _ => computing * (problem.step_bytes + packed),
         };
-        let steps = computing * (problem.step_bytes + beside);
         // The server's stream computes what is stacked, with the memory that it evaluates in.
         let evaluation = problem.evaluation_bytes;
         let steps = if stacked > 0 && threads.is_none() { steps.max(evaluation) } else { steps + evaluation };

@@ -3,9 +3,11 @@
 //! Images lie channels last, so the patch under an output pixel is `kernel` runs of `kernel · from` neighbouring floats.
 //! A register tile reads those runs where they are (`tile`). Work is split among the threads of the current pool by images or by
 //! columns of the result, never within a sum, so the result does not depend on how many threads there are.
+//!
+//! The most usual ones need fewer products than are in them, and are computed elsewhere (`winograd`).
 
 use super::tile::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, rows_by_panels, tile_size, zeros};
-use super::{Scratch, parallel};
+use super::{Scratch, parallel, winograd};
 use crate::nn::Conv;
 
 /// Output pixels at least of one piece of work: enough to use a panel of weights well.
@@ -24,19 +26,25 @@ fn images(plan: &Conv, pixels: usize) -> usize {
 
 /// Y [B, H', W', to] of X [B, H, W, from] and weights [to, from, kernel, kernel].
 pub fn forward(plan: &Conv, x: &[f32], weights: &[f32], y: &mut [f32]) {
+    if winograd::fits(plan) {
+        return winograd::forward(plan, x, weights, y);
+    }
     let mut panels = Scratch::take(plan.to.div_ceil(LANES) * plan.patch() * LANES);
     pack_by_output(plan, weights, &mut panels);
     let together = images(plan, PIXELS);
     let pieces = y.chunks_mut(together * plan.out_pixels() * plan.to).zip(x.chunks(together * plan.in_image()));
     parallel(pieces, |(y, x)| {
         let padded = pad(plan, x);
-        forward_piece(plan, &padded, &panels, y);
+        forward_piece(plan, &padded, &panels, plan.patch() * LANES, y);
     });
 }
 
 /// dX of dY and the weights. With stride 1 it is the convolution of dY with the weights turned round; else the pixels of dY are
 /// scattered.
 pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
+    if winograd::fits(plan) {
+        return winograd::input_gradient(plan, dy, weights, dx);
+    }
     let mut panels = Scratch::take(plan.from.div_ceil(LANES) * plan.taps() * plan.to * LANES);
     pack_by_input(plan, weights, plan.stride == 1, &mut panels);
     let together = images(plan, PIXELS);
@@ -51,7 +59,7 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
     };
     parallel(pieces, |(dx, dy)| {
         if plan.stride == 1 {
-            forward_piece(&turned, &pad(&turned, dy), &panels, dx);
+            forward_piece(&turned, &pad(&turned, dy), &panels, turned.patch() * LANES, dx);
         } else {
             let images = dx.len() / plan.in_image();
             let mut padded = Scratch::zeros(images * plan.padded_image() + LANES);
@@ -63,6 +71,9 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
 
 /// dW [to, from, kernel, kernel] of X and dY.
 pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if winograd::fits(plan) {
+        return winograd::weight_gradient(plan, x, dy, dw);
+    }
     let (sums, per_column) = weight_sums(plan, x, dy);
     unpack(plan, &sums, per_column, dw);
 }
@@ -89,20 +100,27 @@ pub(super) fn weight_sums(plan: &Conv, x: &[f32], dy: &[f32]) -> (Scratch, usize
 }
 
 for_each_instruction_set! {
-    pub(super) fn forward_piece(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) = forward_tiles
+    // Y of padded images and panels of weights, which begin `pitch` floats apart.
+    pub(super) fn forward_piece(plan: &Conv, padded: &[f32], panels: &[f32], pitch: usize, y: &mut [f32]) = forward_tiles
 }
 
 #[inline(always)]
-fn forward_tiles<L: Lanes, const P: usize, const N: usize>(plan: &Conv, padded: &[f32], panels: &[f32], y: &mut [f32]) {
+fn forward_tiles<L: Lanes, const P: usize, const N: usize>(
+    plan: &Conv,
+    padded: &[f32],
+    panels: &[f32],
+    pitch: usize,
+    y: &mut [f32],
+) {
     let starts = starts(plan, y.len() / plan.to);
     let count = plan.to.div_ceil(LANES);
     let mut panel = 0;
     while panel < count {
         if panel + N <= count {
-            forward_panels::<L, P, N>(plan, padded, &starts, panels, panel, y);
+            forward_panels::<L, P, N>(plan, padded, &starts, &panels[panel * pitch..], pitch, panel, y);
             panel += N;
         } else {
-            forward_panels::<L, P, 1>(plan, padded, &starts, panels, panel, y);
+            forward_panels::<L, P, 1>(plan, padded, &starts, &panels[panel * pitch..], pitch, panel, y);
             panel += 1;
         }
     }
@@ -115,6 +133,7 @@ fn forward_panels<L: Lanes, const P: usize, const N: usize>(
     padded: &[f32],
     starts: &[usize],
     panels: &[f32],
+    per_panel: usize,
     panel: usize,
     y: &mut [f32],
 ) {
@@ -141,7 +160,7 @@ fn forward_panels<L: Lanes, const P: usize, const N: usize>(
                 for line in lines.clone() {
                     let rows = std::array::from_fn(|p| &padded[starts[p] + line * pitch + block..][..length]);
                     let weights = std::array::from_fn(|n| {
-                        &panels[((panel + n) * plan.patch() + line * run + block) * LANES..][..length * LANES]
+                        &panels[n * per_panel + (line * run + block) * LANES..][..length * LANES]
                     });
                     rows_by_panels::<L, P, N>(rows, weights, &mut acc);
                 }
@@ -325,6 +344,9 @@ fn unpack(plan: &Conv, sums: &[f32], per_column: usize, weights: &mut [f32]) {
 
 /// Where the patch of each output pixel begins in padded images.
 fn starts(plan: &Conv, pixels: usize) -> Vec<usize> {
+    if (plan.kernel, plan.stride, plan.pad) == (1, 1, 0) {
+        return (0..pixels).map(|pixel| pixel * plan.from).collect();
+    }
     let (row, step) = (plan.stride * plan.padded_width() * plan.from, plan.stride * plan.from);
     let mut starts = Vec::with_capacity(pixels);
     for image in 0..pixels / plan.out_pixels() {
@@ -392,7 +414,7 @@ fn pack_by_input(plan: &Conv, weights: &[f32], turned: bool, panels: &mut [f32])
 
 /// Writes tap `t` of up to 16 filters, `pitch` floats apart, to 16 lanes at `place(t)`; lanes without a filter become zero.
 #[inline(always)]
-fn turn(filters: &[f32], pitch: usize, taps: usize, place: impl Fn(usize) -> usize, panel: &mut [f32]) {
+pub(super) fn turn(filters: &[f32], pitch: usize, taps: usize, place: impl Fn(usize) -> usize, panel: &mut [f32]) {
     let mut lanes: [&[f32]; LANES] = [&[0.0; 64]; LANES];
     assert!(taps <= 64, "kernels of at most 8×8");
     for (lane, filter) in lanes.iter_mut().zip(filters.chunks(pitch)) {

@@ -5,7 +5,8 @@ use super::tile::{LANES, tile_size};
 use super::{Scratch, parallel};
 use crate::nn::{Conv, Precision};
 
-fn plan(batch: usize, from: usize, to: usize) -> Conv {
+/// Such a convolution.
+pub(super) fn plan(batch: usize, from: usize, to: usize) -> Conv {
     Conv { batch, height: 1, width: 1, from, to, kernel: 1, stride: 1, pad: 0, precision: Precision::F32, replicas: 1 }
 }
 
@@ -13,7 +14,7 @@ fn plan(batch: usize, from: usize, to: usize) -> Conv {
 fn product(from: usize, to: usize, x: &[f32], panels: &[f32], out: &mut [f32]) {
     let together = (out.len() / to).div_ceil(rayon::current_num_threads());
     parallel(out.chunks_mut(together * to).zip(x.chunks(together * from)), |(out, x)| {
-        forward_piece(&plan(out.len() / to, from, to), x, panels, out);
+        forward_piece(&plan(out.len() / to, from, to), x, panels, from * LANES, out);
     });
 }
 

@@ -16,6 +16,15 @@ pub trait Lanes: Copy {
     /// Writes them.
     fn store(self) -> [f32; LANES];
 
+    /// Of each lane the sum.
+    fn add(self, other: Self) -> Self;
+
+    /// Of each lane the difference.
+    fn sub(self, other: Self) -> Self;
+
+    /// Of each lane the half.
+    fn half(self) -> Self;
+
     /// sums[n] += a panels[n] with `a` the float `k` places behind `row`, rounded once where the processor can.
     ///
     /// # Safety
@@ -36,6 +45,21 @@ impl Lanes for Plain {
     #[inline(always)]
     fn store(self) -> [f32; LANES] {
         self.0
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Plain(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+    }
+
+    #[inline(always)]
+    fn half(self) -> Self {
+        Plain(self.0.map(|lane| 0.5 * lane))
     }
 
     #[inline(always)]
@@ -99,6 +123,24 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: the processor knows the instruction, as [`Lanes`] says.
+            Avx512(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_sub_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn half(self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_mul_ps(self.0, _mm512_set1_ps(0.5)) })
+        }
+
+        #[inline(always)]
         unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
             for (sums, panels) in sums.chunks_mut(2).zip(panels.chunks(2)) {
                 match (sums, panels) {
@@ -132,6 +174,26 @@ mod x86 {
                 _mm256_storeu_ps(at.add(8), self.0[1]);
             }
             lanes
+        }
+
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: the processor knows the instruction, as [`Lanes`] says.
+            Avx2(unsafe { [_mm256_add_ps(self.0[0], other.0[0]), _mm256_add_ps(self.0[1], other.0[1])] })
+        }
+
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            Avx2(unsafe { [_mm256_sub_ps(self.0[0], other.0[0]), _mm256_sub_ps(self.0[1], other.0[1])] })
+        }
+
+        #[inline(always)]
+        fn half(self) -> Self {
+            // SAFETY: as above.
+            Avx2(unsafe {
+                [_mm256_mul_ps(self.0[0], _mm256_set1_ps(0.5)), _mm256_mul_ps(self.0[1], _mm256_set1_ps(0.5))]
+            })
         }
 
         #[inline(always)]
