@@ -26,7 +26,7 @@ pub struct Need {
     pub total: u64,
     /// Of these the rule's table.
     pub table: u64,
-    /// Besides, what a checkpoint is copied to while it is written.
+    /// Besides, what is taken while a checkpoint is written.
     saved: u64,
 }
 
@@ -106,15 +106,16 @@ impl Need {
             None => 0,
         };
         let program = program + more as u64 * (THREAD + FIRST.1 + largest);
-        // A checkpoint in the middle of a run: a copy of what is written in place, and the models that jobs have left behind meanwhile.
-        let saved = (server - 2 + n * needs.squares as u64 + sent) * model + table;
+        // A checkpoint in the middle of a run: a copy of what is written in place (and about half of the last one, which the thread that saves
+        // has let go of, but not yet the allocator), and the models that jobs have left behind meanwhile.
+        let copied = (server - 2 + n * needs.squares as u64) * model + table;
+        let saved = copied + copied / 2 + sent * model;
         Need { total: program + models * model + table + steps + problem.data_bytes, table, saved }
     }
 
-    /// The same for a run that saves checkpoints before its end, in the memory that it computes in. Twice, because what the thread that saves
-    /// lets go of is still the allocator's when the next is copied.
+    /// The same for a run that saves checkpoints before its end, in the memory that it computes in.
     pub fn with_checkpoints(self) -> Need {
-        Need { total: self.total + 2 * self.saved, ..self }
+        Need { total: self.total + self.saved, ..self }
     }
 
     /// Compares it with what the device has.

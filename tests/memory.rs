@@ -32,6 +32,7 @@ fn the_estimate_holds_within_15_percent() {
         "--backend cpu --threads-per-worker 1 --model cnn --rule sync --workers 2 --batch 128 --updates 8",
         "--backend cpu --threads-per-worker 1 --model resnet18 --rule sync --workers 2 --batch 8 --updates 8",
         "--backend cpu --threads-per-worker 1 --model cnn --rule dude --workers 32 --updates 128 --checkpoint-every 20",
+        "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 64 --updates 512 --checkpoint-every 50",
         "--backend cpu --threads-per-worker 1 --model cnn --rule fedbuff --workers 64 --updates 20",
         "--backend cpu --model cnn --rule asgd --workers 16 --updates 64 --clock virtual --delay fixed:1,2,3,7 --step stacked",
         "--backend cpu --model cnn --rule asgd --workers 2 --updates 8 --clock virtual --step stacked",
