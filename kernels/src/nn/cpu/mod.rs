@@ -217,6 +217,33 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "nothing unsafe that the others lack, and slow there")]
+    fn a_convolution_is_the_same_on_any_number_of_threads() {
+        use crate::nn::{Conv, Precision};
+        for (side, from, to) in [(7, 16, 32), (18, 32, 32), (4, 48, 160)] {
+            let (batch, kernel, stride, pad, precision) = (3, 3, 1, 1, Precision::F32);
+            let plan = Conv { batch, height: side, width: side, from, to, kernel, stride, pad, precision, replicas: 1 };
+            let filled = |len: usize| (0..len).map(|k| ((k * 37 + 11) % 23) as f32 / 7.0 - 1.5).collect::<Vec<f32>>();
+            let (x, w, dy) =
+                (filled(batch * plan.in_image()), filled(to * plan.patch()), filled(batch * plan.out_pixels() * to));
+            let all = |threads| {
+                rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+                    let [mut a, mut b, mut c] = [dy.len(), x.len(), w.len()].map(|len| vec![f32::NAN; len]);
+                    conv::forward(&plan, &x, &w, &mut a);
+                    conv::input_gradient(&plan, &dy, &w, &mut b);
+                    conv::weight_gradient(&plan, &x, &dy, &mut c);
+                    [a, b, c].concat().into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+                })
+            };
+            let alone = all(1);
+            // Fewer than the lines of points, as many, and so many more that outputs are shared out too.
+            for threads in [2, 3, 4, 9] {
+                assert!(all(threads) == alone, "{threads} threads, {plan:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_product_in_tiles_is_the_product() {
         by_each_set(products);
     }
