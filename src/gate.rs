@@ -24,7 +24,7 @@ pub struct Gate {
 /// A permit. It goes back when it is dropped, even by a panic, so that nobody is locked out for ever.
 pub struct Permit(Arc<Turns>);
 
-/// Who is next. Nothing panics while it is locked.
+/// Who is next. It is locked for as long as it takes to look, and nothing panics meanwhile.
 struct Turns(Mutex<Next>);
 
 struct Next {

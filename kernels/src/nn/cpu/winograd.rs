@@ -12,6 +12,9 @@
 //!
 //! The 2×2 outputs are called a tile here; tiles go row by row over all images. Work is split among threads by rows of tiles, by
 //! points or by outputs, never within a sum, so the result does not depend on how many threads there are.
+//!
+//! Vectors go through small functions that are always inlined, not through closures: those would not be compiled for the same
+//! instructions, and each addition would be a call.
 
 use super::conv::{forward_piece, turn};
 use super::tile::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, tile_size, zeros};
