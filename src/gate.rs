@@ -92,7 +92,7 @@ impl Gate {
         self.turns.iter().for_each(|turns| turns.give_back());
     }
 
-    /// From now on everybody is let through, and who waits is called.
+    /// From now on everybody is let through, and who waits is called. It cannot be closed any more.
     pub fn leave_open(&self) {
         let Some(turns) = &self.turns else { return };
         let mut next = turns.next();
@@ -250,6 +250,7 @@ mod tests {
         });
         assert_eq!((free(&gate), waiting(&gate)), (3, 0));
     }
+
     #[test]
     fn a_gate_that_is_left_open_keeps_nobody() {
         let gate = Gate::new(1);

@@ -83,9 +83,9 @@ impl Need {
             // Gradient, snapshot, and its copy on the worker's stream.
             None => server + each + 3 * n,
         };
-        // Packed weights and the sums of their gradient, at 16 points instead of 9 taps, and another's or what is made of them.
+        // Packed weights, the sums of their gradient and what is made of them; on the CPU at 16 points instead of 9 taps.
         let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
-        let packed = 5 * largest;
+        let packed = if threads.is_some() { 5 } else { 3 } * largest;
         let steps = match threads {
             // One replica after the other. Of several sizes a quarter more.
             Some(_) if stacked > 0 => {

@@ -303,7 +303,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let permits = threads.map_or(1, |t| (backend::cores() / t).max(1));
     let gate = if on_the_spot { Gate::open() } else { Gate::new(permits).patient(settings.policy.timeout) };
     // As many gradients may wait for the server as are computed: the server has always something to do, and where it is the slower one, its
-    // queue takes no memory that grows with the workers. On a GPU a worker writes where its last gradient lay.
+    // queue takes no memory that grows with the workers. On a GPU every stream keeps memory for its worker's own.
     let room = match threads {
         Some(_) if !on_the_spot => Gate::new(2 * permits).patient(settings.policy.timeout),
         _ => Gate::open(),

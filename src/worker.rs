@@ -2,13 +2,14 @@
 //!
 //! # Threads
 //! One OS thread per worker, which is also its stream. It talks to the server through two channels and shares nothing
-//! else but the gate. Invariants kept here:
+//! else but the gate and the room. Invariants kept here:
 //! * I1: a worker answers each job with one message and takes the next only after that, so neither channel ever holds
 //!   more than it was made for and no send blocks.
 //! * I5: a gradient is a function of (snapshot, seed, worker, job): the objective gets nothing else.
 //! * I8: buffers leave sealed; see [`Seal`].
 //!
-//! Shutdown: the server drops the outboxes, `recv` fails, the thread ends, and with the last thread the inbox disconnects.
+//! Shutdown: the server drops the outboxes and leaves the room open, `recv` fails, the thread ends, and with the last thread the inbox
+//! disconnects.
 
 use crate::fault::{Fault, Kind};
 use crate::gate::{Gate, Permit};

@@ -26,7 +26,7 @@ fn the_estimate_holds_within_15_percent() {
         // Long enough that every worker was sent a model of its own.
         "--backend cpu --threads-per-worker 1 --model cnn --rule asgd --workers 256 --updates 640",
         "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 16 --updates 128",
-        "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 64 --updates 256",
+        "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 64 --updates 1000",
         "--backend cpu --threads-per-worker 1 --model mlp --rule asgd --workers 256 --updates 1024",
         // Of large batches the most is taken in the middle of a pass, and given back: both workers are there at once where they begin together.
         "--backend cpu --threads-per-worker 1 --model cnn --rule sync --workers 2 --batch 128 --updates 8",

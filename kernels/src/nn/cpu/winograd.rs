@@ -257,10 +257,10 @@ fn outputs_of<L: Lanes, const P: usize, const N: usize>(
             let tile = (row * across + column) * plan.to;
             for o in (0..plan.to).step_by(LANES) {
                 let products = &products[tile + o..];
-                let a = output_column::<L>(products, per_point, 0);
-                let b = output_column::<L>(products, per_point, 1);
-                let c = output_column::<L>(products, per_point, 2);
-                let d = output_column::<L>(products, per_point, 3);
+                let a = output_line(column_of::<L>(products, per_point, 0));
+                let b = output_line(column_of::<L>(products, per_point, 1));
+                let c = output_line(column_of::<L>(products, per_point, 2));
+                let d = output_line(column_of::<L>(products, per_point, 3));
                 for line in 0..2 {
                     let [left, right] = output_line([a[line], b[line], c[line], d[line]]);
                     let place = (line * plan.width + 2 * column) * plan.to + o;
@@ -270,17 +270,6 @@ fn outputs_of<L: Lanes, const P: usize, const N: usize>(
             }
         }
     }
-}
-
-/// Aᵀ m of one column of points.
-#[inline(always)]
-fn output_column<L: Lanes>(products: &[f32], pitch: usize, column: usize) -> [L; 2] {
-    output_line([
-        load(products, column * pitch),
-        load(products, (SIDE + column) * pitch),
-        load(products, (2 * SIDE + column) * pitch),
-        load(products, (3 * SIDE + column) * pitch),
-    ])
 }
 
 /// Aᵀ m.
@@ -369,12 +358,11 @@ fn gradient_points_of<L: Lanes, const P: usize, const N: usize>(
         for (place_of_line, line) in lines.clone().enumerate() {
             for o in (0..columns * lanes).step_by(LANES) {
                 let at = outputs.start + o;
-                let (a, b): (L, L) = match at < outputs.end {
-                    true => {
-                        let left = place + at;
-                        (gradient_line(line, dy, left, pitch), gradient_line(line, dy, left + plan.to, pitch))
-                    }
-                    false => (L::load(&[0.0; LANES]), L::load(&[0.0; LANES])),
+                let (a, b): (L, L) = if at < outputs.end {
+                    let left = place + at;
+                    (gradient_line(line, dy, left, pitch), gradient_line(line, dy, left + plan.to, pitch))
+                } else {
+                    (L::load(&[0.0; LANES]), L::load(&[0.0; LANES]))
                 };
                 let points = &mut points
                     [place_of_line * SIDE * per_point + o / lanes * per_column + index * lanes + o % lanes..];
@@ -413,10 +401,10 @@ fn kernels_of<L: Lanes, const P: usize, const N: usize>(plan: &Conv, sums: &[f32
                 let (block, row) = ((first + input) / P, (first + input) % P);
                 let place = ((block * P + row) * N + n) * LANES;
                 let sums = &sums[place..];
-                let a = tap_column::<L>(sums, per_point, 0);
-                let b = tap_column::<L>(sums, per_point, 1);
-                let c = tap_column::<L>(sums, per_point, 2);
-                let d = tap_column::<L>(sums, per_point, 3);
+                let a = tap_line(column_of::<L>(sums, per_point, 0));
+                let b = tap_line(column_of::<L>(sums, per_point, 1));
+                let c = tap_line(column_of::<L>(sums, per_point, 2));
+                let d = tap_line(column_of::<L>(sums, per_point, 3));
                 for row in 0..3 {
                     let [a, b, c] = tap_line([a[row], b[row], c[row], d[row]]);
                     taps[3 * row] = a.store();
@@ -435,22 +423,22 @@ fn kernels_of<L: Lanes, const P: usize, const N: usize>(plan: &Conv, sums: &[f32
     }
 }
 
-/// Gᵀ u of one column of points.
-#[inline(always)]
-fn tap_column<L: Lanes>(sums: &[f32], pitch: usize, column: usize) -> [L; 3] {
-    tap_line([
-        load(sums, column * pitch),
-        load(sums, (SIDE + column) * pitch),
-        load(sums, (2 * SIDE + column) * pitch),
-        load(sums, (3 * SIDE + column) * pitch),
-    ])
-}
-
 /// Gᵀ u.
 #[inline(always)]
 fn tap_line<L: Lanes>([a, b, c, d]: [L; SIDE]) -> [L; 3] {
     let middle = b.add(c).half();
     [a.add(middle), b.sub(c).half(), middle.add(d)]
+}
+
+/// One column of points, which lie `pitch` floats apart.
+#[inline(always)]
+fn column_of<L: Lanes>(points: &[f32], pitch: usize, column: usize) -> [L; SIDE] {
+    [
+        load(points, column * pitch),
+        load(points, (SIDE + column) * pitch),
+        load(points, (2 * SIDE + column) * pitch),
+        load(points, (3 * SIDE + column) * pitch),
+    ]
 }
 
 /// Reads 16 floats.
