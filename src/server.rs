@@ -105,6 +105,9 @@ pub struct Server<'a> {
     pub limits: Limits,
     /// For people.
     pub progress: Progress,
+    /// An update is issued before anything else is enqueued. Where a step is one launch, that is one crossing between threads for all of an
+    /// update; where it is dozens, the thread that issues launches would run out of them while the server waits for it.
+    pub at_once: bool,
     /// The workers' gate, closed while the server evaluates.
     pub gate: Gate,
     /// Batch losses that have been read.
@@ -392,12 +395,11 @@ impl Server<'_> {
         // Whoever has nothing to do writes nothing.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
         let may_wait = idle && self.crew.has_answer() && !self.crew.has_queue(worker);
-        let seal = self.submit(|| {
-            device.issue(|| {
-                state.take(gradient, &job, &decision, pending.len(), may_wait);
-                state.device.seal()
-            })
-        })?;
+        let update = || {
+            state.take(gradient, &job, &decision, pending.len(), may_wait);
+            state.device.seal()
+        };
+        let seal = self.submit(|| if self.at_once { device.issue(update) } else { Ok(update()) })?;
         self.crew.behind(seal);
         state.done_with(job);
 

@@ -331,7 +331,7 @@ impl Worker {
     }
 
     /// Invariant I8: the seal is made after the last write is enqueued. Nobody waits: the queue in front of the thread that issues
-    /// launches is one for all, so the server's next update pushes out what is still in it, in order.
+    /// launches is one for all, so whoever submits next, a worker or the server, pushes out what is still in it, in order.
     fn sealed(&self, job: u64, buffers: Arc<[Buffer]>, factor: Option<Buffer>, loss: Buffer) -> Gradient {
         Gradient { worker: self.index, job, buffers, factor: factor.map(Box::new), loss, seal: self.device.seal() }
     }

@@ -170,6 +170,7 @@ pub fn serve_by(
         eval_every: 0,
         limits,
         progress: Progress::new(limits),
+        at_once: false,
         gate,
         losses: Default::default(),
         rehearsal: None,
