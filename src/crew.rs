@@ -7,10 +7,12 @@
 //! * A queued job keeps the snapshot of the version at which it was assigned, and begins the moment its predecessor's
 //!   gradient arrives.
 //!
-//! A crew works on threads, or on the spot ([`Crew::on_the_spot`]): then a gradient is computed by the server's own thread when
-//! its turn comes. That is the same run under the clocks that decide the order themselves, and for gradients that cost the host
-//! next to nothing it spares a hand-over between threads per arrival: problems of theory on the CPU, recorded steps on a GPU. On a GPU
-//! every worker keeps a stream of its own, so steps overlap on the device as they would from threads.
+//! A crew works on threads, or on the spot ([`Crew::on_the_spot`]): then a gradient is computed by the server's own thread. That is
+//! the same run under the clocks that decide the order themselves, and for gradients that cost the host next to nothing it spares a
+//! hand-over between threads per arrival: problems of theory on the CPU, whose gradients are computed when their turn comes, and
+//! recorded steps on a GPU. There every worker keeps a stream of its own, and its step is launched the moment it is given the job:
+//! then it waits for what the server had launched by then, and for nothing that came after, so steps overlap on the device as they
+//! would from threads.
 //!
 //! Or its jobs are computed together ([`Crew::together`]): whoever is asked for is computed with others who have a job, in one pass,
 //! and their gradients are kept until their turn. Who is computed with whom follows from the clock, so a run repeats itself.
@@ -77,6 +79,8 @@ pub struct Crew {
     order: Seal,
     /// Jobs computed so far by a crew on the spot.
     computed: u64,
+    /// Its workers have streams of their own.
+    on_streams: bool,
     together: Option<Together>,
     policy: Policy,
     gate: Gate,
@@ -174,6 +178,7 @@ impl Crew {
             restarted: 0,
             order: Seal::default(),
             computed: 0,
+            on_streams: false,
             together: None,
             policy: Policy::default(),
             gate: Gate::open(),
@@ -237,8 +242,8 @@ impl Crew {
         Ok(crew)
     }
 
-    /// A crew without threads. Whoever is asked for computes; where the first to answer is asked for, it is who answered longest
-    /// ago. With `streams` each worker has one, and is warmed up on it.
+    /// A crew without threads. Where the first to answer is asked for, it is who answered longest ago. With `streams` each worker has
+    /// one, is warmed up on it, and computes when it is given a job; else whoever is asked for computes.
     pub fn on_the_spot(
         workers: usize,
         streams: bool,
@@ -260,7 +265,9 @@ impl Crew {
             }
             slots.push(Slot::new(Hand::Here(Box::new(Here { worker, answered: 0, stream }))));
         }
-        Ok(Crew::new(slots, inbox))
+        let mut crew = Crew::new(slots, inbox);
+        crew.on_streams = streams;
+        Ok(crew)
     }
 
     /// A crew without threads whose jobs are computed together. With a `warm_up` passes of every size are computed at it first and
@@ -337,9 +344,14 @@ impl Crew {
         self.slots.len()
     }
 
+    /// Whether somebody may answer before its turn: everywhere but where a gradient is computed when it is asked for.
+    pub fn runs_ahead(&self) -> bool {
+        !self.is_on_the_spot() || self.on_streams
+    }
+
     /// Whether somebody has answered whose turn has not come.
     pub fn has_answer(&self) -> bool {
-        !self.inbox.is_empty() || (!self.is_on_the_spot() && self.slots.iter().any(|slot| slot.early.is_some()))
+        !self.inbox.is_empty() || (self.runs_ahead() && self.slots.iter().any(|slot| slot.early.is_some()))
     }
 
     /// Whether a worker has something to do after its job.
@@ -417,11 +429,11 @@ impl Crew {
         }
         if self.is_on_the_spot() {
             let waiting = |(i, slot): (usize, &Slot)| match &slot.hand {
-                Hand::Here(here) if slot.busy => Some((here.answered, i)),
+                Hand::Here(here) if slot.busy || slot.early.is_some() => Some((here.answered, i)),
                 _ => None,
             };
             let next = self.slots.iter().enumerate().filter_map(waiting).min();
-            return self.compute(next.expect("a job that runs is in hand").1);
+            return self.from(next.expect("a job that runs is in hand").1);
         }
         let worker = self.receive()?;
         self.take(worker).expect("just received")
@@ -491,6 +503,17 @@ impl Crew {
 
     /// Computes a worker's job here and now.
     fn compute(&mut self, worker: usize) -> Result<Gradient> {
+        match self.answer(worker)? {
+            Some(gradient) => Ok(gradient),
+            None => match self.take(worker) {
+                Some(answer) => answer,
+                None => self.compute(worker),
+            },
+        }
+    }
+
+    /// The same; nothing if the job failed, which has been seen to then.
+    fn answer(&mut self, worker: usize) -> Result<Option<Gradient>> {
         // Looked at here, for no channel is waited on.
         if INTERRUPTED.load(Ordering::Relaxed) {
             return Err(Error::Interrupted("interrupted".into()));
@@ -502,14 +525,8 @@ impl Crew {
         here.answered = self.computed;
         slot.busy = false;
         match here.answer(job) {
-            Message::Gradient(gradient, _) => Ok(gradient),
-            Message::Failed { worker, reason, .. } => {
-                self.failed(worker, reason, false)?;
-                match self.take(worker) {
-                    Some(answer) => answer,
-                    None => self.compute(worker),
-                }
-            }
+            Message::Gradient(gradient, _) => Ok(Some(gradient)),
+            Message::Failed { worker, reason, .. } => self.failed(worker, reason, false).map(|()| None),
             _ => unreachable!("nobody cancels a job that is computed on the spot"),
         }
     }
@@ -708,6 +725,12 @@ impl Crew {
         }
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => outbox.try_send(Order::Job(job.clone())).is_ok(),
+            Hand::Here(_) if self.on_streams => {
+                if let Some(gradient) = self.answer(worker)? {
+                    self.slots[worker].early = Some(Ok(gradient));
+                }
+                true
+            }
             Hand::Here(_) | Hand::Together => true,
             Hand::Gone => {
                 // It hangs, and its turn to be given up has not come: this job fails like the last.

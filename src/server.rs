@@ -136,7 +136,7 @@ impl Server<'_> {
         let (needs, device, workers) = (self.rule.needs(), self.device.clone(), self.crew.workers());
         let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
-        let some_wait = !self.crew.is_on_the_spot();
+        let some_wait = self.crew.runs_ahead();
         if let Some((rule, clipped)) = self.rehearsal.take() {
             let rehearse = || {
                 let few = workers.min(2);

@@ -232,7 +232,8 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     // where all that a worker does is to launch what it has recorded.
     let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
     let recorded = problem.recorded && !needs.local.walks() && !needs.live;
-    let on_the_spot = if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded && !waits };
+    let on_the_spot =
+        if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded && !waits };
     // Only from a thread of its own can a worker be seen to hang.
     let on_the_spot = (on_the_spot && settings.policy.timeout.is_none()) || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });

@@ -56,7 +56,6 @@ fn launched(flags: &str) -> (f64, f64) {
 /// One rule for each form that the server's launch takes, and for each way of giving jobs out and up.
 const FORMS: &[&str] = &[
     "random",
-    "ksync:k=2",
     "abs:u=2,tau=1",
     "ringleader",
     "malenia",
@@ -123,6 +122,36 @@ fn eight_are_no_slower() {
 fn a_recorded_step_is_cheap() {
     for workers in [1, 16] {
         reaches(10.0, || speed("eager", 1, 1500), || speed("captured", workers, 30_000));
+    }
+}
+
+/// On a card that takes its time: what is launched for one worker waits for no other's, so eight workers make nearly eight times the
+/// steps of one.
+fn streams_overlap() {
+    let speed = |workers: usize, flags: &str| {
+        let out = common::scratch("nullcuda-overlap");
+        let output = Command::new(tool())
+            .arg(env!("CARGO_BIN_EXE_stagger"))
+            .args(["train", "--backend", "cuda", "--dataset", "synthetic", "--eval-every", "0", "--out"])
+            .arg(&out)
+            .args(["--workers", &workers.to_string(), "--updates", &(30 * workers).to_string()])
+            .args(flags.split(' '))
+            .envs([("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "400")])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).to_string();
+        assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        number_before(&text, " gradients/s")
+    };
+    for flags in [
+        "--rule asgd",
+        "--rule dude:c=1 --clock virtual",
+        "--rule asgd --worker-timeout 60",
+        "--rule asgd --step eager",
+    ] {
+        let (one, eight) = (speed(1, flags), speed(8, flags));
+        println!("{flags}: {one} steps/s with one worker, {eight} with eight");
+        assert!(eight >= 5.0 * one, "{flags}: {eight} steps/s with eight workers, {one} with one");
     }
 }
 
@@ -243,8 +272,9 @@ fn main() {
         trial("cnn, shuffled, 3 workers, threads that wait: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule shuffled --workers 3 --updates 40 --delay fixed:0.001,0.002")
         }),
-        trial("cnn, sync, 3 workers: compiled, ordered, one launch per arrival", || {
-            sound("--dataset synthetic --model cnn --rule sync --workers 3 --updates 20")
+        trial("cnn, sync, 3 workers: compiled, ordered, one launch folds the three gradients of a step", || {
+            let flags = "--dataset synthetic --model cnn --rule sync --workers 3 --updates 20";
+            assert_eq!(launched(flags), (20.0, 60.0));
         }),
         trial("resnet18, dude, 4 workers: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model resnet18 --rule dude:c=1 --workers 4 --updates 40")
@@ -257,6 +287,9 @@ fn main() {
                 let clock = "--clock virtual --delay fixed:1,2,3";
                 sound(&format!("--dataset synthetic --model mlp --rule {rule} --workers 3 --updates 12 {clock}"));
             }
+            // Whoever has answered waits to be folded with the next.
+            let flags = "--dataset synthetic --model mlp --rule ksync:k=2 --workers 3 --updates 12 --clock virtual";
+            assert_eq!(launched(&format!("{flags} --delay fixed:1,2,3")), (12.0, 24.0));
         }),
         trial("hogwild: every kernel compiles, whichever way the step is launched", || {
             // Its accesses are unordered by design, so the detector has nothing to say.
@@ -286,6 +319,7 @@ fn main() {
         }),
     ];
     let speeds = vec![
+        trial("streams overlap on a card that takes its time", streams_overlap),
         trial("eight workers submit no slower than one", eight_are_no_slower),
         trial(
             "a recorded step costs the host a tenth of an eager one, with one worker and with sixteen",
