@@ -5,6 +5,7 @@
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
 use crate::device::{Buffer, Device, Pull};
+use crate::launch::launch_bound;
 use crate::nn::Scratch;
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
@@ -206,27 +207,23 @@ impl Images {
         };
         let samples = target.len() / self.shape.classes;
         assert!(x.len() == samples * self.shape.pixels() && first + size <= samples, "a batch's room");
-        // SAFETY: the lengths are the buffers' own, and the samples lie inside them; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
+        let cubes = cubes((size * self.shape.pixels().max(self.shape.classes)).max(vectors));
+        let seal = pull.as_ref().map_or(gpu.unused(), |pull| gpu.sealed(&pull.seal));
+        let (from, to) = pull.map_or((gpu.unused(), gpu.unused()), |pull| (pull.from.handle(), pull.to.handle()));
+        // SAFETY: the samples lie inside the buffers; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
         // buffers hold the same number of floats, a multiple of four, and stand-ins take their place where there is none.
         unsafe {
-            let weights = |side: fn(&Pull) -> &Buffer| match &pull {
-                Some(pull) => BufferArg::from_raw_parts(side(pull).handle(), vectors),
-                None => BufferArg::from_raw_parts(gpu.unused(), 1),
-            };
-            gather_kernel::launch_unchecked(
-                &gpu.client,
-                cubes((size * self.shape.pixels().max(self.shape.classes)).max(vectors)),
-                CubeDim::new_1d(256),
-                4,
-                BufferArg::from_raw_parts(store.pixels.clone(), self.count * self.shape.pixels() / 4),
-                BufferArg::from_raw_parts(store.labels.clone(), self.count),
-                BufferArg::from_raw_parts(store.scale.clone(), 6),
-                BufferArg::from_raw_parts(rows, if plan.shuffled { at.count as usize } else { 4 }),
-                BufferArg::from_raw_parts(x.handle(), x.len()),
-                BufferArg::from_raw_parts(target.handle(), target.len()),
-                weights(|pull| &pull.from),
-                BufferArg::from_raw_parts(pull.as_ref().map_or(gpu.unused(), |pull| gpu.sealed(&pull.seal)), 4),
-                weights(|pull| &pull.to),
+            launch_bound!(
+                gather_kernel, &gpu.client, cubes, 256, 4;
+                (store.pixels.clone(), 4, false),
+                (store.labels.clone(), 4, false),
+                (store.scale.clone(), 4, false),
+                (rows, 4, false),
+                (x.handle(), 4, true),
+                (target.handle(), 4, true),
+                (from, 16, false),
+                (seal, 4, false),
+                (to, 16, true);
                 at.order_key,
                 at.augment_key,
                 at.epoch,
@@ -236,8 +233,8 @@ impl Images {
                 at.job_low,
                 at.job_high,
                 first as u32,
-                size as u32,
-                plan,
+                size as u32;
+                plan
             )
         }
     }
@@ -412,7 +409,7 @@ struct Plan {
 
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
 #[allow(clippy::too_many_arguments, clippy::collapsible_if)]
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn gather_kernel<N: Size>(
     pixels: &[u32],
     labels: &[u32],

@@ -16,6 +16,7 @@ use cubecl::server::{Handle, KernelArguments, KernelResource};
 use cubecl::{InfoBuilder, ScalarBuilder};
 use std::any::Any;
 use std::cell::RefCell;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// A kernel, and what the library knows it by. Apart from a launch the library makes only kernels that check their indices; this is one,
@@ -23,6 +24,27 @@ use std::sync::Arc;
 pub(crate) struct Made {
     id: KernelId,
     kernel: Box<dyn CubeKernel>,
+}
+
+/// What a kernel is told apart by, hashed once: the library looks each launch's kernel up three times, and hashes all of this each time.
+#[derive(Clone, Debug)]
+struct Identity {
+    id: KernelId,
+    hash: u64,
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || self.id == other.id
+    }
+}
+
+impl Eq for Identity {}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 /// One launch's share of it.
@@ -66,11 +88,11 @@ thread_local! {
 }
 
 /// The kernel of this name for cubes of so many units and this plan, made if this thread has none for this device.
-pub(crate) fn known<P: PartialEq + 'static, K: CubeKernel>(
+pub(crate) fn known<P: PartialEq + Clone + 'static, K: CubeKernel>(
     client: &Client,
     name: &'static str,
     units: u32,
-    plan: P,
+    plan: &P,
     make: impl FnOnce() -> K,
 ) -> Arc<Made> {
     let find = |all: &mut Vec<Known>| {
@@ -78,34 +100,36 @@ pub(crate) fn known<P: PartialEq + 'static, K: CubeKernel>(
             known.name == name
                 && known.units == units
                 && std::ptr::eq(&*known.properties, client.properties())
-                && known.plan.downcast_ref() == Some(&plan)
+                && known.plan.downcast_ref() == Some(plan)
         };
         all.iter().find(fits).map(|known| known.made.clone())
     };
     KNOWN.with_borrow_mut(find).unwrap_or_else(|| {
         let kernel = make();
-        let made = Arc::new(Made { id: kernel.id().mode(ExecutionMode::Unchecked), kernel: Box::new(kernel) });
+        let id = kernel.id().mode(ExecutionMode::Unchecked);
+        let id = id.clone().info(Identity { hash: id.stable_hash() as u64, id });
+        let made = Arc::new(Made { id, kernel: Box::new(kernel) });
         let properties = client.properties_shared();
         KNOWN.with_borrow_mut(|all| {
-            all.push(Known { properties, name, units, plan: Box::new(plan), made: made.clone() })
+            all.push(Known { properties, name, units, plan: Box::new(plan.clone()), made: made.clone() })
         });
         made
     })
 }
 
 /// A buffer that is bound: its handle, the bytes of an element, whether it is written.
-pub(crate) type Bound<'a> = (&'a Handle, usize, bool);
+pub(crate) type Bound = (Handle, usize, bool);
 
 /// What a kernel reads: in f32.
-pub(crate) fn read(tensor: &CubeTensor) -> Bound<'_> {
+pub(crate) fn read(tensor: &CubeTensor) -> Bound {
     assert_eq!(tensor.dtype, DType::F32, "a kernel over f32");
-    (&tensor.handle, size_of::<f32>(), false)
+    (tensor.handle.clone(), size_of::<f32>(), false)
 }
 
 /// What a kernel writes: in the type that it was launched for.
-pub(crate) fn written(tensor: &CubeTensor, dtype: DType) -> Bound<'_> {
+pub(crate) fn written(tensor: &CubeTensor, dtype: DType) -> Bound {
     assert_eq!(tensor.dtype, dtype, "a kernel over {dtype:?}");
-    (&tensor.handle, dtype.size(), true)
+    (tensor.handle.clone(), dtype.size(), true)
 }
 
 /// Launches a kernel over buffers of numbers, in the order of its parameters.
@@ -116,16 +140,17 @@ pub(crate) unsafe fn with(
     client: &Client,
     made: Arc<Made>,
     count: CubeCount,
-    buffers: &[Bound],
+    buffers: impl IntoIterator<Item = Bound>,
     numbers: impl FnOnce(&mut ScalarBuilder),
 ) {
     let mut arguments = KernelArguments::new();
-    arguments.resources.reserve_exact(buffers.len());
-    arguments.declared_io.reserve_exact(buffers.len());
+    let buffers = buffers.into_iter();
+    arguments.resources.reserve(buffers.size_hint().0);
+    arguments.declared_io.reserve(buffers.size_hint().0);
     INFO.with_borrow_mut(|info| {
-        for &(handle, size, written) in buffers {
+        for (handle, size, written) in buffers {
             info.metadata.register_buffer(handle.size_in_used() / size as u64, AddressType::U32);
-            arguments.resources.push(KernelResource::Buffer(handle.clone().binding()));
+            arguments.resources.push(KernelResource::Buffer(handle.binding()));
             arguments.declared_io.push(if written { BufferIOAttr::ReadWrite } else { BufferIOAttr::ReadOnly });
         }
         numbers(&mut info.scalars);
@@ -134,33 +159,54 @@ pub(crate) unsafe fn with(
     client.launch(Box::new(Launched(made)), count, arguments);
 }
 
-/// Launches a kernel over contiguous tensors: `launch!(kernel, client, cubes, units; read ..; written ..; numbers ..; plan ..)`, each list
-/// in the order of the kernel's parameters, which begin with what is read, then what is written. To be called where [`with`] may be.
-macro_rules! launch {
-    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr; $($read:expr),*; $($written:expr),*; $($number:expr),*; $($plan:expr),*) => {{
+/// An argument of which a kernel is made: what is bound at a launch stands in its place.
+pub(crate) fn argument((handle, size, _): &Bound) -> BufferArg {
+    // SAFETY: nothing is launched with it, and the handle covers as many elements.
+    unsafe { BufferArg::from_raw_parts(handle.clone(), handle.size_in_used() as usize / size) }
+}
+
+/// Launches a kernel over buffers that are bound: `launch_bound!(kernel, client, cubes, units, floats of a vector; bound ..; numbers ..;
+/// plan ..)`, each list in the order of the kernel's parameters. To be called where [`with`] may be.
+macro_rules! launch_bound {
+    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr $(, $vector:expr)?; $($bound:expr),*; $($number:expr),*; $($plan:expr),*) => {{
         let (client, units) = ($client, $units);
-        // The first of these: f32 if no other type is given.
-        let dtype = [$(<$type as burn::tensor::Element>::dtype(),)? burn::tensor::DType::F32][0];
         let name = concat!(module_path!(), "::", stringify!($kernel $(<$type>)?));
-        let made = $crate::launch::known(client, name, units, ($($plan.clone(),)*), || {
+        let buffers = [$($bound),*];
+        let made = $crate::launch::known(client, name, units, &($($plan.clone(),)*), || {
+            let mut arguments = buffers.iter().map($crate::launch::argument);
             $kernel::create_dummy_kernel$(::<$type>)?(
                 client.properties_shared(),
                 client.target_properties_shared(),
                 CubeCount::new_single(),
                 CubeDim::new_1d(units),
-                $(narrow_arg(&$read),)*
-                $(narrow_arg(&$written),)*
+                $($vector,)?
+                $({
+                    let _ = stringify!($bound);
+                    arguments.next().expect("one for each")
+                },)*
                 $($number,)*
                 $($plan),*
             )
         });
-        let buffers = [
-            $($crate::launch::read(&$read),)*
-            $($crate::launch::written(&$written, dtype),)*
-        ];
-        $crate::launch::with(client, made, $cubes, &buffers, |_numbers| {
+        $crate::launch::with(client, made, $cubes, buffers, |_numbers| {
             $(_numbers.push($number);)*
         })
+    }};
+}
+pub(crate) use launch_bound;
+
+/// Launches a kernel over contiguous tensors: `launch!(kernel, client, cubes, units; read ..; written ..; numbers ..; plan ..)`, each list
+/// in the order of the kernel's parameters, which begin with what is read, then what is written. To be called where [`with`] may be.
+macro_rules! launch {
+    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr; $($read:expr),*; $($written:expr),*; $($number:expr),*; $($plan:expr),*) => {{
+        // The first of these: f32 if no other type is given.
+        let dtype = [$(<$type as burn::tensor::Element>::dtype(),)? burn::tensor::DType::F32][0];
+        $crate::launch::launch_bound!(
+            $kernel $(<$type>)?, $client, $cubes, $units;
+            $($crate::launch::read(&$read),)* $($crate::launch::written(&$written, dtype)),*;
+            $($number),*;
+            $($plan),*
+        )
     }};
 }
 pub(crate) use launch;

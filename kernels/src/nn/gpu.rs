@@ -55,11 +55,6 @@ pub(super) fn len(tensor: &CubeTensor) -> usize {
 /// The whole buffer of a contiguous tensor. Safe to launch with as long as the kernel keeps to its length.
 pub(super) fn arg(tensor: &CubeTensor) -> BufferArg {
     assert_eq!(tensor.dtype, DType::F32, "a kernel over f32");
-    narrow_arg(tensor)
-}
-
-/// The same, for a kernel over the tensor's own type.
-pub(super) fn narrow_arg(tensor: &CubeTensor) -> BufferArg {
     // SAFETY: the handle of a contiguous tensor covers exactly its elements.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
 }

@@ -117,7 +117,7 @@ fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
     let longest = plan.sums.iter().map(|s| s.length).max().unwrap_or(1);
     let cubes = CubeCount::Static(longest.div_ceil(UNITS as usize).min(WIDE) as u32, plan.sums.len() as u32, 1);
     let client = &sums.client;
-    let made = launch::known(client, "sums", UNITS, plan.clone(), || {
+    let made = launch::known(client, "sums", UNITS, &plan, || {
         sums_kernel::create_dummy_kernel(
             client.properties_shared(),
             client.target_properties_shared(),
@@ -125,12 +125,12 @@ fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
             CubeDim::new_1d(UNITS),
             parts.iter().map(arg).collect(),
             arg(sums),
-            plan,
+            plan.clone(),
         )
     });
-    let buffers: Vec<_> = parts.iter().map(launch::read).chain([launch::written(sums, DType::F32)]).collect();
+    let buffers = parts.iter().map(launch::read).chain([launch::written(sums, DType::F32)]);
     // SAFETY: every place lies in the buffer of sums, every row has as many parts of its length as its sum says.
-    unsafe { launch::with(client, made, cubes, &buffers, |_| ()) }
+    unsafe { launch::with(client, made, cubes, buffers, |_| ()) }
 }
 
 /// Row k of the cubes makes sum k.

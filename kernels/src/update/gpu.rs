@@ -2,8 +2,12 @@
 
 use super::{Adam, Earlier, Fold, Guard, Method, SQUARE_FLOOR, Update, count_launch, count_worker_launch};
 use crate::device::{Buffer, Gpu, Slot};
+use crate::launch::{self, Bound};
 use crate::row::{self, Row};
 use cubecl::prelude::*;
+
+/// Units of a cube.
+const UNITS: u32 = 256;
 
 impl Update<'_> {
     /// One launch, or as few as the device's limit on bound buffers allows.
@@ -124,48 +128,39 @@ impl Update<'_> {
                 plan.places = segments.iter().map(|s| (s.start / vector, s.len / vector)).collect();
             }
             let longest = plan.places.iter().map(|p| p.1).max().unwrap_or(1);
-            // SAFETY: every length is the bound buffer's own, counted in vectors, and every place that the plan
-            // touches is a bound buffer's.
+            // What stands behind one another in the kernel's parameters: ten sequences and three buffers.
+            let (mut bound, mut counts) = (Vec::with_capacity(32), [0; 10]);
+            let mut bind = |sequence: usize, handle, size, written| {
+                bound.push((handle, size, written));
+                counts[sequence] += 1;
+            };
+            let (of_vector, of_float) = (4 * vector, 4);
+            gradients.iter().filter(|_| !skip_gradient).for_each(|g| bind(0, g.handle(), of_vector, false));
+            waited.for_each(|g| bind(1, g.handle(), of_vector, false));
+            earlier.iter().for_each(|e| bind(2, e.loss.handle(), of_float, false));
+            earlier.iter().for_each(|e| bind(3, gpu.sealed(e.seal), of_float, false));
+            let (sequence, of_row) = if plan.packed { (5, of_float) } else { (4, of_vector) };
+            retired.iter().for_each(|row| bind(sequence, row.bind(gpu, vector, plan.packed).0, of_row, false));
+            slots.read.iter().flatten().for_each(|slot| bind(6, slot.0.clone(), of_vector, false));
+            slots.written.iter().flatten().for_each(|slot| bind(7, slot.0.clone(), of_vector, true));
+            packed.iter().for_each(|slot| bind(8, slot.0.clone(), of_float, true));
+            incoming.factor.iter().for_each(|factor| bind(9, factor.handle(), of_float, false));
+            bound.push((incoming.loss.handle(), of_float, false));
+            bound.push((incoming.losses.handle(), of_float, true));
+            bound.push((gpu.sealed(incoming.seal), of_float, false));
+            let key = (plan, counts);
+            let made = launch::known(&gpu.client, "update", UNITS, &key, || key.0.kernel(gpu, &bound, counts));
+            let cubes = CubeCount::Static(longest.div_ceil(UNITS as usize).clamp(1, 2048) as u32, 1, 1);
+            // SAFETY: every place that the plan touches is a bound buffer's.
             unsafe {
-                let arg = |slot: &Slot| BufferArg::from_raw_parts(slot.0.clone(), slot.1);
-                update_kernel::launch_unchecked(
-                    &gpu.client,
-                    CubeCount::Static(longest.div_ceil(256).clamp(1, 2048) as u32, 1, 1),
-                    CubeDim::new_1d(256),
-                    vector,
-                    gradients
-                        .iter()
-                        .filter(|_| !skip_gradient)
-                        .map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector))
-                        .collect(),
-                    waited.map(|g| BufferArg::from_raw_parts(g.handle(), g.len() / vector)).collect(),
-                    earlier.iter().map(|e| BufferArg::from_raw_parts(e.loss.handle(), 1)).collect(),
-                    earlier.iter().map(|e| BufferArg::from_raw_parts(gpu.sealed(e.seal), 4)).collect(),
-                    retired.iter().filter(|_| !plan.packed).map(|row| arg(&row.bind(gpu, vector, false))).collect(),
-                    retired.iter().filter(|_| plan.packed).map(|row| arg(&row.bind(gpu, vector, true))).collect(),
-                    slots.read.iter().flatten().map(arg).collect(),
-                    slots.written.iter().flatten().map(arg).collect(),
-                    packed.iter().map(arg).collect(),
-                    incoming.factor.iter().map(|f| BufferArg::from_raw_parts(f.handle(), 1)).collect(),
-                    BufferArg::from_raw_parts(incoming.loss.handle(), 1),
-                    BufferArg::from_raw_parts(incoming.losses.handle(), incoming.losses.len()),
-                    BufferArg::from_raw_parts(gpu.sealed(incoming.seal), 4),
-                    numbers.scale,
-                    numbers.mix,
-                    numbers.weight,
-                    numbers.lr,
-                    numbers.keep,
-                    numbers.decay,
-                    numbers.follow,
-                    numbers.adam.beta1,
-                    numbers.adam.beta2,
-                    numbers.adam.epsilon,
-                    numbers.adam.correction1,
-                    numbers.adam.correction2,
-                    numbers.retired,
-                    incoming.slot as u32,
-                    plan,
-                )
+                launch::with(&gpu.client, made, cubes, bound, |all| {
+                    let Numbers { scale, mix, weight, lr, keep, decay, follow, adam, retired } = &numbers;
+                    [scale, mix, weight, lr, keep, decay, follow].into_iter().for_each(|number| all.push(*number));
+                    let Adam { beta1, beta2, epsilon, correction1, correction2 } = adam;
+                    [beta1, beta2, epsilon, correction1, correction2].into_iter().for_each(|number| all.push(*number));
+                    all.push(*retired);
+                    all.push(incoming.slot as u32);
+                })
             }
             if plan_kind == Kind::Local {
                 count_worker_launch()
@@ -176,6 +171,53 @@ impl Update<'_> {
                 break;
             }
         }
+    }
+}
+
+impl Plan {
+    /// Its kernel, for sequences of so many of these buffers.
+    fn kernel(&self, gpu: &Gpu, bound: &[Bound], counts: [usize; 10]) -> impl CubeKernel + use<> {
+        let mut all = bound.iter().map(launch::argument);
+        fn some<S: FromIterator<BufferArg>>(all: &mut impl Iterator<Item = BufferArg>, count: usize) -> S {
+            all.take(count).collect()
+        }
+        let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9] = counts;
+        let zero = 0.0;
+        update_kernel::create_dummy_kernel(
+            gpu.client.properties_shared(),
+            gpu.client.target_properties_shared(),
+            CubeCount::new_single(),
+            CubeDim::new_1d(UNITS),
+            self.vector,
+            some(&mut all, n0),
+            some(&mut all, n1),
+            some(&mut all, n2),
+            some(&mut all, n3),
+            some(&mut all, n4),
+            some(&mut all, n5),
+            some(&mut all, n6),
+            some(&mut all, n7),
+            some(&mut all, n8),
+            some(&mut all, n9),
+            all.next().expect("the loss"),
+            all.next().expect("the losses"),
+            all.next().expect("the seal"),
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+            0,
+            0,
+            self.clone(),
+        )
     }
 }
 
@@ -364,7 +406,7 @@ fn put<N: Size>(to: &mut [Vector<f32, N>], at: usize, value: Vector<f32, N>) {
 
 // An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
 #[allow(clippy::too_many_arguments, clippy::collapsible_if)]
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn update_kernel<N: Size>(
     gradients: &Sequence<Box<[Vector<f32, N>]>>,
     waited: &Sequence<Box<[Vector<f32, N>]>>,
