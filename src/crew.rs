@@ -77,11 +77,13 @@ pub struct Crew {
     /// Behind everything that the server has enqueued. A job is sent with it, and not with the seal of its snapshot: the worker may
     /// write its gradient where the last one lay, which must have been read.
     order: Seal,
-    /// Jobs computed so far by a crew on the spot.
-    computed: u64,
+    /// Who was first so far, counted.
+    firsts: u64,
     /// Its workers have streams of their own.
     on_streams: bool,
     together: Option<Together>,
+    /// That of workers on threads.
+    device: Option<Device>,
     policy: Policy,
     gate: Gate,
     room: Gate,
@@ -133,7 +135,7 @@ enum Hand {
 /// A worker without a thread.
 struct Here {
     worker: Worker,
-    /// When it answered last, counted in jobs. Who answered longest ago is next, so that nobody whose jobs are given up starves.
+    /// When it was first to answer, the last time. Who was it longest ago is next, so that nobody whose jobs are given up starves.
     answered: u64,
     /// The worker's own stream, on a GPU.
     stream: Option<Stream>,
@@ -151,6 +153,8 @@ impl Here {
 
 struct Slot {
     hand: Hand,
+    /// The stream of its thread.
+    stream: Option<Stream>,
     running: Option<Running>,
     /// The worker has an order in hand: the running job or, if it has a thread, perhaps one that was given up meanwhile.
     busy: bool,
@@ -177,9 +181,10 @@ impl Crew {
             threads: Vec::new(),
             restarted: 0,
             order: Seal::default(),
-            computed: 0,
+            firsts: 0,
             on_streams: false,
             together: None,
+            device: None,
             policy: Policy::default(),
             gate: Gate::open(),
             room: Gate::open(),
@@ -204,6 +209,7 @@ impl Crew {
         for i in 0..workers {
             let (outbox, orders) = bounded(3);
             let worker = make(i, orders, answer.clone());
+            crew.device.get_or_insert_with(|| worker.device.clone());
             let body = move || match threads {
                 None => {
                     share_a_core();
@@ -232,7 +238,7 @@ impl Crew {
                 error => error,
             });
             match message? {
-                Message::Ready => {}
+                Message::Ready { worker, stream } => crew.slots[worker].stream = Some(stream),
                 Message::Failed { worker, reason, .. } => {
                     return Err(Error::failed(format!("worker {worker} failed before its first job: {reason}")));
                 }
@@ -433,7 +439,12 @@ impl Crew {
                 _ => None,
             };
             let next = self.slots.iter().enumerate().filter_map(waiting).min();
-            return self.from(next.expect("a job that runs is in hand").1);
+            let (_, next) = next.expect("a job that runs is in hand");
+            self.firsts += 1;
+            if let Hand::Here(here) = &mut self.slots[next].hand {
+                here.answered = self.firsts;
+            }
+            return self.from(next);
         }
         let worker = self.receive()?;
         self.take(worker).expect("just received")
@@ -441,6 +452,10 @@ impl Crew {
 
     /// The gradient of `worker`'s running job, waiting for it while others' are put by.
     pub fn from(&mut self, worker: usize) -> Result<Gradient> {
+        // Looked at here where no channel is waited on, and nowhere between an arrival and the jobs that it gives out.
+        if self.is_on_the_spot() && INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("interrupted".into()));
+        }
         loop {
             if let Some(answer) = self.take(worker) {
                 return answer;
@@ -514,21 +529,24 @@ impl Crew {
 
     /// The same; nothing if the job failed, which has been seen to then.
     fn answer(&mut self, worker: usize) -> Result<Option<Gradient>> {
-        // Looked at here, for no channel is waited on.
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted("interrupted".into()));
-        }
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
         let Some(Running { job, .. }) = &slot.running else { unreachable!("a job in hand runs") };
-        self.computed += 1;
-        here.answered = self.computed;
         slot.busy = false;
         match here.answer(job) {
             Message::Gradient(gradient, _) => Ok(Some(gradient)),
             Message::Failed { worker, reason, .. } => self.failed(worker, reason, false).map(|()| None),
             _ => unreachable!("nobody cancels a job that is computed on the spot"),
         }
+    }
+
+    /// Waits until the device is through with all steps that were launched ahead.
+    pub fn finish_steps(&self) -> Result<()> {
+        for slot in &self.slots {
+            let Hand::Here(here) = &slot.hand else { continue };
+            here.stream.map_or(Ok(()), |stream| stream.enter(|| here.worker.device.sync()))?;
+        }
+        Ok(())
     }
 
     /// The running job of `worker` failed: it is sent again, or its failure waits for its turn.
@@ -665,7 +683,7 @@ impl Crew {
             let sender = match &message {
                 Message::Gradient(gradient, _) => Some(gradient.worker),
                 Message::Cancelled { worker } | Message::Failed { worker, .. } => Some(*worker),
-                Message::Ready | Message::Hangs { .. } => None,
+                Message::Ready { .. } | Message::Hangs { .. } => None,
             };
             if sender.is_some_and(|worker| matches!(self.slots[worker].hand, Hand::Gone)) {
                 continue;
@@ -684,7 +702,7 @@ impl Crew {
                     self.slots[worker].busy = false;
                     worker
                 }
-                Message::Ready => unreachable!("every worker was ready before the first job"),
+                Message::Ready { .. } => unreachable!("every worker was ready before the first job"),
                 Message::Failed { worker, job, reason } => {
                     self.slots[worker].busy = false;
                     // A job that was given up meanwhile may fail as it likes.
@@ -724,7 +742,13 @@ impl Crew {
             (slot.sent, slot.patience) = (Instant::now(), Duration::from_secs_f64(job.delay.clamp(0.0, 1e9)));
         }
         let told = match &mut slot.hand {
-            Hand::Thread(outbox) => outbox.try_send(Order::Job(job.clone())).is_ok(),
+            Hand::Thread(outbox) => {
+                // Before the server launches more: the worker may come to it much later.
+                if let (Some(device), Some(stream)) = (&self.device, slot.stream) {
+                    device.put_behind(stream, &job.snapshot.seal);
+                }
+                outbox.try_send(Order::Job(job.clone())).is_ok()
+            }
             Hand::Here(_) if self.on_streams => {
                 if let Some(gradient) = self.answer(worker)? {
                     self.slots[worker].early = Some(Ok(gradient));
@@ -752,6 +776,7 @@ impl Slot {
     fn new(hand: Hand) -> Self {
         Slot {
             hand,
+            stream: None,
             running: None,
             busy: false,
             held: false,

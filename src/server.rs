@@ -155,6 +155,8 @@ impl Server<'_> {
             stopwatch.paused(|| self.recall(&mut state, &mut outcome, past))?;
         }
         let result = self.serve(&mut state, &mut outcome, &mut pending, past.is_none());
+        // The clock shows when the last update was made, not when it was asked for. A device that fails says so where it is read.
+        let _ = device.sync();
         outcome.wall_seconds = self.stopwatch.seconds();
         outcome.restarted = self.crew.restarted();
         outcome.failures = self.crew.failures().to_vec();
@@ -531,10 +533,15 @@ impl Server<'_> {
         }
     }
 
-    /// Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed.
+    /// Nobody computes meanwhile: no gradient comes for free while the clock stands still, and nobody is slowed. What is launched already
+    /// is waited for before the clock stands.
     fn evaluate_in_peace(&mut self, state: &mut State, outcome: &mut Outcome) -> Result<()> {
         let (gate, stopwatch, began) = (self.gate.clone(), self.stopwatch.clone(), Instant::now());
-        gate.closed(|| stopwatch.paused(|| self.evaluate(state, outcome)))?;
+        gate.closed(|| -> Result<()> {
+            state.device.sync()?;
+            self.crew.finish_steps()?;
+            stopwatch.paused(|| self.evaluate(state, outcome))
+        })?;
         self.crew.excuse(began.elapsed());
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::problem::{Objective, Snapshot};
 use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
-use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Update, clip};
+use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Stream, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -82,7 +82,12 @@ pub struct Gradient {
 #[allow(clippy::large_enum_variant)]
 pub enum Message {
     /// The worker has made its stream and its memory, and waits for orders.
-    Ready,
+    Ready {
+        /// Who.
+        worker: usize,
+        /// The stream.
+        stream: Stream,
+    },
     /// The gradient, with the room that it takes until the server has it.
     Gradient(Gradient, Option<Permit>),
     /// From the watch, not from the worker: it has not answered for too long.
@@ -143,7 +148,7 @@ impl Worker {
     /// The thread's body: answers orders until the outbox is dropped.
     pub fn run(mut self) {
         let ready = match catch_unwind(AssertUnwindSafe(|| self.warm_up())) {
-            Ok(Ok(())) => Message::Ready,
+            Ok(Ok(())) => Message::Ready { worker: self.index, stream: Stream::here() },
             Ok(Err(reason)) => Message::Failed { worker: self.index, job: 0, reason },
             Err(panic) => Message::Failed { worker: self.index, job: 0, reason: panic_text(&*panic) },
         };

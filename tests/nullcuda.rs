@@ -125,33 +125,30 @@ fn a_recorded_step_is_cheap() {
     }
 }
 
-/// On a card that takes its time: what is launched for one worker waits for no other's, so eight workers make nearly eight times the
-/// steps of one.
+/// On a card that takes its time, 20 ms a step, a worker makes at most fifty steps a second, and eight make no more if each waits for what
+/// the others were given meanwhile. (145 were measured on threads that did so at times.)
 fn streams_overlap() {
-    let speed = |workers: usize, flags: &str| {
-        let out = common::scratch("nullcuda-overlap");
-        let output = Command::new(tool())
-            .arg(env!("CARGO_BIN_EXE_stagger"))
-            .args(["train", "--backend", "cuda", "--dataset", "synthetic", "--eval-every", "0", "--out"])
-            .arg(&out)
-            .args(["--workers", &workers.to_string(), "--updates", &(30 * workers).to_string()])
-            .args(flags.split(' '))
-            .envs([("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "400")])
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).to_string();
-        assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-        number_before(&text, " gradients/s")
-    };
     for flags in [
         "--rule asgd",
         "--rule dude:c=1 --clock virtual",
         "--rule asgd --worker-timeout 60",
         "--rule asgd --step eager",
     ] {
-        let (one, eight) = (speed(1, flags), speed(8, flags));
-        println!("{flags}: {one} steps/s with one worker, {eight} with eight");
-        assert!(eight >= 5.0 * one, "{flags}: {eight} steps/s with eight workers, {one} with one");
+        let out = common::scratch("nullcuda-overlap");
+        let output = Command::new(tool())
+            .arg(env!("CARGO_BIN_EXE_stagger"))
+            .args(["train", "--backend", "cuda", "--dataset", "synthetic", "--eval-every", "0", "--out"])
+            .arg(&out)
+            .args(["--workers", "8", "--updates", "240"])
+            .args(flags.split(' '))
+            .envs([("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "430")])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).to_string();
+        assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        let speed = number_before(&text, " gradients/s");
+        println!("{flags}: {speed} steps/s");
+        assert!((200.0..=400.0).contains(&speed), "{flags}: {speed} steps/s with eight workers, of at most 400");
     }
 }
 

@@ -7,6 +7,7 @@
 //! consumer's first launch binds that seal.
 
 use crate::failure::DeviceError;
+use crate::launch::launch_bound;
 use crate::nn::Scratch;
 use burn::tensor::StreamId;
 use cubecl::MemoryScope;
@@ -80,13 +81,18 @@ pub(crate) type Slot = (Handle, usize);
 pub struct Seal(Option<Arc<Handle>>);
 
 /// A stream that a thread can work on instead of its own.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Stream(StreamId);
 
 impl Stream {
     /// Stream `index` of those that follow this thread's own, so that all of them are different as far as the device has so many.
     pub fn after_current(index: u64) -> Self {
         Stream(StreamId { value: StreamId::current().value + 1 + index })
+    }
+
+    /// This thread's own.
+    pub fn here() -> Self {
+        Stream(StreamId::current())
     }
 
     /// Runs `work` on this stream.
@@ -169,6 +175,17 @@ impl Device {
         match self {
             Device::Gpu(gpu) if gpu.overlaps => Seal(Some(Arc::new(gpu.client.empty(16)))),
             _ => Seal(None),
+        }
+    }
+
+    /// Makes another thread's stream wait for what the seal covers, now. If that thread's first launch did so, it would wait for all that
+    /// the seal's stream has been given until then: for work of others that it does not need.
+    pub fn put_behind(&self, stream: Stream, seal: &Seal) {
+        if let (Device::Gpu(gpu), Seal(Some(seal))) = (self, seal) {
+            // SAFETY: the kernel touches nothing.
+            stream.enter(|| unsafe {
+                launch_bound!(nothing_kernel, &gpu.client, CubeCount::new_single(), 1; (seal.as_ref().clone(), 4, false);;)
+            })
         }
     }
 
@@ -500,6 +517,9 @@ fn fill_kernel(to: &mut [f32]) {
         i += stride;
     }
 }
+
+#[cube(launch_unchecked, create_dummy_kernel)]
+fn nothing_kernel(_seal: &[f32]) {}
 
 #[cube(launch_unchecked)]
 fn probe_kernel(x: &[f32], y: &mut [f32]) {
