@@ -743,7 +743,8 @@ impl Crew {
         }
         let told = match &mut slot.hand {
             Hand::Thread(outbox) => {
-                // Before the server launches more: the worker may come to it much later.
+                // Before the server launches more: the worker may come to it much later. Without a permit, for whoever has it may keep it
+                // for a whole step, and this is one launch.
                 if let (Some(device), Some(stream)) = (&self.device, slot.stream) {
                     device.put_behind(stream, &job.snapshot.seal);
                 }
