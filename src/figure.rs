@@ -332,16 +332,18 @@ pub fn bars(
     Ok(text)
 }
 
-/// Who computed when: one lane per worker. A span is its beginning, its end, and which of `kinds` it is.
+/// Who computed when: one lane per worker, over an axis of time. A span is its beginning, its end, and which of `kinds` (a
+/// name, and a number of [`COLOURS`]) it is.
 pub fn lanes(
     title: &str,
+    time: &str,
     lanes: &[Vec<(f64, f64, usize)>],
-    kinds: &[&str],
+    kinds: &[(&str, usize)],
     (width, height): (u32, u32),
 ) -> Result<String> {
     let mut text = String::new();
-    let legend = Legend::of(kinds.iter().copied(), width);
-    let colour = |kind: usize| COLOURS[[0, 5, 3][kind % 3]];
+    let legend = Legend::of(kinds.iter().map(|kind| kind.0), width);
+    let colour = |kind: usize| COLOURS[kinds[kind].1];
     {
         let (root, below) =
             legend.under(SVGBackend::with_string(&mut text, (width, height + legend.height())), height)?;
@@ -357,7 +359,7 @@ pub fn lanes(
         chart
             .configure_mesh()
             .disable_mesh()
-            .x_desc("time [s]")
+            .x_desc(time)
             .y_desc("worker")
             .x_label_formatter(&|x| short(*x))
             .y_label_formatter(&whole)
@@ -368,10 +370,12 @@ pub fn lanes(
             let colour = colour(kind);
             let all =
                 lanes.iter().enumerate().flat_map(|(lane, spans)| spans.iter().map(move |span| (lane as f64, span)));
-            // A hairline of white tells one job from the next.
+            // A hairline of white tells one from the next, where it leaves something of it.
+            let edge = |wide: f64| if wide * width as f64 > 4.0 * end { WHITE } else { colour };
             let rectangles = all.filter(|(_, span)| span.2 == kind).flat_map(|(lane, span)| {
                 let corners = [(span.0, lane - 0.36), (span.1, lane + 0.36)];
-                [Rectangle::new(corners, colour.filled()), Rectangle::new(corners, WHITE.stroke_width(1))]
+                let edge = edge(span.1 - span.0).stroke_width(1);
+                [Rectangle::new(corners, colour.filled()), Rectangle::new(corners, edge)]
             });
             chart.draw_series(rectangles).map_err(failed)?;
         }

@@ -45,6 +45,7 @@
 //! | [`worker`] | a worker's thread, the messages (I1, I5, I8) | gate, problem, kernels |
 //! | [`gate`] | lets a few workers compute at a time, in turn | nothing |
 //! | [`transport`] | the three clocks | crew, clock |
+//! | [`timeline`] | when the device computed what, if that is asked for | kernels |
 //! | [`clock`], [`schedule`], [`stopwatch`] | delay models; learning rates over updates; the run's real time | nothing |
 //! | [`rule`] | the rules: plain arithmetic on scalars | nothing |
 //! | [`problem`] | objectives and their evaluation: images, LIBSVM, quadratics | model, params, kernels, datasets |
@@ -110,6 +111,7 @@ pub mod schedule;
 pub mod server;
 pub mod state;
 pub mod stopwatch;
+pub mod timeline;
 pub mod train;
 pub mod transport;
 pub mod tuning;

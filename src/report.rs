@@ -5,6 +5,7 @@ use crate::config::shortened;
 use crate::error::{Error, Result};
 use crate::figure::{bars, heat_map, lanes};
 use crate::record::Effect;
+use crate::timeline::{Occupancy, Span, Work};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,7 @@ const BARS: usize = 512;
 const ROWS: (usize, usize) = (128, 100);
 
 /// Keys by which runs of a group may differ, or that say nothing of what was run.
-const UNTOLD: [&str; 10] = [
+const UNTOLD: [&str; 11] = [
     "seed",
     "data",
     "tune_kernels",
@@ -45,6 +46,7 @@ const UNTOLD: [&str; 10] = [
     "on_failure",
     "on_nan",
     "worker_timeout",
+    "device_timeline",
 ];
 
 /// Runs `stagger report`.
@@ -220,12 +222,31 @@ impl Page<'_> {
             let all: Vec<_> = run.spans.iter().map(lane).collect();
             let title = format!("Timeline: {}", group.name);
             let height = (90 + 26 * workers.min(100) as u32).clamp(200, 900);
-            let svg = lanes(&title, &all, &["made a step", "was folded", "was dropped"], (860, height))?;
+            let kinds = [("made a step", 0), ("was folded", 5), ("was dropped", 3)];
+            let svg = lanes(&title, "time [s]", &all, &kinds, (860, height))?;
             let restarted = run.number("restarted").unwrap_or(0.0);
             let what = format!(
                 "Each bar is a job of the first seed, coloured by what its gradient did. Between bars a worker waited, or computed what was given up ({restarted} jobs in the whole run)."
             );
             drawn.push((format!("timeline-{k}"), what, svg));
+            if let Some(occupancy) = Occupancy::of(&run.device) {
+                let shown = &run.device[..jobs.min(run.device.len())];
+                let mut all = vec![Vec::new(); workers];
+                for Span { work, worker, began, ended, .. } in shown {
+                    all[*worker].push((1e3 * began, 1e3 * ended, (*work == Work::Update) as usize));
+                }
+                let title = format!("Timeline of the device: {}", group.name);
+                let kinds = [("gradient, on the worker's stream", 5), ("its update, on the server's stream", 3)];
+                let svg = lanes(&title, "time on the device [ms]", &all, &kinds, (860, height))?;
+                let what = format!(
+                    "The first {} gradients and updates of the first seed, by the device's own clock. Over all {} that were noted {:.2} were in flight at once, on average, and in {:.1} % of the time there was none.",
+                    shown.len(),
+                    run.device.len(),
+                    occupancy.at_once,
+                    100.0 * occupancy.idle
+                );
+                drawn.push((format!("device-{k}"), what, svg));
+            }
         }
         let mut shown: Vec<&(Vec<String>, Vec<Vec<f64>>)> = Vec::new();
         for run in self.runs() {

@@ -15,6 +15,7 @@ use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder, recorded
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::state::{Descent, State};
 use crate::stopwatch::Stopwatch;
+use crate::timeline::Timeline;
 use crate::transport::Transport;
 use crate::worker::Job;
 use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
@@ -128,6 +129,8 @@ pub struct Server<'a> {
     pub manifest: Manifest,
     /// Where the run goes on.
     pub past: Option<Checkpoint>,
+    /// Notes when the device computed so many of the first gradients.
+    pub timeline: (Timeline, u64),
 }
 
 impl Server<'_> {
@@ -146,7 +149,7 @@ impl Server<'_> {
             stopwatch.paused(rehearse)?;
         }
         let state = State::new(&device, layout, needs, descent, workers, initial, ring);
-        let mut state = state.live(self.live.take());
+        let mut state = state.live(self.live.take()).noted(self.timeline.0.clone());
         self.losses.ring = ring;
         let mut outcome = Outcome::default();
         let mut pending: Vec<Event> = Vec::with_capacity(ring);
@@ -154,6 +157,8 @@ impl Server<'_> {
         if let Some(past) = &past {
             stopwatch.paused(|| self.recall(&mut state, &mut outcome, past))?;
         }
+        let (timeline, gradients) = self.timeline.clone();
+        timeline.begin(gradients);
         let result = self.serve(&mut state, &mut outcome, &mut pending, past.is_none());
         // The clock shows when the last update was made, not when it was asked for. A device that fails says so where it is read.
         let _ = device.sync();
@@ -162,6 +167,7 @@ impl Server<'_> {
         outcome.failures = self.crew.failures().to_vec();
         outcome.updates = state.version;
         self.crew.stop();
+        (outcome.device, outcome.untold) = timeline.read();
         // What arrived is kept, whatever ended the run.
         let noted = self.note(&mut state, &mut outcome, &mut pending);
         outcome.interrupted = match noted.and(result) {

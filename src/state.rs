@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
+use crate::timeline::{Timeline, Work};
 use crate::worker::{Gradient, Job};
 use serde::{Deserialize, Serialize};
 use stagger_kernels::device::Recycler;
@@ -155,6 +156,7 @@ pub struct State {
     waiting_slot: usize,
     /// How many may wait.
     most_waiting: usize,
+    timeline: Timeline,
 }
 
 impl State {
@@ -195,12 +197,18 @@ impl State {
             needs,
             snapshot,
             live: None,
+            timeline: Timeline::default(),
         }
     }
 
     /// The same, with weights that the workers write themselves.
     pub fn live(self, live: Option<Live>) -> Self {
         State { live, ..self }
+    }
+
+    /// The same, whose launches are noted there.
+    pub fn noted(self, timeline: Timeline) -> Self {
+        State { timeline, ..self }
     }
 
     /// The model that a worker is sent now.
@@ -355,13 +363,16 @@ impl State {
     /// One launch: fold, with what waits, and perhaps step.
     fn apply(&mut self, gradient: &Gradient, job: &Job, decision: &Decision, slot: usize) {
         self.arrivals += 1 + self.waiting.len() as u64;
-        match (decision.fold, decision.step) {
+        let waited = std::mem::take(&mut self.waiting);
+        let seals = waited.iter().chain([gradient]).map(|gradient| &gradient.seal);
+        let timeline = self.timeline.clone();
+        timeline.note((Work::Update, gradient.worker, gradient.job), seals, || match (decision.fold, decision.step) {
             (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) => {
                 self.exchange(gradient, job, decision.fold, step, slot)
             }
             (Fold::Drop, Some(_)) => panic!("a dropped gradient makes no step"),
-            _ => self.fold(gradient, job, decision, slot),
-        }
+            _ => self.fold(gradient, &waited, job, decision, slot),
+        })
     }
 
     /// Mixes models.
@@ -409,10 +420,9 @@ impl State {
         self.publish(fresh);
     }
 
-    /// Folds a gradient into the server's own state.
-    fn fold(&mut self, gradient: &Gradient, job: &Job, decision: &Decision, slot: usize) {
+    /// Folds a gradient into the server's own state, with those that waited for it.
+    fn fold(&mut self, gradient: &Gradient, waited: &[Gradient], job: &Job, decision: &Decision, slot: usize) {
         let asked = "the rule folds into state that it did not ask for";
-        let waited = std::mem::take(&mut self.waiting);
         let earlier =
             waited.iter().map(|g| update::Earlier { buffers: &g.buffers, seal: &g.seal, loss: &g.loss }).collect();
         let fold = match decision.fold {
@@ -487,7 +497,8 @@ impl State {
     }
 
     /// Compiles the rule's updates before the clock counts: plays the rule on this (throwaway) state with gradients of zeros, all
-    /// answering in turn, until it has stepped; then, where gradients wait, with every number of them.
+    /// answering in turn, until it has stepped; then, where gradients wait, with every number of them. Models that a worker would still
+    /// have are kept meanwhile, so that the memory of all of them is taken, too.
     pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize, clipped: bool, some_wait: bool) -> Result<()> {
         let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
         let zeros = |len| self.device.zeros(len);
@@ -497,6 +508,7 @@ impl State {
         // The first that folds into a sum alone, and the first that steps too.
         let mut sums: [Option<(Gradient, Decision)>; 2] = [None, None];
         let mut queue: VecDeque<(usize, u64)> = rule.begin(workers).into_iter().map(|i| (i, 0)).collect();
+        let mut sent: VecDeque<(u64, Buffer)> = VecDeque::new();
         for arrivals in 0..REHEARSED {
             if arrivals > 4 * workers + 16 && self.version > 2 {
                 break;
@@ -526,7 +538,15 @@ impl State {
             self.apply(&gradient, &job, &decision, 0);
             let now = self.version;
             decision.follow(&mut queue, worker, now, workers);
+            if sent.back().is_none_or(|(version, _)| *version < now) {
+                sent.push_back((now, self.snapshot.weights.clone()));
+            }
+            // They answer in the order in which they were sent something.
+            while sent.front().zip(queue.front()).is_some_and(|((version, _), (_, oldest))| version < oldest) {
+                sent.pop_front();
+            }
         }
+        drop(sent);
         for (gradient, decision) in sums.iter().flatten() {
             for waiting in 1..=self.most_waiting {
                 self.waiting = vec![gradient.clone(); waiting];

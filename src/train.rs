@@ -17,6 +17,7 @@ use crate::rule::{Needs, Optimizer, Setting};
 use crate::server::Server;
 use crate::state::Descent;
 use crate::stopwatch::Stopwatch;
+use crate::timeline::{self, Occupancy, Timeline};
 use crate::transport::{Replay, Transport, Virtual, Wall};
 use crate::tuning::Tuning;
 use crate::worker::Worker;
@@ -60,7 +61,7 @@ pub enum Place {
 }
 
 /// Settings that a run may go on with though it began with others: when it ends, what is looked at, how fast it is.
-const CHANGEABLE: [&str; 12] = [
+const CHANGEABLE: [&str; 13] = [
     "on_failure",
     "on_nan",
     "worker_timeout",
@@ -73,6 +74,7 @@ const CHANGEABLE: [&str; 12] = [
     "data",
     "time_scale",
     "threads_per_worker",
+    "device_timeline",
 ];
 
 /// The settings with which the run in `folder` goes on: its own, under the flags.
@@ -198,6 +200,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     combines(&settings, &needs, workers)?;
     let backend = backend::open(settings.backend)?;
     say(&format!("backend    {}", backend.why));
+    timeline::check(&backend.device, settings.device_timeline)?;
     let tuning = Tuning::open(settings.tune_kernels.as_deref(), &backend)?;
     let threads = matches!(backend.device, Device::Cpu)
         .then(|| settings.threads_per_worker.unwrap_or((backend::cores() / workers).max(1)));
@@ -319,6 +322,11 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     // On a GPU always; on the CPU a first step costs its page faults, which a measurement is not about.
     let warm_up = (threads.is_none() || !matches!(audience, Audience::People { .. }))
         .then(|| Snapshot { weights: backend.device.upload(initial.clone()), seal: backend.device.seal() });
+    let noted = settings.device_timeline.unwrap_or(0);
+    let timeline = match noted {
+        0 => Timeline::default(),
+        _ => stopwatch.paused(|| Timeline::of(backend.device.clone())),
+    };
     let make = |index, outbox, inbox| Worker {
         index,
         objective: objectives.next().expect("one objective per worker"),
@@ -333,6 +341,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         room: room.clone(),
         stopwatch: stopwatch.clone(),
         faults: settings.faults.of(index),
+        timeline: timeline.clone(),
         warm_up: warm_up.clone(),
     };
     let mut crew = match stacked {
@@ -393,6 +402,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         save_every: settings.checkpoint_every.unwrap_or(0),
         manifest,
         past,
+        timeline: (timeline.clone(), noted),
     };
     if threads.is_none() {
         share_a_core();
@@ -407,6 +417,16 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let seconds = began.elapsed().as_secs_f64().max(1e-9);
     let cores_busy = backend::cpu_seconds().zip(computed).map(|(now, before)| (now - before) / seconds);
 
+    if noted > 0 {
+        folder.device(&outcome.device)?;
+        if outcome.untold > 0 {
+            let all = outcome.untold + outcome.device.len();
+            note!(
+                "NOTE       of {} of {all} gradients and updates the device did not tell when it computed them",
+                outcome.untold
+            );
+        }
+    }
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
     let summary = Summary { memory_estimate: memory.total, memory: backend.memory_taken(), cores_busy, ..summary };
@@ -583,6 +603,11 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
         return Err(Error::usage(format!("--inject: there is no worker {}; they count from 0", fault.worker)));
     }
     if matches!(settings.step, Some(StepKind::Stacked(_))) {
+        if settings.device_timeline.is_some() {
+            return Err(Error::usage(
+                "--device-timeline tells workers' streams apart, and --step stacked computes many workers in one pass: leave one out",
+            ));
+        }
         if !settings.faults.0.is_empty()
             || settings.policy.timeout.is_some()
             || settings.policy.on_failure != OnFailure::Stop
@@ -695,6 +720,7 @@ fn summarise(
         memory_estimate: 0,
         memory: None,
         failures: outcome.failures.clone(),
+        occupancy: Occupancy::of(&outcome.device),
         weights_sha256,
         version: env!("CARGO_PKG_VERSION").into(),
         interrupted: outcome.interrupted,
@@ -730,6 +756,9 @@ fn report(s: &Summary, folder: &Path, profile: bool) {
     }
     if let Some(memory) = s.memory {
         say!("memory     {:.2} GiB at most", gib(memory));
+    }
+    if let Some(Occupancy { at_once, idle }) = s.occupancy {
+        say!("device     {at_once:.2} streams at once, idle for {:.1} % of the time (device.csv)", 100.0 * idle);
     }
     say!("weights    SHA-256 {}", s.weights_sha256);
     if profile {

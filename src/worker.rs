@@ -16,6 +16,7 @@ use crate::gate::{Gate, Permit};
 use crate::problem::{Objective, Snapshot};
 use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
+use crate::timeline::{Timeline, Work};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Stream, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -139,6 +140,8 @@ pub struct Worker {
     pub stopwatch: Arc<Stopwatch>,
     /// Faults that are to happen; each is taken out when it does.
     pub faults: Vec<Fault>,
+    /// Notes when the device computed the first gradients.
+    pub timeline: Timeline,
     /// Weights to compute one gradient at before the clock starts. It is thrown away; what remains are compiled kernels and the memory
     /// of this thread and its stream.
     pub warm_up: Option<Snapshot>,
@@ -245,16 +248,18 @@ impl Worker {
 
     /// Computes the job's gradient; `None` if it was given up before it, or between two local steps.
     fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
+        let (timeline, done) = (self.timeline.clone(), (Work::Gradient, self.index, job.number));
+        let seals = || std::iter::once(&job.snapshot.seal);
         if !self.local.walks() {
             return self.gate.clone().pass(|| {
                 if self.given_up(job.number) {
                     return Ok(None);
                 }
                 if !self.objective.is_recorded() {
-                    return self.once(job).map(Some);
+                    return timeline.note(done, seals(), || self.once(job)).map(Some);
                 }
                 let device = self.device.clone();
-                device.issue(|| self.once(job)).map_err(said)?.map(Some)
+                device.issue(|| timeline.note(done, seals(), || self.once(job))).map_err(said)?.map(Some)
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
@@ -269,7 +274,7 @@ impl Worker {
                 return Ok(None);
             }
             let gate = self.gate.clone();
-            gate.pass(|| -> Result<(), String> {
+            let mut step = || -> Result<(), String> {
                 let (buffers, loss) =
                     self.objective.gradient(&current, job.number * stride + u).map_err(|e| e.to_string())?;
                 let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
@@ -315,7 +320,8 @@ impl Worker {
                 .run(&self.device);
                 current = Snapshot { weights: fresh, seal: Seal::default() };
                 self.device.flush().map_err(said)
-            })?;
+            };
+            gate.pass(|| timeline.note(done, seals(), &mut step))?;
         }
         let gate = self.gate.clone();
         Ok(Some(gate.pass(|| self.sealed(job.number, [sum].into(), None, losses))))

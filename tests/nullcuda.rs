@@ -3,6 +3,7 @@
 mod common;
 
 use libtest_mimic::{Arguments, Trial};
+use stagger::timeline::{self, Work};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -152,6 +153,31 @@ fn streams_overlap() {
     }
 }
 
+/// What the device did when, on a card whose steps take 20 ms and whose kernels 430 us: as long as they take, one after another with one
+/// worker, beside each other with eight.
+fn a_timeline_of_the_device() {
+    let card = [("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "430")];
+    let timeline = |workers: usize| {
+        let flags = format!("--dataset synthetic --rule asgd --workers {workers} --updates 60 --device-timeline 48");
+        let output = run_on(&card, false, &flags);
+        let text = String::from_utf8_lossy(&output.stdout).to_string();
+        assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        let folder = text.lines().find_map(|line| line.strip_prefix("folder ")).expect("it says where").trim();
+        let spans =
+            timeline::parsed(&std::fs::read_to_string(format!("{folder}/device.csv")).unwrap(), workers).unwrap();
+        let of = |work| spans.iter().filter(move |span| span.work == work);
+        // The draw is a kernel before the graph. An anchor on the host's clock may be off by some microseconds.
+        assert!(of(Work::Gradient).all(|span| (span.ended - span.began - 0.02043).abs() < 2e-3), "{spans:?}");
+        assert!(of(Work::Update).all(|span| (span.ended - span.began - 0.00043).abs() < 1e-4), "{spans:?}");
+        // Updates are noted until the last of the gradients is launched.
+        assert_eq!(of(Work::Gradient).count(), 48);
+        assert!((48 - workers..=48).contains(&of(Work::Update).count()), "{spans:?}");
+        number_before(&text, " streams at once")
+    };
+    let (one, eight) = (timeline(1), timeline(8));
+    assert!((one - 1.0).abs() < 0.02 && (4.0..8.0).contains(&eight), "{one} and {eight} streams at once");
+}
+
 /// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
 fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> PathBuf {
     let folder = common::scratch("nullcuda-fails");
@@ -241,6 +267,13 @@ fn main() {
                 "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 200 --clock virtual --delay fixed:1,2,3",
             )
         }),
+        trial("with a timeline of the device: compiled, ordered, one launch per arrival", || {
+            for flags in ["--rule asgd", "--rule asgd --step eager", "--rule dude:c=1 --clock virtual"] {
+                sound(&format!("--dataset synthetic {flags} --workers 3 --updates 30 --device-timeline 20"));
+            }
+            let flags = "--dataset synthetic --model mlp --rule diloco:h=3 --workers 3 --updates 4 --clock virtual";
+            launched(&format!("{flags} --device-timeline 20"));
+        }),
         trial("cnn, asgd, 4 workers, eager: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
         }),
@@ -317,6 +350,7 @@ fn main() {
     ];
     let speeds = vec![
         trial("streams overlap on a card that takes its time", streams_overlap),
+        trial("the timeline of a card that takes its time", a_timeline_of_the_device),
         trial("eight workers submit no slower than one", eight_are_no_slower),
         trial(
             "a recorded step costs the host a tenth of an eager one, with one worker and with sixteen",

@@ -14,7 +14,6 @@ use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
-use cubecl::profile::TimingMethod;
 use cubecl::server::Handle;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -208,21 +207,6 @@ impl Device {
                 result.map_or_else(|panic| resume_unwind(panic), Ok)
             }
         }
-    }
-
-    /// Runs `work`, and gives the seconds from where this thread's stream stood before to the end of what `work` enqueued there, by the
-    /// device's own clock; `None` on the CPU, and where the device has no such clock. On an idle stream that holds the time that the host
-    /// needed to enqueue.
-    pub fn profile<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send) -> Result<(T, Option<f64>), DeviceError> {
-        let Device::Gpu(gpu) = self else { return Ok((work(), None)) };
-        let (result, span) = gpu
-            .client
-            .profile(|| catch_unwind(AssertUnwindSafe(work)), "work")
-            .map_err(|error| DeviceError(format!("{error:?}")))?;
-        let result = result.unwrap_or_else(|panic| resume_unwind(panic));
-        let by_device = span.timing_method() == TimingMethod::Device;
-        let ticks = cubecl::future::block_on(span.into_future());
-        Ok((result, ticks.filter(|_| by_device).map(|ticks| ticks.duration().as_secs_f64()).filter(|s| *s > 0.0)))
     }
 
     /// Waits until everything enqueued by this thread is done.

@@ -16,6 +16,7 @@
 //! | [`nn`] | the layers of the convolutional networks, forward and backward |
 //! | [`stack`] | several models as one of so many replicas |
 //! | [`gather`] | draw a batch from the u8 training set, normalise, crop, flip |
+//! | [`timing`] | when the device did what, by its own clock |
 //! | [`random`] | counter-based randomness, the same numbers on host and device |
 //!
 //! Every kernel stands beside the plain loop that is both the CPU path and its reference; the tests hold them equal.
@@ -36,6 +37,7 @@ pub mod nn;
 pub mod random;
 pub mod row;
 pub mod stack;
+pub mod timing;
 pub mod update;
 
 pub use device::{Buffer, Device, Seal, Stream, copy};

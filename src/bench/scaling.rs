@@ -41,6 +41,11 @@ const NO_GPU: &str = "no GPU";
 /// Steps in one measurement, behind one that is not measured and keeps the device busy while they are enqueued.
 const TOGETHER: u64 = 10;
 
+/// Gradients of a run, and of each worker of it at least, of which it is noted when the device computed them. So few that they change
+/// nothing of the figures.
+const NOTED: u64 = 500;
+const NOTED_EACH: u64 = 20;
+
 /// Seconds that one step takes on the device with nothing beside it; `None` where nothing tells.
 fn step_alone(bench: &BenchOptions, backend: &Backend) -> Result<Option<f64>> {
     if matches!(backend.device, Device::Cpu) || backend.name.contains(NO_GPU) {
@@ -76,6 +81,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         "mean staleness",
         "host cores busy",
         "steps in flight",
+        "streams at once",
+        "device idle",
     ];
     let mut report = Report::new(title, &columns);
     report.figure = Some((0, 3, vec![]));
@@ -89,6 +96,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             rule: Some("asgd".into()),
             time: Some(bench.seconds),
             eval_every: Some(0),
+            device_timeline: backend.device.tells_when().then(|| NOTED.max(NOTED_EACH * n as u64)),
             ..options(bench, backend, n)
         };
         let measured = measure(&settings, None)?;
@@ -106,6 +114,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             json!(staleness),
             json!(summary.cores_busy),
             json!(alone.map(|seconds| rate * seconds)),
+            json!(summary.occupancy.map(|o| o.at_once)),
+            json!(summary.occupancy.map(|o| o.idle)),
         ]);
         say!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
     }
@@ -121,10 +131,16 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             "steps in flight: gradients/s times {:.3} ms, which a step takes alone on the device by its own clock (of {TOGETHER} in a row; where the host is slower than the device, the host's time); above 1, streams overlap",
             1e3 * seconds
         )),
-        (_, None) => report.notes.push("nothing tells here how long the device computes: overlap and idle share are not measured".into()),
+        (_, None) => report.notes.push("steps in flight: nothing tells here how long the device computes a step alone".into()),
+    }
+    if backend.device.tells_when() {
+        report.notes.push(format!(
+            "streams at once, device idle: by the device's events, over the first {NOTED} gradients and their updates ({NOTED_EACH} of each worker at \
+             least); `train --device-timeline` draws them"
+        ));
     }
     if backend.name.contains(NO_GPU) {
-        report.notes.push("this driver runs no kernel: the figures are what the host could submit".into());
+        report.notes.push("this driver runs no kernel: the figures are what the host could submit, and what the device is said to have done is simulated".into());
     }
     Ok(report)
 }

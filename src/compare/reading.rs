@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::record::{Effect, LATEST, recorded};
+use crate::timeline;
 use serde_json::Value;
 use std::path::Path;
 
@@ -51,6 +52,8 @@ pub struct Reading {
     pub spans: Vec<Vec<Span>>,
     /// How many arrivals had which staleness, from 0.
     pub staleness: Vec<u64>,
+    /// `device.csv`, if there is one: when the device computed the first gradients and updates, in the order of their beginnings.
+    pub device: Vec<timeline::Span>,
     /// `partition.csv`, if there is one: the classes, and worker by worker how many samples of each.
     pub partition: Option<(Vec<String>, Vec<Vec<f64>>)>,
 }
@@ -104,7 +107,11 @@ impl Reading {
             let count = |n: &str| n.parse::<u32>().ok().map(f64::from);
             (classes, lines.take(workers).map(|line| line.split(',').skip(1).filter_map(count).collect()).collect())
         });
-        Ok(Reading { summary, config, curve, spans, staleness, partition })
+        let device = match folder.join("device.csv").is_file() {
+            true => timeline::parsed(&text("device.csv")?, workers).map_err(|e| broken("device.csv", &e))?,
+            false => Vec::new(),
+        };
+        Ok(Reading { summary, config, curve, spans, staleness, device, partition })
     }
 
     /// A number of the summary.

@@ -10,6 +10,7 @@ pub use outcome::{Limits, Outcome};
 use crate::checkpoint::Manifest;
 use crate::error::{Error, Result};
 use crate::fault::Failure;
+use crate::timeline::{self, Occupancy, Span};
 use crossbeam_channel::Receiver;
 use log::EventLog;
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,8 @@ pub struct Summary {
     pub memory: Option<u64>,
     /// Workers that failed, in which job, why, and what was done about it.
     pub failures: Vec<Failure>,
+    /// How busy the device was while it was noted when it computed what (`device.csv`).
+    pub occupancy: Option<Occupancy>,
     pub weights_sha256: String,
     pub version: String,
     pub interrupted: bool,
@@ -157,8 +160,16 @@ fn lock(log: &File) -> std::io::Result<()> {
 }
 
 /// What a run leaves in its folder, beside its event files for TensorBoard.
-const LEFT: [&str; 7] =
-    ["events.jsonl", "config.toml", "metrics.csv", "partition.csv", "summary.json", "model.safetensors", "checkpoints"];
+const LEFT: [&str; 8] = [
+    "events.jsonl",
+    "config.toml",
+    "metrics.csv",
+    "partition.csv",
+    "device.csv",
+    "summary.json",
+    "model.safetensors",
+    "checkpoints",
+];
 
 /// Moves what an earlier run left in `path` to the first free `path.1`, `path.2`, ..; gives that place, if there was such a run.
 fn keep(path: &Path) -> std::io::Result<Option<PathBuf>> {
@@ -330,6 +341,11 @@ impl RunFolder {
         };
         let text = format!("worker,{}\n", classes.join(",")) + &counts.iter().enumerate().map(row).collect::<String>();
         fs::write(self.path.join("partition.csv"), text).map_err(|e| self.lost("partition.csv", e))
+    }
+
+    /// Writes `device.csv`: when the device computed what.
+    pub fn device(&mut self, spans: &[Span]) -> Result<()> {
+        fs::write(self.path.join("device.csv"), timeline::written(spans)).map_err(|e| self.lost("device.csv", e))
     }
 
     /// Appends arrivals, and leaves room for the next.

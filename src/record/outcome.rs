@@ -2,6 +2,7 @@
 
 use super::Evaluation;
 use crate::fault::Failure;
+use crate::timeline::Span;
 
 /// When to stop; whichever comes first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +54,10 @@ pub struct Outcome {
     pub evaluation: Evaluation,
     /// The version of that evaluation.
     pub evaluated: Option<u64>,
+    /// When the device computed the first gradients, if that was asked for, and of how many gradients and updates it did not tell.
+    pub device: Vec<Span>,
+    /// See there.
+    pub untold: usize,
     /// The flat weights, on the host.
     pub weights: Vec<f32>,
     /// Somebody asked to stop.

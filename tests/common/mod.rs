@@ -148,6 +148,7 @@ pub fn serve_by(
         room: Gate::open(),
         stopwatch: stopwatch.clone(),
         faults: Vec::new(),
+        timeline: Default::default(),
         warm_up: None,
     })
     .unwrap();
@@ -158,6 +159,7 @@ pub fn serve_by(
         save_every: 0,
         manifest: Default::default(),
         past: None,
+        timeline: Default::default(),
         rule,
         device: Device::Cpu,
         crew,
