@@ -4,8 +4,7 @@ use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figur
 use crate::config::shortened;
 use crate::error::{Error, Result};
 use crate::figure::{bars, heat_map, lanes};
-use crate::record::Effect;
-use crate::timeline::{Occupancy, Span, Work};
+use crate::record::{Effect, Occupancy, Span, Work};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -233,13 +232,14 @@ impl Page<'_> {
                 let shown = &run.device[..jobs.min(run.device.len())];
                 let mut all = vec![Vec::new(); workers];
                 for Span { work, worker, began, ended, .. } in shown {
-                    all[*worker].push((1e3 * began, 1e3 * ended, (*work == Work::Update) as usize));
+                    let [began, ended] = [began, ended].map(|time| 1e3 * (time - shown[0].began));
+                    all[*worker].push((began, ended, (*work == Work::Update) as usize));
                 }
                 let title = format!("Timeline of the device: {}", group.name);
                 let kinds = [("gradient, on the worker's stream", 5), ("its update, on the server's stream", 3)];
                 let svg = lanes(&title, "time on the device [ms]", &all, &kinds, (860, height))?;
                 let what = format!(
-                    "The first {} gradients and updates of the first seed, by the device's own clock. Over all {} that were noted {:.2} were in flight at once, on average, and in {:.1} % of the time there was none.",
+                    "What the device did for the first seed, by its own clock: {} of the {} gradients and updates that were noted. Where a worker's step is many launches (eager), a bar is as long as the host took to ask for them. {:.2} were in flight at once, on average; in {:.1} % of the time there was none.",
                     shown.len(),
                     run.device.len(),
                     occupancy.at_once,

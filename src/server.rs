@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::problem::{Evaluator, Snapshot};
 use crate::progress::Progress;
-use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder, recorded};
+use crate::record::{Columns, Effect, Event, Limits, Occupancy, Outcome, RunFolder, recorded};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::state::{Descent, State};
 use crate::stopwatch::Stopwatch;
@@ -129,8 +129,8 @@ pub struct Server<'a> {
     pub manifest: Manifest,
     /// Where the run goes on.
     pub past: Option<Checkpoint>,
-    /// Notes when the device computed so many of the first gradients.
-    pub timeline: (Timeline, u64),
+    /// Notes when the device computed the first gradients.
+    pub timeline: Timeline,
 }
 
 impl Server<'_> {
@@ -140,25 +140,25 @@ impl Server<'_> {
         let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
         let some_wait = self.crew.runs_ahead();
-        if let Some((rule, clipped)) = self.rehearsal.take() {
-            let rehearse = || {
-                let few = workers.min(2);
-                let mut state = State::new(&device, layout, needs, descent, few, initial.clone(), ring);
-                state.rehearse(rule, workers, clipped, some_wait)
-            };
-            stopwatch.paused(rehearse)?;
-        }
-        let state = State::new(&device, layout, needs, descent, workers, initial, ring);
-        let mut state = state.live(self.live.take()).noted(self.timeline.0.clone());
+        let rehearsal = self.rehearsal.take();
+        let state = || -> Result<State> {
+            let state = |workers| State::new(&device, layout, needs, descent, workers, initial.clone(), ring);
+            let sent =
+                rehearsal.map(|(rule, clipped)| state(workers.min(2)).rehearse(rule, workers, clipped, some_wait));
+            // The models that were sent are given up after it is made: their memory is theirs.
+            let _sent = sent.transpose()?;
+            Ok(state(workers))
+        };
+        let state = stopwatch.paused(state)?;
+        let mut state = state.live(self.live.take()).noted(self.timeline.clone());
         self.losses.ring = ring;
+        self.timeline.begin();
         let mut outcome = Outcome::default();
         let mut pending: Vec<Event> = Vec::with_capacity(ring);
         let past = self.past.take();
         if let Some(past) = &past {
             stopwatch.paused(|| self.recall(&mut state, &mut outcome, past))?;
         }
-        let (timeline, gradients) = self.timeline.clone();
-        timeline.begin(gradients);
         let result = self.serve(&mut state, &mut outcome, &mut pending, past.is_none());
         // The clock shows when the last update was made, not when it was asked for. A device that fails says so where it is read.
         let _ = device.sync();
@@ -167,10 +167,13 @@ impl Server<'_> {
         outcome.failures = self.crew.failures().to_vec();
         outcome.updates = state.version;
         self.crew.stop();
-        (outcome.device, outcome.untold) = timeline.read();
+        let told = self.timeline.read().map_or(Ok(()), |(spans, untold)| {
+            (outcome.occupancy, outcome.untold) = (Occupancy::of(&spans), untold);
+            self.folder.device(&spans)
+        });
         // What arrived is kept, whatever ended the run.
         let noted = self.note(&mut state, &mut outcome, &mut pending);
-        outcome.interrupted = match noted.and(result) {
+        outcome.interrupted = match noted.and(result).and(told) {
             Err(Error::Interrupted(_)) => true,
             Err(error) => {
                 // A log that is of another run has been followed too far.

@@ -9,9 +9,10 @@
 use crate::checkpoint::{Checkpoint, Tensors};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
+use crate::record::Work;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
-use crate::timeline::{Timeline, Work};
+use crate::timeline::Timeline;
 use crate::worker::{Gradient, Job};
 use serde::{Deserialize, Serialize};
 use stagger_kernels::device::Recycler;
@@ -498,8 +499,14 @@ impl State {
 
     /// Compiles the rule's updates before the clock counts: plays the rule on this (throwaway) state with gradients of zeros, all
     /// answering in turn, until it has stepped; then, where gradients wait, with every number of them. Models that a worker would still
-    /// have are kept meanwhile, so that the memory of all of them is taken, too.
-    pub fn rehearse(&mut self, mut rule: Box<dyn Rule>, workers: usize, clipped: bool, some_wait: bool) -> Result<()> {
+    /// have are kept meanwhile, and given: as long as they are kept, nothing else takes the memory that is theirs.
+    pub fn rehearse(
+        &mut self,
+        mut rule: Box<dyn Rule>,
+        workers: usize,
+        clipped: bool,
+        some_wait: bool,
+    ) -> Result<VecDeque<(u64, Buffer)>> {
         let rows = self.tables.first().map_or(self.own.len().max(self.squares.len()), Vec::len).max(1);
         let zeros = |len| self.device.zeros(len);
         let buffers: Arc<[Buffer]> = self.layout.segments().iter().map(|s| zeros(s.len)).collect();
@@ -546,7 +553,6 @@ impl State {
                 sent.pop_front();
             }
         }
-        drop(sent);
         for (gradient, decision) in sums.iter().flatten() {
             for waiting in 1..=self.most_waiting {
                 self.waiting = vec![gradient.clone(); waiting];
@@ -554,6 +560,7 @@ impl State {
             }
         }
         update::forget_launches();
-        Ok(self.device.sync()?)
+        self.device.sync()?;
+        Ok(sent)
     }
 }

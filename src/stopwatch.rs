@@ -1,6 +1,7 @@
 //! The wall clock of a run: seconds since its start, without the time spent on evaluation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const RUNNING: u64 = u64::MAX;
@@ -16,11 +17,14 @@ pub struct Stopwatch {
     /// Nanoseconds of finished pauses.
     pauses: AtomicU64,
     paused_at: AtomicU64,
+    /// When each pause began and how long it was, in nanoseconds since the start.
+    past: Mutex<Vec<(u64, u64)>>,
 }
 
 impl Default for Stopwatch {
     fn default() -> Self {
-        Stopwatch { start: Instant::now(), before: 0, pauses: AtomicU64::new(0), paused_at: AtomicU64::new(RUNNING) }
+        let (pauses, paused_at, past) = (AtomicU64::new(0), AtomicU64::new(RUNNING), Mutex::default());
+        Stopwatch { start: Instant::now(), before: 0, pauses, paused_at, past }
     }
 }
 
@@ -49,12 +53,27 @@ impl Stopwatch {
         (left > 0.0).then(|| Duration::from_secs_f64(left.min(3600.0)))
     }
 
+    /// When it began to run.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// Seconds that it showed so long after its start.
+    pub fn showed(&self, after: Duration) -> f64 {
+        let after = after.as_nanos() as u64;
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let stood: u64 = past.iter().map(|(began, long)| after.saturating_sub(*began).min(*long)).sum();
+        (self.before + after - stood) as f64 * 1e-9
+    }
+
     /// Runs `work` while the clock stands still.
     pub fn paused<T>(&self, work: impl FnOnce() -> T) -> T {
         self.paused_at.store(self.nanos(), Ordering::Release);
         let began = Instant::now();
         let result = work();
-        self.pauses.fetch_add(began.elapsed().as_nanos() as u64, Ordering::AcqRel);
+        let pause = ((began - self.start).as_nanos() as u64, began.elapsed().as_nanos() as u64);
+        self.past.lock().unwrap_or_else(PoisonError::into_inner).push(pause);
+        self.pauses.fetch_add(pause.1, Ordering::AcqRel);
         self.paused_at.store(RUNNING, Ordering::Release);
         result
     }
@@ -76,5 +95,9 @@ mod tests {
         });
         assert_eq!(start, inside);
         assert!(start >= before && clock.seconds() - start < 0.015);
+        // In the middle of the pause, and as far behind its end.
+        let began = Duration::from_secs_f64(start);
+        let showed = [10, 30].map(|after| clock.showed(began + Duration::from_millis(after)) - start);
+        assert!((0.0..1e-3).contains(&showed[0]) && (0.002..0.0101).contains(&showed[1]), "{showed:?}");
     }
 }

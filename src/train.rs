@@ -12,12 +12,12 @@ use crate::gate::Gate;
 use crate::memory::{Need, gib};
 use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
-use crate::record::{Columns, Evaluation, Event, Limits, Outcome, RunFolder, Summary};
+use crate::record::{Columns, Evaluation, Event, Limits, Occupancy, Outcome, RunFolder, Summary};
 use crate::rule::{Needs, Optimizer, Setting};
 use crate::server::Server;
 use crate::state::Descent;
 use crate::stopwatch::Stopwatch;
-use crate::timeline::{self, Occupancy, Timeline};
+use crate::timeline::{self, Timeline};
 use crate::transport::{Replay, Transport, Virtual, Wall};
 use crate::tuning::Tuning;
 use crate::worker::Worker;
@@ -81,6 +81,8 @@ const CHANGEABLE: [&str; 13] = [
 pub fn resumed(folder: &Path, flags: &Options, anyway: bool) -> Result<Options> {
     let file = folder.join("config.toml");
     let then = Options::layered(&Options::default(), Some(&file), &[])?;
+    // It is of where a run begins.
+    let then = Options { device_timeline: None, ..then };
     let plain = |options: &Options| toml::Table::try_from(options).map_err(|e| Error::usage(e.to_string()));
     let (mut table, flags) = (plain(&then)?, plain(flags)?);
     // A limit that is given takes the place of those that the run had.
@@ -322,11 +324,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     // On a GPU always; on the CPU a first step costs its page faults, which a measurement is not about.
     let warm_up = (threads.is_none() || !matches!(audience, Audience::People { .. }))
         .then(|| Snapshot { weights: backend.device.upload(initial.clone()), seal: backend.device.seal() });
-    let noted = settings.device_timeline.unwrap_or(0);
-    let timeline = match noted {
-        0 => Timeline::default(),
-        _ => stopwatch.paused(|| Timeline::of(backend.device.clone())),
-    };
+    let timeline = stopwatch.paused(|| Timeline::of(&backend.device, &stopwatch, settings.device_timeline));
     let make = |index, outbox, inbox| Worker {
         index,
         objective: objectives.next().expect("one objective per worker"),
@@ -402,7 +400,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         save_every: settings.checkpoint_every.unwrap_or(0),
         manifest,
         past,
-        timeline: (timeline.clone(), noted),
+        timeline: timeline.clone(),
     };
     if threads.is_none() {
         share_a_core();
@@ -417,15 +415,11 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let seconds = began.elapsed().as_secs_f64().max(1e-9);
     let cores_busy = backend::cpu_seconds().zip(computed).map(|(now, before)| (now - before) / seconds);
 
-    if noted > 0 {
-        folder.device(&outcome.device)?;
-        if outcome.untold > 0 {
-            let all = outcome.untold + outcome.device.len();
-            note!(
-                "NOTE       of {} of {all} gradients and updates the device did not tell when it computed them",
-                outcome.untold
-            );
-        }
+    if outcome.untold > 0 {
+        say(&format!(
+            "NOTE       of {} gradients and updates the device did not tell when it computed them",
+            outcome.untold
+        ));
     }
     let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
@@ -603,11 +597,6 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
         return Err(Error::usage(format!("--inject: there is no worker {}; they count from 0", fault.worker)));
     }
     if matches!(settings.step, Some(StepKind::Stacked(_))) {
-        if settings.device_timeline.is_some() {
-            return Err(Error::usage(
-                "--device-timeline tells workers' streams apart, and --step stacked computes many workers in one pass: leave one out",
-            ));
-        }
         if !settings.faults.0.is_empty()
             || settings.policy.timeout.is_some()
             || settings.policy.on_failure != OnFailure::Stop
@@ -619,6 +608,11 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
         if settings.clock == Clock::Wall {
             return Err(Error::usage(
                 "--step stacked computes whole groups of workers at once, so they have no time of their own: use --clock virtual",
+            ));
+        }
+        if settings.device_timeline > 0 {
+            return Err(Error::usage(
+                "--device-timeline tells workers' streams apart, and --step stacked computes many workers in one pass: leave one out",
             ));
         }
         if settings.threads_per_worker.is_some() {
@@ -720,7 +714,7 @@ fn summarise(
         memory_estimate: 0,
         memory: None,
         failures: outcome.failures.clone(),
-        occupancy: Occupancy::of(&outcome.device),
+        occupancy: outcome.occupancy,
         weights_sha256,
         version: env!("CARGO_PKG_VERSION").into(),
         interrupted: outcome.interrupted,

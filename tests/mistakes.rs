@@ -268,7 +268,7 @@ fn what_a_rule_has_no_place_for_is_refused_with_the_reason() {
         ("--rule asgd --momentum-every 3", ["--momentum-every", "needs --momentum"]),
         ("--rule asgd --clip 0", ["--clip", "above 0"]),
         ("--rule asgd --backend cpu --device-timeline 9", ["--device-timeline", "the CPU has none"]),
-        ("--rule asgd --clock virtual --step stacked --device-timeline 9", ["--device-timeline", "--step stacked"]),
+        ("--rule asgd --step stacked --clock virtual --device-timeline 9", ["--device-timeline", "--step stacked"]),
         ("--rule asgd --backend cpu --tune-kernels kernels.json", ["--tune-kernels", "on the CPU leave it out"]),
         ("--rule asgd --step stacked", ["--step stacked", "use --clock virtual"]),
         ("--rule diloco --step stacked --clock virtual", ["--step stacked", "steps of their own"]),

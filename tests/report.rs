@@ -44,12 +44,17 @@ fn a_page_of_runs_and_comparisons() {
     // A run on a card also tells when the device computed what.
     let mut entries = std::fs::read_dir(folder.join("compare/runs")).unwrap().map(|entry| entry.unwrap().path());
     let run = entries.find(|path| path.join("summary.json").is_file()).unwrap();
-    let spans = "gradient,0,0,0,0.002\ngradient,1,0,0.001,0.003\nupdate,0,0,0.002,0.0025\ngradient,2,0,0.005,0.006\n";
+    let spans = "gradient,0,0,0,0.002\ngradient,1,0,0.001,0.003\nupdate,0,0,0.002,0.0025\ngradient,2,0,0.005,0.006\nupdate,2,0,0.006,0.007\n";
     std::fs::write(run.join("device.csv"), format!("work,worker,job,began,ended\n{spans}")).unwrap();
     assert!(stagger(&["report", run.to_str().unwrap(), "--out", page_name]).status.success());
     let html = std::fs::read_to_string(&page).unwrap();
-    for said in ["<figure id=\"device-0\">", "time on the device [ms]", "1.38 were in flight", "in 33.3 % of the time"]
-    {
+    for said in [
+        "<figure id=\"device-0\">",
+        "time on the device [ms]",
+        "5 of the 5 gradients",
+        "1.50 were in flight",
+        "in 40.0 % of the time",
+    ] {
         assert!(html.contains(said), "the timeline of the device does not say {said}");
     }
     let output = stagger(&["report", folder.join("nowhere").to_str().unwrap()]);

@@ -37,7 +37,7 @@ pub struct Gpu {
     /// Bound where a kernel has a slot that a specialisation does not touch.
     unused: Handle,
     /// Streams overlap here, so that a hand-over needs a seal (CUDA); WGPU has one in-order queue.
-    overlaps: bool,
+    pub(crate) overlaps: bool,
 }
 
 /// A run of f32 values on a device. Cloning shares them.

@@ -1,8 +1,9 @@
 //! When a device did what, by its own clock.
 //!
 //! On CUDA a stretch of work stands between two events in its stream. The device stamps them when it comes to them, and they are read
-//! later: nobody waits for anything while the work goes on. On WGPU, with its one queue, the runtime tells how long a stretch was, but not
-//! when: it sets each stream's clock by the moment at which the stream was first asked.
+//! later, so nobody waits for the work; but who asks for an event waits until the thread that issues launches has come to it. On WGPU, with
+//! its one queue, the runtime tells how long a stretch was, but not when: it sets each stream's clock by the moment at which the stream was
+//! first asked.
 
 use crate::device::Device;
 use crate::failure::DeviceError;
@@ -11,16 +12,20 @@ use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+/// What the runtime says of a stretch whose events cannot be read.
+const UNREADABLE: Duration = Duration::from_secs(3600);
+
 /// A stretch of work that was enqueued, to be read when the device is through with it.
 pub struct Stretch(ProfileDuration);
 
 impl Stretch {
     /// Waits until the device is through, and gives when it began and ended, since `epoch` of the host's clock (zero for what was
-    /// before); nothing if it held no work, or the device did not tell. The beginning is known to some microseconds, as the clock of
-    /// the device is set by that of the host once a second; the length as the device's clock has it.
+    /// before); nothing if the device did not tell. It begins when the stream comes to the first event: where the stream has nothing else to
+    /// do, that is before the host has asked for the first of the work. The length is as exact as the device's clock, the place as a thread
+    /// of the host wakes up, for the two clocks are compared once a second.
     pub fn read(self, epoch: Instant) -> Option<(Duration, Duration)> {
         let span = |ticks: ProfileTicks| (ticks.start_duration_since(epoch), ticks.end_duration_since(epoch));
-        cubecl::future::block_on(self.0.into_future()).map(span).filter(|(began, ended)| ended > began)
+        cubecl::future::block_on(self.0.into_future()).map(span).filter(|(began, ended)| *ended - *began < UNREADABLE)
     }
 }
 
@@ -38,11 +43,10 @@ impl Drop for Open<'_> {
 impl Device {
     /// Whether it tells when it did what, on one clock for all streams.
     pub fn tells_when(&self) -> bool {
-        matches!(self, Device::Gpu(gpu) if matches!(gpu.device, cubecl::Device::Cuda(_)))
+        matches!(self, Device::Gpu(gpu) if gpu.overlaps)
     }
 
     /// Runs `work`, and gives the stretch of what it enqueued on this thread's stream; no stretch if the device refused, or does not tell.
-    /// Nobody waits for it.
     pub fn timed<T>(&self, work: impl FnOnce() -> T) -> (T, Option<Stretch>) {
         let Device::Gpu(gpu) = self else { return (work(), None) };
         if !self.tells_when() {

@@ -6,6 +6,7 @@ use crate::backend::{self, Backend};
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::problem::{Snapshot, StepKind};
+use crate::record::Occupancy;
 use crate::train::measure;
 use crate::tuning::Tuning;
 use serde_json::json;
@@ -41,17 +42,28 @@ const NO_GPU: &str = "no GPU";
 /// Steps in one measurement, behind one that is not measured and keeps the device busy while they are enqueued.
 const TOGETHER: u64 = 10;
 
-/// Gradients of a run, and of each worker of it at least, of which it is noted when the device computed them. So few that they change
-/// nothing of the figures.
+/// Gradients of which it is noted when the device computed them: so many, and for each worker so many, whatever is more.
 const NOTED: u64 = 500;
 const NOTED_EACH: u64 = 20;
+
+/// How busy the device is in a run with these settings.
+fn occupancy(settings: &Options, workers: u64) -> Result<Option<Occupancy>> {
+    let noted = NOTED.max(NOTED_EACH * workers);
+    // So that as many run beside the last that is noted.
+    let updates = Some(noted + workers);
+    Ok(measure(&Options { updates, device_timeline: Some(noted), ..settings.clone() }, None)?.summary.occupancy)
+}
+
+fn step_kind(bench: &BenchOptions, backend: &Backend) -> Result<StepKind> {
+    StepKind::on(StepKind::parse(&bench.step)?, &backend.device)
+}
 
 /// Seconds that one step takes on the device with nothing beside it; `None` where nothing tells.
 fn step_alone(bench: &BenchOptions, backend: &Backend) -> Result<Option<f64>> {
     if matches!(backend.device, Device::Cpu) || backend.name.contains(NO_GPU) {
         return Ok(None);
     }
-    let step = StepKind::on(StepKind::parse(&bench.step)?, &backend.device)?;
+    let step = step_kind(bench, backend)?;
     let mut problem = one_worker(bench, &backend.device, synthetic::generate(1), step)?;
     let weights = backend.device.upload(problem.initial.clone());
     let snapshot = Snapshot { weights, seal: Seal::default() };
@@ -89,6 +101,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let tuning = Tuning::open(bench.tune_kernels.as_deref(), backend)?;
     let alone = step_alone(bench, backend)?;
     tuning.map(Tuning::finish).transpose()?;
+    // Where a step is one launch, its events say what the device does.
+    let recorded = backend.device.tells_when() && step_kind(bench, backend)? != StepKind::Eager;
     let mut first = None;
     let mut too_short = false;
     for n in workers(bench, 16) {
@@ -96,10 +110,11 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             rule: Some("asgd".into()),
             time: Some(bench.seconds),
             eval_every: Some(0),
-            device_timeline: backend.device.tells_when().then(|| NOTED.max(NOTED_EACH * n as u64)),
             ..options(bench, backend, n)
         };
         let measured = measure(&settings, None)?;
+        // Apart, for it costs something.
+        let occupancy = if recorded { occupancy(&settings, n as u64)? } else { None };
         let (summary, rate) = (&measured.summary, measured.rate);
         too_short |= rate == 0.0;
         let samples = rate * summary.batch as f64;
@@ -114,8 +129,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             json!(staleness),
             json!(summary.cores_busy),
             json!(alone.map(|seconds| rate * seconds)),
-            json!(summary.occupancy.map(|o| o.at_once)),
-            json!(summary.occupancy.map(|o| o.idle)),
+            json!(occupancy.map(|o| o.at_once)),
+            json!(occupancy.map(|o| o.idle)),
         ]);
         say!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
     }
@@ -133,11 +148,13 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         )),
         (_, None) => report.notes.push("steps in flight: nothing tells here how long the device computes a step alone".into()),
     }
-    if backend.device.tells_when() {
+    if recorded {
         report.notes.push(format!(
-            "streams at once, device idle: by the device's events, over the first {NOTED} gradients and their updates ({NOTED_EACH} of each worker at \
-             least); `train --device-timeline` draws them"
+            "streams at once, device idle: by the device's events, in another run of {NOTED} gradients ({NOTED_EACH} for each worker, if that is more); \
+             `train --device-timeline` draws such a run"
         ));
+    } else if backend.device.tells_when() {
+        report.notes.push("streams at once, device idle: not measured, for an eager step's events are as far from each other as the host takes to launch it".into());
     }
     if backend.name.contains(NO_GPU) {
         report.notes.push("this driver runs no kernel: the figures are what the host could submit, and what the device is said to have done is simulated".into());

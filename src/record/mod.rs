@@ -1,16 +1,17 @@
 //! What a run leaves behind: its folder with the event log, metrics, summary, configuration and weights.
 
+mod device;
 mod log;
 mod outcome;
 mod tensorboard;
 
+pub use device::{Occupancy, Span, Work, device_spans, device_times};
 pub use log::{LATEST, recorded};
 pub use outcome::{Limits, Outcome};
 
 use crate::checkpoint::Manifest;
 use crate::error::{Error, Result};
 use crate::fault::Failure;
-use crate::timeline::{self, Occupancy, Span};
 use crossbeam_channel::Receiver;
 use log::EventLog;
 use serde::{Deserialize, Serialize};
@@ -345,7 +346,7 @@ impl RunFolder {
 
     /// Writes `device.csv`: when the device computed what.
     pub fn device(&mut self, spans: &[Span]) -> Result<()> {
-        fs::write(self.path.join("device.csv"), timeline::written(spans)).map_err(|e| self.lost("device.csv", e))
+        fs::write(self.path.join("device.csv"), device_times(spans)).map_err(|e| self.lost("device.csv", e))
     }
 
     /// Appends arrivals, and leaves room for the next.

@@ -1,8 +1,7 @@
 //! When a run stops, and what it came to: plain numbers.
 
-use super::Evaluation;
+use super::{Evaluation, Occupancy};
 use crate::fault::Failure;
-use crate::timeline::Span;
 
 /// When to stop; whichever comes first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,9 +53,9 @@ pub struct Outcome {
     pub evaluation: Evaluation,
     /// The version of that evaluation.
     pub evaluated: Option<u64>,
-    /// When the device computed the first gradients, if that was asked for, and of how many gradients and updates it did not tell.
-    pub device: Vec<Span>,
-    /// See there.
+    /// How busy the device was while it was noted when it computed what.
+    pub occupancy: Option<Occupancy>,
+    /// Gradients and updates that were noted, and of which the device did not tell.
     pub untold: usize,
     /// The flat weights, on the host.
     pub weights: Vec<f32>,
