@@ -45,13 +45,13 @@
 //! | [`worker`] | a worker's thread, the messages (I1, I5, I8) | gate, problem, kernels |
 //! | [`gate`] | lets a few workers compute at a time, in turn | nothing |
 //! | [`transport`] | the three clocks | crew, clock |
-//! | [`timeline`] | when the device computed what, if that is asked for | kernels |
+//! | [`timeline`] | when the device computed what, if that is asked for | stopwatch, kernels |
 //! | [`clock`], [`schedule`], [`stopwatch`] | delay models; learning rates over updates; the run's real time | nothing |
 //! | [`rule`] | the rules: plain arithmetic on scalars | nothing |
 //! | [`problem`] | objectives and their evaluation: images, LIBSVM, quadratics | model, params, kernels, datasets |
 //! | [`model`], [`params`] | the networks; Burn's tensors as views of flat buffers | Burn |
 //! | [`checkpoint`] | a run's state in a folder, whole or not at all | state |
-//! | [`record`], [`progress`], [`dashboard`] | the run's folder; what people see | nothing |
+//! | [`record`], [`progress`], [`dashboard`] | the run's folder; what people see | checkpoint, timeline |
 //!
 //! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Here Burn is known
 //! to [`model`], [`params`], [`problem`] and [`mod@bench`] alone; the layers of the networks are extensions of Burn's backends in

@@ -4,7 +4,8 @@ use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figur
 use crate::config::shortened;
 use crate::error::{Error, Result};
 use crate::figure::{bars, heat_map, lanes};
-use crate::record::{Effect, Occupancy, Span, Work};
+use crate::record::Effect;
+use crate::timeline::{Occupancy, Span, Work};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 

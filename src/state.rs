@@ -9,10 +9,9 @@
 use crate::checkpoint::{Checkpoint, Tensors};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
-use crate::record::Work;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, Work};
 use crate::worker::{Gradient, Job};
 use serde::{Deserialize, Serialize};
 use stagger_kernels::device::Recycler;

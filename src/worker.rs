@@ -14,10 +14,9 @@
 use crate::fault::{Fault, Kind};
 use crate::gate::{Gate, Permit};
 use crate::problem::{Objective, Snapshot};
-use crate::record::Work;
 use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, Work};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Stream, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};

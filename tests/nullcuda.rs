@@ -3,7 +3,8 @@
 mod common;
 
 use libtest_mimic::{Arguments, Trial};
-use stagger::record::{self, Span, Work};
+use stagger::record;
+use stagger::timeline::{Span, Work};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 

@@ -107,7 +107,7 @@ fn timelines() {
     let good = b"work,worker,job,began,ended\ngradient,0,0,0.000000000,0.000125000\nupdate,0,0,0.000130000,0.000131000\ngradient,1,0,0.000010000,0.000140000\n";
     feed("device.csv", good, |file| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        stagger::record::device_spans(&text, 2).map(|spans| stagger::record::Occupancy::of(&spans)).is_ok()
+        stagger::record::device_spans(&text, 2).map(|spans| stagger::timeline::Occupancy::of(&spans)).is_ok()
     });
 }
 

@@ -6,7 +6,7 @@ use crate::backend::{self, Backend};
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::problem::{Snapshot, StepKind};
-use crate::record::Occupancy;
+use crate::timeline::Occupancy;
 use crate::train::measure;
 use crate::tuning::Tuning;
 use serde_json::json;

@@ -5,13 +5,14 @@ mod log;
 mod outcome;
 mod tensorboard;
 
-pub use device::{Occupancy, Span, Work, device_spans, device_times};
+pub use device::{device_spans, device_times};
 pub use log::{LATEST, recorded};
 pub use outcome::{Limits, Outcome};
 
 use crate::checkpoint::Manifest;
 use crate::error::{Error, Result};
 use crate::fault::Failure;
+use crate::timeline::{Occupancy, Span};
 use crossbeam_channel::Receiver;
 use log::EventLog;
 use serde::{Deserialize, Serialize};

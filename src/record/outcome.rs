@@ -1,7 +1,8 @@
 //! When a run stops, and what it came to: plain numbers.
 
-use super::{Evaluation, Occupancy};
+use super::Evaluation;
 use crate::fault::Failure;
+use crate::timeline::Occupancy;
 
 /// When to stop; whichever comes first.
 #[derive(Clone, Copy, Debug, Default)]
