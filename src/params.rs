@@ -43,6 +43,13 @@ pub fn tensor<const D: usize>(device: &Device, buffer: &Buffer, shape: impl Into
     }
 }
 
+/// The sum of all elements, one float, which is always added up in the same order. Burn's own sum of a whole tensor lets four groups of
+/// a GPU's units add to one number as they come, so that its last bits differ from run to run.
+pub fn total<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let len = tensor.shape().num_elements();
+    tensor.reshape([len]).sum_dim(0)
+}
+
 /// A tensor's floats as a buffer, in row-major order; copies only if they lie otherwise.
 pub fn buffer<const D: usize>(device: &Device, tensor: Tensor<D>) -> Result<Buffer> {
     let len = tensor.shape().num_elements();

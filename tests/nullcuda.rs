@@ -109,20 +109,33 @@ fn speed_on(card: &[(&str, &str)], flags: &str) -> f64 {
     number_before(&text, " gradients/s")
 }
 
-/// Measures `one` and `other` in turn, until the best of the others reaches `ratio` times the best of the first. Whatever
-/// else runs on the machine only slows a run down, so more rounds make both figures truer; a program that is too slow
-/// stays so in all of them.
+/// What is said of speed holds in one of a few rounds: whatever else runs on the machine only makes a round worse, and passes, while a
+/// program that is too slow, or a step that waits for another, is so in all of them.
+fn in_some_round(round: impl FnMut() -> Result<(), String>) {
+    let mut failure = String::new();
+    for outcome in std::iter::repeat_with(round).take(6) {
+        match outcome {
+            Ok(()) => return,
+            Err(why) => failure = why,
+        }
+        println!("{failure}");
+    }
+    panic!("{failure}");
+}
+
+/// Measures `one` and `other` in turn, until the best of the others reaches `ratio` times the best of the first: more rounds make both
+/// figures truer.
 fn reaches(ratio: f64, one: impl Fn() -> f64, other: impl Fn() -> f64) {
     let (mut first, mut second) = (0f64, 0f64);
-    for round in 1..=6 {
-        first = first.max(one());
-        second = second.max(other());
-        println!("round {round}: {first} steps/s, {second} beside it");
+    in_some_round(|| {
+        (first, second) = (first.max(one()), second.max(other()));
+        println!("{first} steps/s, {second} beside it");
         if second >= ratio * first {
-            return;
+            Ok(())
+        } else {
+            Err(format!("{second} steps/s are less than {ratio} times {first}"))
         }
-    }
-    panic!("{second} steps/s are less than {ratio} times {first}");
+    });
 }
 
 fn eight_are_no_slower() {
@@ -146,11 +159,10 @@ fn streams_overlap() {
         "--rule asgd --worker-timeout 60",
         "--rule asgd --step eager",
     ] {
-        // A disturbance of the machine passes, a step that waits for another does not.
-        let speed = |_| speed_on(&card, &format!("{flags} --workers 8 --updates 240"));
-        let best = (0..3).map(speed).find(|speed| *speed >= 200.0);
-        println!("{flags}: {best:?} steps/s");
-        assert!(best.is_some_and(|best| best <= 400.0), "{flags}: {best:?} steps/s with eight workers, of at most 400");
+        in_some_round(|| match speed_on(&card, &format!("{flags} --workers 8 --updates 240")) {
+            200.0..=400.0 => Ok(()),
+            speed => Err(format!("{flags}: {speed} steps/s with eight workers, of at most 400")),
+        });
     }
 }
 
@@ -164,7 +176,7 @@ fn device_spans(folder: &str, workers: usize) -> Vec<Span> {
 fn a_timeline_of_the_device() {
     let card = [("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "430")];
     let timeline = |workers: usize| {
-        let flags = format!("--dataset synthetic --rule asgd --workers {workers} --updates 60 --device-timeline 48");
+        let flags = format!("--dataset synthetic --rule asgd --workers {workers} --updates 120 --device-timeline 96");
         let output = run_on(&card, false, &flags);
         let text = String::from_utf8_lossy(&output.stdout).to_string();
         assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -177,13 +189,20 @@ fn a_timeline_of_the_device() {
             (of.len(), 1e3 * of[of.len() / 2])
         };
         let ((gradients, step), (updates, update)) = (typical(Work::Gradient), typical(Work::Update));
-        // A step is a graph, and the draw before it. Updates are noted until the last of the gradients is launched.
-        assert!(gradients == 48 && (20.4..20.7).contains(&step), "{gradients} steps of {step} ms");
-        assert!((48 - workers..=48).contains(&updates) && (0.42..0.5).contains(&update), "{updates} of {update} ms");
-        number_before(&text, " streams at once")
+        // Updates are noted until the last of the gradients is launched.
+        assert!(gradients == 96 && (96 - workers..=96).contains(&updates), "{gradients} steps, {updates} updates");
+        (step, update, number_before(&text, " streams at once"))
     };
-    let (one, eight) = (timeline(1), timeline(8));
-    assert!((one - 1.0).abs() < 0.02 && (4.0..8.1).contains(&eight), "{one} and {eight} streams at once");
+    // A step is a graph, and the draw before it.
+    let as_long = |step: f64, update: f64| (20.4..20.7).contains(&step) && (0.42..0.5).contains(&update);
+    let holds = |workers: usize, at_once: std::ops::Range<f64>| {
+        in_some_round(|| match timeline(workers) {
+            (step, update, streams) if as_long(step, update) && at_once.contains(&streams) => Ok(()),
+            other => Err(format!("{workers} workers: steps and updates in ms, streams at once: {other:?}")),
+        })
+    };
+    holds(1, 0.98..1.02);
+    holds(8, 4.0..8.1);
 }
 
 /// A run that goes on keeps the timeline of its beginning, unless another is asked for.
@@ -211,6 +230,40 @@ fn a_timeline_is_of_where_a_run_begins() {
     // The jobs that were on their way when it ended are computed anew.
     let other = train(&format!("--resume {name} --updates 60 --device-timeline 6"));
     assert_eq!(jobs(&other), (20, 22));
+}
+
+/// What many units add to one number is added in the order in which they come: such a sum differs from run to run.
+fn nothing_is_added_up_as_it_comes() {
+    let data = common::scratch("nullcuda-theory");
+    let (centres, rows) = (data.join("centres.csv"), data.join("rows.txt"));
+    std::fs::write(&centres, "0.5,1,2,3\n1,2,3,4\n-1,0,0.5,2\n").unwrap();
+    std::fs::write(&rows, "1 1:1 3:0.5\n-1 2:1\n1 1:0.5 2:2\n-1 3:1\n".repeat(8)).unwrap();
+    let (centres, rows) = (centres.display(), rows.display());
+    for flags in [
+        "--dataset synthetic --model cnn --rule dude:c=1 --clip 1".into(),
+        "--dataset synthetic --model cnn --rule asgd --clock virtual --step stacked".into(),
+        "--dataset synthetic --model mlp --rule fedbuff:b=2,q=2,local_lr=0.1".into(),
+        "--dataset synthetic --model resnet18 --rule asgd".into(),
+        format!("--dataset quadratic:{centres} --rule asgd"),
+        format!("--dataset libsvm:{rows} --model logreg --regularizer nonconvex:0.1 --batch full --rule asgd"),
+        format!("--dataset libsvm:{rows} --model logreg --regularizer l2:0.1 --batch 4 --rule asgd"),
+    ] {
+        let modules = common::scratch("nullcuda-modules");
+        let card = [("NULLCUDA_DUMP", modules.to_str().unwrap())];
+        let output = run_on(&card, false, &format!("{flags} --workers 3 --updates 12"));
+        assert!(output.status.success(), "{flags}\n{}", String::from_utf8_lossy(&output.stderr));
+        let texts = std::fs::read_dir(&modules).unwrap().map(|e| std::fs::read_to_string(e.unwrap().path()).unwrap());
+        let texts: Vec<String> = texts.collect();
+        assert!(texts.len() > 8, "{flags}: {} modules", texts.len());
+        for text in texts {
+            let adds = |line: &&str| {
+                let operation = line.split_whitespace().find(|word| !word.starts_with('@')).unwrap_or("");
+                (operation.starts_with("atom.") || operation.starts_with("red.")) && operation.contains(".add")
+            };
+            let entry = || text.lines().find(|line| line.contains(".entry ")).unwrap_or("").to_string();
+            assert!(text.lines().find(adds).is_none(), "{flags}: {} in {}", text.lines().find(adds).unwrap(), entry());
+        }
+    }
 }
 
 /// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
@@ -374,6 +427,7 @@ fn main() {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             }
         }),
+        trial("nothing is added up in the order in which it comes", nothing_is_added_up_as_it_comes),
         trial("a card that has less memory than it says: one sentence, no hang", a_card_without_memory),
         trial("a card that is lost: one sentence, no hang, what was saved loads", a_lost_card),
         trial("a kernel that cannot be built: one sentence with the compiler's message", a_kernel_that_cannot_be_built),

@@ -2,12 +2,13 @@
 
 use super::{BenchOptions, Report, median_seconds};
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::params::tensor;
-use burn::tensor::Tensor;
 use serde_json::json;
+use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::{EARLIER, Guard};
-use stagger_kernels::{Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Method, Row, Seal, Step, Update, copy};
+use stagger_kernels::{Adam, Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Method, Row, Seal, Step, Update};
+use stagger_kernels::{clip, copy};
 
 /// Parameters of ResNet-18, rounded to whole vectors.
 const LENGTH: usize = 11_173_952;
@@ -15,15 +16,51 @@ const LENGTH: usize = 11_173_952;
 /// Launches between two waits for the device.
 const TOGETHER: usize = 8;
 
-/// One update of a kind; the bytes per parameter that it cannot avoid to move.
-const KINDS: [(&str, usize); 6] = [
-    ("sgd", 12),
-    ("momentum", 20),
-    ("sum and step", 20),
-    ("four sums and step", 32),
-    ("dude, f32 row", 28),
-    ("dude, bf16 row", 24),
-];
+/// A kind of update, by the rules that make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sgd,
+    Momentum,
+    Nesterov,
+    AmsGrad,
+    Sum,
+    FourSums,
+    Row,
+    NarrowRow,
+    CalibratedRow,
+    Compensated,
+    Adaptive,
+    Local,
+    Towards,
+    Elastic,
+    Pair,
+    Norm,
+}
+
+impl Kind {
+    /// Each with its name and the bytes per parameter that it cannot avoid to move: of each buffer that it reads and that it writes.
+    const ALL: [(Kind, &str, usize); 16] = [
+        (Kind::Sgd, "sgd", 12),
+        (Kind::Momentum, "momentum", 20),
+        (Kind::Nesterov, "delayed nesterov, on its turn", 28),
+        (Kind::AmsGrad, "amsgrad (fadas)", 36),
+        (Kind::Sum, "sum and step", 20),
+        (Kind::FourSums, "four sums and step", 32),
+        (Kind::Row, "dude, f32 row", 28),
+        (Kind::NarrowRow, "dude, bf16 row", 24),
+        (Kind::CalibratedRow, "ca2fl, f32 row", 36),
+        (Kind::Compensated, "dc-asgd", 16),
+        (Kind::Adaptive, "dc-asgd, adaptive", 24),
+        (Kind::Local, "a worker's local step", 20),
+        (Kind::Towards, "fedasync", 16),
+        (Kind::Elastic, "easgd", 20),
+        (Kind::Pair, "ad-psgd, with a peer", 28),
+        (Kind::Norm, "norm of a gradient (--clip)", 4),
+    ];
+}
+
+/// Constants of AMSGrad.
+const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, correction1: 1.0, correction2: 1.0 };
 
 struct State {
     layout: Layout,
@@ -31,9 +68,13 @@ struct State {
     /// Those that waited.
     waited: [[Buffer; 1]; EARLIER],
     weights: Buffer,
+    /// The model that the worker was sent, or its own, and a peer's.
+    models: [Buffer; 2],
     fresh: Buffer,
+    fresh_models: [Buffer; 2],
     sum: Buffer,
-    velocity: Buffer,
+    /// What is kept of earlier gradients beside the sum.
+    moments: [Buffer; 3],
     row: Row,
     narrow: Row,
     loss: Buffer,
@@ -43,15 +84,18 @@ struct State {
 impl State {
     fn new(device: &Device) -> Self {
         let mut layout = Layout::default();
-        layout.push("w".into(), vec![LENGTH]);
+        layout.push("all".into(), vec![LENGTH]);
         let values = |scale: f32| device.upload((0..LENGTH).map(|i| scale * (i % 97) as f32).collect());
+        let zeros = || device.zeros(LENGTH);
         State {
             gradient: [values(1e-4)],
             waited: [2e-4, 3e-4, 4e-4].map(|scale| [values(scale)]),
             weights: values(1e-2),
-            fresh: device.zeros(LENGTH),
-            sum: device.zeros(LENGTH),
-            velocity: device.zeros(LENGTH),
+            models: [1.1e-2, 1.2e-2].map(values),
+            fresh: zeros(),
+            fresh_models: [zeros(), zeros()],
+            sum: zeros(),
+            moments: [zeros(), zeros(), zeros()],
             row: Row::zeros(device, &layout, Dtype::F32),
             narrow: Row::zeros(device, &layout, Dtype::Bf16),
             loss: device.zeros(1),
@@ -60,66 +104,108 @@ impl State {
         }
     }
 
-    fn update(&mut self, device: &Device, kind: &str) {
-        let row = |row, sum| Fold::Row { sum, row, mix: 1.0, scale: 0.1, forget: false, retired: Vec::new() };
+    fn update(&mut self, device: &Device, kind: Kind) {
         let none = Seal::default();
+        let gradient = Incoming {
+            layout: &self.layout,
+            buffers: &self.gradient,
+            factor: None,
+            seal: &none,
+            loss: &self.loss,
+            losses: &mut self.losses,
+            slot: EARLIER,
+            guard: if kind == Kind::Local { Guard::Off } else { Guard::Whole },
+        };
+        let (weights, [sent, peer], fresh) = (&self.weights, &self.models, &mut self.fresh);
+        let ([first, second, third], sum) = (&mut self.moments, &mut self.sum);
+        let [fresh_own, fresh_peer] = &mut self.fresh_models;
+        let mixing = match kind {
+            Kind::Norm => return drop(clip::factor(device, &self.layout, &self.gradient, 1.0)),
+            Kind::Towards => Some(Mixing::Towards { sent, alpha: 0.5 }),
+            Kind::Elastic => Some(Mixing::Elastic { own: sent, fresh_own, alpha: 0.1 }),
+            Kind::Pair => Some(Mixing::Pair { own: sent, fresh_own, peer: Some((peer, fresh_peer)), share: 0.1 }),
+            _ => None,
+        };
+        if let Some(mixing) = mixing {
+            return Exchange { gradient, weights, fresh, lr: 0.01, mixing }.run(device);
+        }
         let wait = |buffers| Earlier { buffers, seal: &none, loss: &self.loss };
-        let earlier = self.waited.iter().map(|g| wait(&g[..])).collect();
+        let earlier = self.waited.iter().map(|g| wait(&g[..]));
+        let mut base = None;
+        let mut method = Method::Plain;
         let fold = match kind {
-            "sgd" | "momentum" => Fold::Direct { scale: 1.0 },
-            "sum and step" => Fold::Sum { sum: &mut self.sum, scale: 0.1, earlier: Vec::new() },
-            "four sums and step" => Fold::Sum { sum: &mut self.sum, scale: 0.1, earlier },
-            "dude, f32 row" => row(&mut self.row, &mut self.sum),
-            _ => row(&mut self.narrow, &mut self.sum),
+            Kind::Sum => Fold::Sum { sum, scale: 0.1, earlier: Vec::new() },
+            Kind::FourSums => Fold::Sum { sum, scale: 0.1, earlier: earlier.collect() },
+            Kind::Row | Kind::NarrowRow | Kind::CalibratedRow => {
+                base = (kind == Kind::CalibratedRow).then_some((first, 0.1));
+                let row = if kind == Kind::NarrowRow { &mut self.narrow } else { &mut self.row };
+                Fold::Row { sum, row, mix: 1.0, scale: 0.1, forget: false, retired: Vec::new() }
+            }
+            Kind::Compensated => Fold::Compensated { sent, lambda: 0.1, square: None },
+            Kind::Adaptive => Fold::Compensated { sent, lambda: 0.1, square: Some((first, 0.9)) },
+            Kind::Local => Fold::Local { sum, proximal: None },
+            _ => {
+                method = match kind {
+                    Kind::Momentum => Method::HeavyBall { velocity: first, beta: 0.9 },
+                    Kind::Nesterov => {
+                        Method::Nesterov { velocity: first, beta: 0.9, pending: Some(second), turn: true }
+                    }
+                    Kind::AmsGrad => Method::Adam { first, second, largest: Some(third), constants: ADAM },
+                    _ => Method::Plain,
+                };
+                Fold::Direct { scale: 1.0 }
+            }
         };
-        let method = match kind {
-            "momentum" => Method::HeavyBall { velocity: &mut self.velocity, beta: 0.9 },
-            _ => Method::Plain,
-        };
-        Update {
-            gradient: Incoming {
-                layout: &self.layout,
-                buffers: &self.gradient,
-                factor: None,
-                seal: &Seal::default(),
-                loss: &self.loss,
-                losses: &mut self.losses,
-                slot: EARLIER,
-                guard: Guard::Whole,
-            },
-            weights: &self.weights,
-            fold,
-            step: Some(Step {
-                fresh: &mut self.fresh,
-                lr: 0.01,
-                factor: 1.0,
-                keep: 1.0,
-                weight_decay: 0.0,
-                base: None,
-                method,
-            }),
-        }
-        .run(device);
+        let step = Step { fresh, lr: 0.01, factor: 1.0, keep: 1.0, weight_decay: 0.0, base, method };
+        Update { gradient, weights, fold, step: Some(step) }.run(device);
     }
-}
 
-/// The same update in tensor operations; `None` where there is no bf16 tensor of Burn's to compare with.
-fn in_tensors(device: &Device, state: &State, kind: &str) -> Option<()> {
-    let t = |buffer: &Buffer| tensor::<1>(device, buffer, [LENGTH]);
-    let (w, g): (Tensor<1>, Tensor<1>) = (t(&state.weights), t(&state.gradient[0]));
-    let direction = match kind {
-        "sgd" => g,
-        "momentum" => t(&state.velocity).mul_scalar(0.9) + g,
-        "sum and step" => t(&state.sum) + g.mul_scalar(0.1),
-        "four sums and step" => {
-            let waited = state.waited.iter().map(|g| t(&g[0]).mul_scalar(0.1));
-            waited.fold(t(&state.sum), |sum, g| sum + g) + g.mul_scalar(0.1)
-        }
-        "dude, f32 row" => t(&state.sum) + (g.clone() - t(&state.velocity)).mul_scalar(0.1),
-        _ => return None,
-    };
-    drop(w - direction.mul_scalar(0.01));
-    Some(())
+    /// The same update in Burn's tensor operations; `None` where there is no bf16 tensor of Burn's to compare with.
+    fn in_tensors(&self, device: &Device, kind: Kind) -> Option<()> {
+        let t = |buffer: &Buffer| tensor::<1>(device, buffer, [LENGTH]);
+        let (w, g, [x, p]) = (t(&self.weights), t(&self.gradient[0]), [t(&self.models[0]), t(&self.models[1])]);
+        let ([m, u, largest], sum) = (self.moments.each_ref().map(t), t(&self.sum));
+        let direction = match kind {
+            Kind::NarrowRow => return None,
+            Kind::Norm => return Some(drop(g.square().sum())),
+            Kind::Towards => return Some(drop(w.clone() + (x - g.mul_scalar(0.01) - w).mul_scalar(0.5))),
+            Kind::Elastic => {
+                let y = x - g.mul_scalar(0.01);
+                let pull = (y.clone() - w.clone()).mul_scalar(0.1);
+                return Some(drop((y - pull.clone(), w + pull)));
+            }
+            Kind::Pair => {
+                let mean = (x + p).mul_scalar(0.5);
+                return Some(drop((mean - g.clone().mul_scalar(0.01), w - g.mul_scalar(0.001))));
+            }
+            Kind::Sgd => g,
+            Kind::Momentum => m.mul_scalar(0.9) + g,
+            Kind::Nesterov => g.clone() + (m.mul_scalar(0.9) + u + g).mul_scalar(0.9),
+            Kind::AmsGrad => {
+                let square = u.mul_scalar(0.99) + g.clone().square().mul_scalar(0.01);
+                (m.mul_scalar(0.9) + g.mul_scalar(0.1)) / (square.max_pair(largest).sqrt().add_scalar(1e-8))
+            }
+            Kind::Sum => sum + g.mul_scalar(0.1),
+            Kind::FourSums => {
+                let waited = self.waited.iter().map(|g| t(&g[0]).mul_scalar(0.1));
+                waited.fold(sum, |sum, g| sum + g) + g.mul_scalar(0.1)
+            }
+            Kind::Row => sum + (g - m).mul_scalar(0.1),
+            Kind::CalibratedRow => sum + (g - m).mul_scalar(0.1) + u,
+            Kind::Compensated => g.clone() + g.square().mul_scalar(0.1) * (w.clone() - x),
+            Kind::Adaptive => {
+                let square = m.mul_scalar(0.9) + g.clone().square().mul_scalar(0.1);
+                let lambda = square.add_scalar(1e-7).sqrt().recip().mul_scalar(0.1);
+                g.clone() + lambda * g.square() * (w.clone() - x)
+            }
+            Kind::Local => {
+                drop(sum + g.clone());
+                g
+            }
+        };
+        drop(w - direction.mul_scalar(0.01));
+        Some(())
+    }
 }
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
@@ -127,7 +213,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let columns = ["update", "ms", "bytes moved", "GB/s", "of the copy [%]", "Burn's operations [ms]", "times faster"];
     let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns);
     let mut state = State::new(device);
-    let share = bench.seconds / 2.0;
+    let share = bench.seconds / 4.0;
     let repeat = |work: &mut dyn FnMut()| {
         let seconds = median_seconds(share, || {
             (0..TOGETHER).for_each(|_| work());
@@ -135,39 +221,44 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         });
         seconds.map(|s| s / TOGETHER as f64)
     };
-    let State { weights, fresh, .. } = &mut state;
-    let seconds = repeat(&mut || copy(device, weights, fresh))?;
-    let bandwidth = 8.0 * LENGTH as f64 / seconds;
+    let bandwidth = |state: &mut State| {
+        let State { weights, fresh, .. } = state;
+        let seconds = repeat(&mut || copy(device, weights, fresh))?;
+        Ok::<_, Error>((seconds, 8.0 * LENGTH as f64 / seconds))
+    };
+    let (seconds, rate) = bandwidth(&mut state)?;
     report.row(vec![
         json!("copy"),
         json!(1e3 * seconds),
         json!(8 * LENGTH),
-        json!(bandwidth / 1e9),
+        json!(rate / 1e9),
         json!(100.0),
         json!(null),
         json!(null),
     ]);
-    for (kind, bytes) in KINDS {
+    for (kind, name, bytes) in Kind::ALL {
+        // Beside it, for a shared machine is not always as fast.
+        let (_, roof) = bandwidth(&mut state)?;
         let seconds = repeat(&mut || state.update(device, kind))?;
         let rate = (bytes * LENGTH) as f64 / seconds;
-        let burns = match in_tensors(device, &state, kind) {
+        let burns = match state.in_tensors(device, kind) {
             Some(()) => Some(repeat(&mut || {
-                in_tensors(device, &state, kind);
+                state.in_tensors(device, kind);
             })?),
             None => None,
         };
         report.row(vec![
-            json!(kind),
+            json!(name),
             json!(1e3 * seconds),
             json!(bytes * LENGTH),
             json!(rate / 1e9),
-            json!(100.0 * rate / bandwidth),
+            json!(100.0 * rate / roof),
             json!(burns.map(|s| 1e3 * s)),
             json!(burns.map(|s| s / seconds)),
         ]);
     }
     report
         .notes
-        .push("bytes moved: each byte that the update needs, once; Burn's operations leave the row unwritten".into());
+        .push("bytes moved: each byte that the update needs, once; of the copy: of one that is measured right before; Burn's operations make the new weights (and models), and leave all other state unwritten".into());
     Ok(report)
 }

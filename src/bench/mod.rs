@@ -65,6 +65,9 @@ pub struct BenchOptions {
     /// Job times (time-to-accuracy): every worker in turn gets one of these
     #[arg(long, default_value = "fixed:1,1,1,4")]
     pub delay: String,
+    /// Whose time is counted (time-to-accuracy): simulated seconds, or real ones, in which stragglers are waited for
+    #[arg(long, value_parser = ["virtual", "wall"], default_value = "virtual")]
+    pub clock: String,
     /// Test accuracy to reach (time-to-accuracy), in percent
     #[arg(long, default_value_t = 60.0)]
     pub target: f64,

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 const EVERY: u64 = 25;
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
-    let title = format!("time to {} %: {}, batch {}, delay {}", bench.target, bench.model, bench.batch, bench.delay);
+    let BenchOptions { clock, target, model, batch, delay, .. } = bench;
+    let title = format!("time to {target} %: {model}, batch {batch}, delay {delay}, {clock} clock");
     let columns = ["rule", "workers", "time to target [s]", "updates", "gradients", "best accuracy [%]", "wall [s]"];
     let mut report = Report::new(title, &columns);
     report.figure = Some((1, 2, vec![0]));
@@ -20,21 +21,21 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         for n in workers(bench, 8) {
             let settings = Options {
                 rule: Some(rule.clone()),
-                clock: Some("virtual".into()),
-                delay: Some(bench.delay.clone()),
+                clock: Some(clock.clone()),
+                delay: Some(delay.clone()),
                 updates: Some(2000),
                 eval_every: Some(EVERY),
                 ..options(bench, backend, n)
             };
-            let Measured { summary, metrics, .. } = measure(&settings, Some(bench.target / 100.0))?;
-            let reached = first_at(&metrics, bench.target / 100.0)?;
+            let Measured { summary, metrics, .. } = measure(&settings, Some(target / 100.0))?;
+            let reached = first_at(&metrics, target / 100.0)?;
             let (time, updates) = reached.0.map_or((Value::Null, Value::Null), |(t, u)| (json!(t), json!(u)));
             say!("{rule}, {n} workers: {} s", super::cell(&time));
             let (gradients, wall) = (json!(summary.gradients), json!(summary.wall_seconds));
             report.row(vec![json!(rule), json!(n), time, updates, gradients, json!(100.0 * reached.1), wall]);
         }
     }
-    report.notes.push(format!("time is the virtual clock's, looked at every {EVERY} updates; a run ends there, or after 2,000 updates; gradients and wall (with evaluations left out) are the run's"));
+    report.notes.push(format!("time is the {clock} clock's, looked at every {EVERY} updates; a run ends there, or after 2,000 updates; gradients and wall (with evaluations left out) are the run's"));
     Ok(report)
 }
 

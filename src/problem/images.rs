@@ -4,7 +4,7 @@ use super::stacked::Stack;
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot, Stacked};
 use crate::error::{Error, Result};
 use crate::model::Net;
-use crate::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor};
+use crate::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor, total};
 use crate::record::{Columns, Evaluation};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
@@ -329,8 +329,8 @@ impl Evaluator for TestSet {
             let logits = plain.forward(x, Precision::F32).mul_scalar(plain.scale());
             // 1 at every maximum; where several tie, each is right with its share.
             let top = logits.clone().greater_equal(logits.clone().max_dim(1)).float();
-            let right = ((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0)).sum();
-            let loss = (log_softmax(logits, 1) * y).sum().neg();
+            let right = total((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0));
+            let loss = total(log_softmax(logits, 1) * y).neg();
             let pair = Tensor::cat(vec![loss, right], 0);
             sums = Some(sums.map_or(pair.clone(), |sums| sums + pair));
         }

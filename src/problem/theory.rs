@@ -5,7 +5,7 @@
 
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot};
 use crate::error::{Error, Result};
-use crate::params::{buffer, tensor};
+use crate::params::{buffer, tensor, total};
 use crate::record::{Columns, Evaluation};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
@@ -62,11 +62,11 @@ impl Regularizer {
     fn on_device(&self, x: Tensor<1>) -> Option<(Tensor<1>, Tensor<1>)> {
         match *self {
             Regularizer::None => None,
-            Regularizer::L2(l) => Some((x.clone().square().sum().mul_scalar(0.5 * l), x.mul_scalar(l))),
+            Regularizer::L2(l) => Some((total(x.clone().square()).mul_scalar(0.5 * l), x.mul_scalar(l))),
             Regularizer::Nonconvex(l) => {
                 let square = x.clone().square();
                 let below = square.clone().add_scalar(1.0);
-                Some(((square / below.clone()).sum().mul_scalar(l), (x / below.square()).mul_scalar(2.0 * l)))
+                Some((total(square / below.clone()).mul_scalar(l), (x / below.square()).mul_scalar(2.0 * l)))
             }
         }
     }
@@ -128,7 +128,7 @@ impl Objective for Distance {
         let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
         let x = tensor::<1>(&self.device, &weights.view(0, self.dimension), [self.dimension]);
         let gradient = x - tensor::<1>(&self.device, &self.centre, [self.dimension]);
-        let loss = gradient.clone().square().sum().mul_scalar(0.5);
+        let loss = total(gradient.clone().square()).mul_scalar(0.5);
         Ok(([buffer(&self.device, gradient)?].into(), buffer(&self.device, loss)?))
     }
 }
@@ -264,7 +264,7 @@ impl Objective for Logistic {
         let margin = a.clone().matmul(x.clone().unsqueeze_dim(1)) * b.clone(); // [m, 1]
         // log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which never overflows.
         let losses = relu(margin.clone().neg()) + margin.clone().abs().neg().exp().log1p();
-        let mut loss = losses.sum().div_scalar(m);
+        let mut loss = total(losses).div_scalar(m);
         let pull = b * sigmoid(margin.neg()); // [m, 1]
         let mut gradient = pull.transpose().matmul(a).mul_scalar(-1.0 / m).reshape([self.d]);
         if let Some((value, slope)) = self.regularizer.on_device(x) {
