@@ -18,7 +18,7 @@ use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::Guard;
 use stagger_kernels::{
-    Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Seal, Step, Update, row, update,
+    Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Seal, Step, Update, copy, row, update,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -294,6 +294,11 @@ impl State {
         let on_host = |(shared, name, buffer): (bool, String, Buffer)| {
             let buffer = match (&device, shared) {
                 (Device::Cpu, true) => buffer,
+                (Device::Cpu, false) => {
+                    let mut own = device.uninitialised(buffer.len());
+                    copy(&device, &buffer, &mut own);
+                    own
+                }
                 _ => Device::Cpu.upload(device.download(&buffer)?),
             };
             Ok((name, buffer))

@@ -7,6 +7,7 @@
 
 use crate::device::{Buffer, Device};
 use crate::layout::Layout;
+use crate::nn::{Lanes, for_each_instruction_set};
 use crate::update::finite;
 use cubecl::prelude::*;
 
@@ -17,9 +18,10 @@ const GROUPS: usize = 64;
 /// The factor that brings the gradient's norm down to `limit`: one float, at most 1.
 pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32) -> Buffer {
     let Device::Gpu(gpu) = device else {
-        let finite = gradient.iter().flat_map(|g| g.host()).filter(|g| g.is_finite());
-        let squares: f64 = finite.map(|g| *g as f64 * *g as f64).sum();
-        return device.upload(vec![(limit as f64 / squares.sqrt()).min(1.0) as f32]);
+        let mut squares = [0.0; LANES];
+        add_squares(gradient, &mut squares);
+        let norm = squares.iter().sum::<f64>().sqrt();
+        return device.upload(vec![(limit as f64 / norm).min(1.0) as f32]);
     };
     let vector = layout.vector_size();
     let parts = device.uninitialised(UNITS);
@@ -66,6 +68,31 @@ pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32)
         );
     }
     factor
+}
+
+/// Sums of squares that the CPU keeps, each of every so many elements.
+const LANES: usize = 16;
+
+for_each_instruction_set! {
+    fn add_squares(gradient: &[Buffer], sums: &mut [f64; LANES]) = squares_on_host
+}
+
+#[inline(always)]
+fn squares_on_host<L: Lanes, const P: usize, const N: usize>(gradient: &[Buffer], sums: &mut [f64; LANES]) {
+    // By value: sums that lie in memory would be written and read again with every line.
+    let mut own = *sums;
+    let add = |own: &mut [f64; LANES], values: &[f32]| {
+        for (sum, g) in own.iter_mut().zip(values) {
+            let g = if g.is_finite() { *g as f64 } else { 0.0 };
+            *sum += g * g;
+        }
+    };
+    for buffer in gradient {
+        let (lines, rest) = buffer.host().as_chunks::<LANES>();
+        lines.iter().for_each(|line| add(&mut own, line));
+        add(&mut own, rest);
+    }
+    *sums = own;
 }
 
 #[cube(launch_unchecked)]

@@ -122,6 +122,7 @@ impl Device {
     pub fn upload(&self, values: Vec<f32>) -> Buffer {
         let len = values.len();
         match self {
+            Device::Cpu if Scratch::is_large(len) => Scratch::copy_of(&values).into(),
             Device::Cpu => Buffer::Host { bytes: Arc::new(Bytes::from_elems(values)), start: 0, len },
             Device::Gpu(gpu) => Buffer::on_device(gpu.client.create(Bytes::from_elems(values)), len),
         }
@@ -129,7 +130,9 @@ impl Device {
 
     /// A buffer of `len` zeros, written on the device: no byte crosses the bus.
     pub fn zeros(&self, len: usize) -> Buffer {
-        let Device::Gpu(gpu) = self else { return self.upload(vec![0.0; len]) };
+        let Device::Gpu(gpu) = self else {
+            return if Scratch::is_large(len) { Scratch::zeros(len).into() } else { self.upload(vec![0.0; len]) };
+        };
         let buffer = self.uninitialised(len);
         // SAFETY: the buffer holds `len` floats.
         unsafe {

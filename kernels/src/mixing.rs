@@ -13,35 +13,36 @@
 //! Invariant I2: all new models go to fresh buffers.
 
 use crate::device::{Buffer, Device, Gpu};
-use crate::update::{Guard, Incoming, clean, clipped, count_launch, guarded};
+use crate::nn::{Lanes, for_each_instruction_set};
+use crate::update::{Block, Guard, Incoming, clean, clipped, count_launch, guarded};
 use cubecl::prelude::*;
 
-/// What is mixed.
-pub enum Mixing<'a> {
+/// What is mixed. The plain loop holds it with slices in the place of buffers.
+pub enum Mixing<'a, B: ?Sized = Buffer> {
     /// The server moves towards the worker's model.
     Towards {
         /// x: the model that the worker was sent.
-        sent: &'a Buffer,
+        sent: &'a B,
         /// α.
         alpha: f32,
     },
     /// Server and worker pull at each other.
     Elastic {
         /// x: the worker's own model.
-        own: &'a Buffer,
+        own: &'a B,
         /// x'.
-        fresh_own: &'a mut Buffer,
+        fresh_own: &'a mut B,
         /// α.
         alpha: f32,
     },
     /// Two workers average; the server's weights follow their mean.
     Pair {
         /// x: the worker's own model.
-        own: &'a Buffer,
+        own: &'a B,
         /// x'.
-        fresh_own: &'a mut Buffer,
+        fresh_own: &'a mut B,
         /// p and p', if there is a peer.
-        peer: Option<(&'a Buffer, &'a mut Buffer)>,
+        peer: Option<(&'a B, &'a mut B)>,
         /// 1/n.
         share: f32,
     },
@@ -61,60 +62,79 @@ pub struct Exchange<'a> {
     pub mixing: Mixing<'a>,
 }
 
-/// Floats per block of the CPU's loop.
-const BLOCK: usize = 1024;
+impl<'a> Mixing<'a> {
+    /// Buffers as slices, once per exchange, as those of an update.
+    fn on_host(self) -> Mixing<'a, [f32]> {
+        match self {
+            Mixing::Towards { sent, alpha } => Mixing::Towards { sent: sent.host(), alpha },
+            Mixing::Elastic { own, fresh_own, alpha } => {
+                Mixing::Elastic { own: own.host(), fresh_own: fresh_own.host_mut(), alpha }
+            }
+            Mixing::Pair { own, fresh_own, peer, share } => {
+                let peer = peer.map(|(peer, fresh)| (peer.host(), fresh.host_mut()));
+                Mixing::Pair { own: own.host(), fresh_own: fresh_own.host_mut(), peer, share }
+            }
+        }
+    }
+}
+
+for_each_instruction_set! {
+    fn on_cpu(exchange: Exchange) = blocks
+}
+
+/// The plain loop: the CPU path, and the reference of the kernel. The same bits whatever the instructions.
+#[inline(always)]
+fn blocks<L: Lanes, const P: usize, const N: usize>(exchange: Exchange) {
+    let Exchange { mut gradient, weights, fresh, lr, mixing } = exchange;
+    let (weights, fresh, mut mixing) = (weights.host(), fresh.host_mut(), mixing.on_host());
+    let (factor, [mut room, mut cleaned]) = (gradient.note(), [Block::ZERO; 2]);
+    let (guard, out, mut bad) = (gradient.guard, gradient.is_out(), false);
+    for (at, g) in gradient.blocks() {
+        let g = clean(clipped(g, factor, &mut room), (guard, out, 0.0), &mut bad, &mut cleaned);
+        let there = at..at + g.len();
+        let places = g.iter().zip(&weights[there.clone()]).zip(&mut fresh[there.clone()]);
+        match &mut mixing {
+            &mut Mixing::Towards { sent, alpha } => {
+                places.zip(&sent[there]).for_each(|(((g, w), fresh), x)| *fresh = w + alpha * (x - lr * g - w));
+            }
+            Mixing::Elastic { own, fresh_own, alpha } => {
+                let models = own[there.clone()].iter().zip(&mut fresh_own[there]);
+                places.zip(models).for_each(|(((g, w), fresh), (x, new))| {
+                    let y = x - lr * g;
+                    let pull = *alpha * (y - w);
+                    (*new, *fresh) = (y - pull, w + pull);
+                });
+            }
+            Mixing::Pair { own, fresh_own, peer, share } => {
+                let models = own[there.clone()].iter().zip(&mut fresh_own[there.clone()]);
+                let places = places.zip(models);
+                match peer {
+                    None => places.for_each(|(((g, w), fresh), (x, new))| {
+                        (*new, *fresh) = (x - lr * g, w - lr * *share * g);
+                    }),
+                    Some((peer, fresh_peer)) => {
+                        let peer = peer[there.clone()].iter().zip(&mut fresh_peer[there]);
+                        places.zip(peer).for_each(|((((g, w), fresh), (x, new)), (p, new_peer))| {
+                            let mean = 0.5 * (x + p);
+                            (*new_peer, *new, *fresh) = (mean, mean - lr * g, w - lr * *share * g);
+                        });
+                    }
+                }
+            }
+        }
+    }
+    if bad {
+        gradient.flag(0);
+    }
+}
 
 impl Exchange<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {
         self.gradient.check();
         match device {
-            Device::Cpu => self.on_cpu(),
+            Device::Cpu => on_cpu(self),
             Device::Gpu(gpu) => self.on_gpu(gpu),
-        }
-    }
-
-    /// The plain loop: the CPU path, and the reference of the kernel.
-    fn on_cpu(self) {
-        let Exchange { mut gradient, weights, fresh, lr, mut mixing } = self;
-        let (factor, mut room, mut cleaned) = (gradient.note(), [0f32; BLOCK], [0f32; BLOCK]);
-        let (guard, out, mut bad) = (gradient.guard, gradient.is_out(), false);
-        for (at, g) in gradient.blocks(BLOCK) {
-            let g = clean(clipped(g, factor, &mut room), (guard, out, 0.0), &mut bad, &mut cleaned);
-            let there = at..at + g.len();
-            let (w, fresh) = (&weights.host()[there.clone()], &mut fresh.host_mut()[there.clone()]);
-            match &mut mixing {
-                Mixing::Towards { sent, alpha } => {
-                    let x = &sent.host()[there];
-                    for k in 0..g.len() {
-                        fresh[k] = w[k] + *alpha * (x[k] - lr * g[k] - w[k]);
-                    }
-                }
-                Mixing::Elastic { own, fresh_own, alpha } => {
-                    let (x, new) = (&own.host()[there.clone()], &mut fresh_own.host_mut()[there]);
-                    for k in 0..g.len() {
-                        let y = x[k] - lr * g[k];
-                        let pull = *alpha * (y - w[k]);
-                        (new[k], fresh[k]) = (y - pull, w[k] + pull);
-                    }
-                }
-                Mixing::Pair { own, fresh_own, peer, share } => {
-                    let (x, new) = (&own.host()[there.clone()], &mut fresh_own.host_mut()[there.clone()]);
-                    let mut peer = peer.as_mut().map(|(p, new)| (&p.host()[there.clone()], &mut new.host_mut()[there]));
-                    for k in 0..g.len() {
-                        let mut mean = x[k];
-                        if let Some((p, new)) = &mut peer {
-                            mean = 0.5 * (x[k] + p[k]);
-                            new[k] = mean;
-                        }
-                        new[k] = mean - lr * g[k];
-                        fresh[k] = w[k] - lr * *share * g[k];
-                    }
-                }
-            }
-        }
-        if bad {
-            gradient.flag(0);
         }
     }
 

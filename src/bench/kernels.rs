@@ -1,9 +1,10 @@
 //! The fused updates against a copy and against Burn's tensor operations, at the size of ResNet-18.
 
-use super::{BenchOptions, Report, median_seconds};
+use super::{BenchOptions, Report, in_turn};
 use crate::backend::Backend;
-use crate::error::{Error, Result};
-use crate::params::tensor;
+use crate::error::Result;
+use crate::params::{tensor, total};
+use burn::tensor::Tensor;
 use serde_json::json;
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::{EARLIER, Guard};
@@ -38,24 +39,24 @@ enum Kind {
 }
 
 impl Kind {
-    /// Each with its name and the bytes per parameter that it cannot avoid to move: of each buffer that it reads and that it writes.
+    /// Each with its name and the words per parameter that it cannot avoid to move: of each buffer that it reads and that it writes.
     const ALL: [(Kind, &str, usize); 16] = [
-        (Kind::Sgd, "sgd", 12),
-        (Kind::Momentum, "momentum", 20),
-        (Kind::Nesterov, "delayed nesterov, on its turn", 28),
-        (Kind::AmsGrad, "amsgrad (fadas)", 36),
-        (Kind::Sum, "sum and step", 20),
-        (Kind::FourSums, "four sums and step", 32),
-        (Kind::Row, "dude, f32 row", 28),
-        (Kind::NarrowRow, "dude, bf16 row", 24),
-        (Kind::CalibratedRow, "ca2fl, f32 row", 36),
-        (Kind::Compensated, "dc-asgd", 16),
-        (Kind::Adaptive, "dc-asgd, adaptive", 24),
-        (Kind::Local, "a worker's local step", 20),
-        (Kind::Towards, "fedasync", 16),
-        (Kind::Elastic, "easgd", 20),
-        (Kind::Pair, "ad-psgd, with a peer", 28),
-        (Kind::Norm, "norm of a gradient (--clip)", 4),
+        (Kind::Sgd, "sgd", 3),
+        (Kind::Momentum, "momentum", 5),
+        (Kind::Nesterov, "delayed nesterov, on its turn", 7),
+        (Kind::AmsGrad, "amsgrad (fadas)", 9),
+        (Kind::Sum, "sum and step", 5),
+        (Kind::FourSums, "four sums and step", 8),
+        (Kind::Row, "dude, f32 row", 7),
+        (Kind::NarrowRow, "dude, bf16 row", 6),
+        (Kind::CalibratedRow, "ca2fl, f32 row", 9),
+        (Kind::Compensated, "dc-asgd", 4),
+        (Kind::Adaptive, "dc-asgd, adaptive", 6),
+        (Kind::Local, "a worker's local step", 5),
+        (Kind::Towards, "fedasync", 4),
+        (Kind::Elastic, "easgd", 5),
+        (Kind::Pair, "ad-psgd, with a peer", 7),
+        (Kind::Norm, "norm of a gradient (--clip)", 1),
     ];
 }
 
@@ -160,51 +161,49 @@ impl State {
         Update { gradient, weights, fold, step: Some(step) }.run(device);
     }
 
-    /// The same update in Burn's tensor operations; `None` where there is no bf16 tensor of Burn's to compare with.
-    fn in_tensors(&self, device: &Device, kind: Kind) -> Option<()> {
+    /// New weights (and models) by the same update in Burn's tensor operations; nothing where there is no bf16 tensor of Burn's to compare
+    /// with.
+    fn in_tensors(&self, device: &Device, kind: Kind) -> Vec<Tensor<1>> {
         let t = |buffer: &Buffer| tensor::<1>(device, buffer, [LENGTH]);
-        let (w, g, [x, p]) = (t(&self.weights), t(&self.gradient[0]), [t(&self.models[0]), t(&self.models[1])]);
+        let (w, g, [x, p]) = (t(&self.weights), t(&self.gradient[0]), self.models.each_ref().map(t));
         let ([m, u, largest], sum) = (self.moments.each_ref().map(t), t(&self.sum));
-        let direction = match kind {
-            Kind::NarrowRow => return None,
-            Kind::Norm => return Some(drop(g.square().sum())),
-            Kind::Towards => return Some(drop(w.clone() + (x - g.mul_scalar(0.01) - w).mul_scalar(0.5))),
+        let step = |w: Tensor<1>, direction: Tensor<1>| vec![w - direction.mul_scalar(0.01)];
+        match kind {
+            Kind::NarrowRow => Vec::new(),
+            Kind::Norm => vec![total(g.square())],
+            Kind::Towards => vec![w.clone() + (x - g.mul_scalar(0.01) - w).mul_scalar(0.5)],
             Kind::Elastic => {
                 let y = x - g.mul_scalar(0.01);
                 let pull = (y.clone() - w.clone()).mul_scalar(0.1);
-                return Some(drop((y - pull.clone(), w + pull)));
+                vec![y - pull.clone(), w + pull]
             }
             Kind::Pair => {
                 let mean = (x + p).mul_scalar(0.5);
-                return Some(drop((mean - g.clone().mul_scalar(0.01), w - g.mul_scalar(0.001))));
+                vec![mean - g.clone().mul_scalar(0.01), w - g.mul_scalar(0.001)]
             }
-            Kind::Sgd => g,
-            Kind::Momentum => m.mul_scalar(0.9) + g,
-            Kind::Nesterov => g.clone() + (m.mul_scalar(0.9) + u + g).mul_scalar(0.9),
+            Kind::Sgd => step(w, g),
+            Kind::Momentum => step(w, m.mul_scalar(0.9) + g),
+            Kind::Nesterov => step(w, g.clone() + (m.mul_scalar(0.9) + u + g).mul_scalar(0.9)),
             Kind::AmsGrad => {
                 let square = u.mul_scalar(0.99) + g.clone().square().mul_scalar(0.01);
-                (m.mul_scalar(0.9) + g.mul_scalar(0.1)) / (square.max_pair(largest).sqrt().add_scalar(1e-8))
+                let root = square.max_pair(largest).sqrt().add_scalar(1e-8);
+                step(w, (m.mul_scalar(0.9) + g.mul_scalar(0.1)) / root)
             }
-            Kind::Sum => sum + g.mul_scalar(0.1),
+            Kind::Sum => step(w, sum + g.mul_scalar(0.1)),
             Kind::FourSums => {
                 let waited = self.waited.iter().map(|g| t(&g[0]).mul_scalar(0.1));
-                waited.fold(sum, |sum, g| sum + g) + g.mul_scalar(0.1)
+                step(w, waited.fold(sum, |sum, g| sum + g) + g.mul_scalar(0.1))
             }
-            Kind::Row => sum + (g - m).mul_scalar(0.1),
-            Kind::CalibratedRow => sum + (g - m).mul_scalar(0.1) + u,
-            Kind::Compensated => g.clone() + g.square().mul_scalar(0.1) * (w.clone() - x),
+            Kind::Row => step(w, sum + (g - m).mul_scalar(0.1)),
+            Kind::CalibratedRow => step(w, sum + (g - m).mul_scalar(0.1) + u),
+            Kind::Compensated => step(w.clone(), g.clone() + g.square().mul_scalar(0.1) * (w - x)),
             Kind::Adaptive => {
                 let square = m.mul_scalar(0.9) + g.clone().square().mul_scalar(0.1);
                 let lambda = square.add_scalar(1e-7).sqrt().recip().mul_scalar(0.1);
-                g.clone() + lambda * g.square() * (w.clone() - x)
+                step(w.clone(), g.clone() + lambda * g.square() * (w - x))
             }
-            Kind::Local => {
-                drop(sum + g.clone());
-                g
-            }
-        };
-        drop(w - direction.mul_scalar(0.01));
-        Some(())
+            Kind::Local => [step(w, g.clone()), vec![sum + g]].concat(),
+        }
     }
 }
 
@@ -213,52 +212,42 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let columns = ["update", "ms", "bytes moved", "GB/s", "of the copy [%]", "Burn's operations [ms]", "times faster"];
     let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns);
     let mut state = State::new(device);
-    let share = bench.seconds / 4.0;
-    let repeat = |work: &mut dyn FnMut()| {
-        let seconds = median_seconds(share, || {
-            (0..TOGETHER).for_each(|_| work());
+    // Each beside a copy and the same in Burn's operations.
+    let measured = |state: &mut State, kind: Kind| {
+        in_turn(bench.seconds / 2.0, |which| {
+            for _ in 0..TOGETHER {
+                match which {
+                    0 => copy(device, &state.weights, &mut state.fresh),
+                    1 => state.update(device, kind),
+                    _ => drop(state.in_tensors(device, kind)),
+                }
+            }
             Ok(device.sync()?)
-        });
-        seconds.map(|s| s / TOGETHER as f64)
+        })
+        .map(|times: [f64; 3]| times.map(|seconds| seconds / TOGETHER as f64))
     };
-    let bandwidth = |state: &mut State| {
-        let State { weights, fresh, .. } = state;
-        let seconds = repeat(&mut || copy(device, weights, fresh))?;
-        Ok::<_, Error>((seconds, 8.0 * LENGTH as f64 / seconds))
-    };
-    let (seconds, rate) = bandwidth(&mut state)?;
-    report.row(vec![
-        json!("copy"),
-        json!(1e3 * seconds),
-        json!(8 * LENGTH),
-        json!(rate / 1e9),
-        json!(100.0),
-        json!(null),
-        json!(null),
-    ]);
-    for (kind, name, bytes) in Kind::ALL {
-        // Beside it, for a shared machine is not always as fast.
-        let (_, roof) = bandwidth(&mut state)?;
-        let seconds = repeat(&mut || state.update(device, kind))?;
-        let rate = (bytes * LENGTH) as f64 / seconds;
-        let burns = match state.in_tensors(device, kind) {
-            Some(()) => Some(repeat(&mut || {
-                state.in_tensors(device, kind);
-            })?),
-            None => None,
-        };
+    let mut roofs = Vec::new();
+    for (kind, name, words) in Kind::ALL {
+        let [copied, seconds, burns] = measured(&mut state, kind)?;
+        let (bytes, roof) = (4 * words * LENGTH, (8 * LENGTH) as f64 / copied);
+        let (rate, burns) = (bytes as f64 / seconds, (kind != Kind::NarrowRow).then_some(burns));
         report.row(vec![
             json!(name),
             json!(1e3 * seconds),
-            json!(bytes * LENGTH),
+            json!(bytes),
             json!(rate / 1e9),
             json!(100.0 * rate / roof),
             json!(burns.map(|s| 1e3 * s)),
             json!(burns.map(|s| s / seconds)),
         ]);
+        roofs.push(copied);
     }
+    roofs.sort_by(f64::total_cmp);
+    let copied = roofs[roofs.len() / 2];
+    let (bytes, rate) = (json!(8 * LENGTH), json!((8 * LENGTH) as f64 / copied / 1e9));
+    report.row(vec![json!("copy"), json!(1e3 * copied), bytes, rate, json!(100.0), json!(null), json!(null)]);
     report
         .notes
-        .push("bytes moved: each byte that the update needs, once; of the copy: of one that is measured right before; Burn's operations make the new weights (and models), and leave all other state unwritten".into());
+        .push("bytes moved: each byte that the update needs, once; of the copy: of one that is measured in turn with it; Burn's operations make the new weights (and models), and leave all other state unwritten".into());
     Ok(report)
 }

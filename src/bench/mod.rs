@@ -274,13 +274,23 @@ fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {
 /// The median time of `work` in seconds, over repetitions that together take about `seconds`; at least three, after one that does
 /// not count.
 fn median_seconds(seconds: f64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    work()?;
-    let (begin, mut times) = (Instant::now(), Vec::new());
-    while times.len() < 3 || begin.elapsed().as_secs_f64() < seconds {
-        let start = Instant::now();
-        work()?;
-        times.push(start.elapsed().as_secs_f64());
+    in_turn(seconds, |_| work()).map(|[median]| median)
+}
+
+/// The same for works that are told their number, each in turn with the others: of a machine that is not always as fast they then find
+/// the same minutes.
+fn in_turn<const N: usize>(seconds: f64, mut work: impl FnMut(usize) -> Result<()>) -> Result<[f64; N]> {
+    (0..N).try_for_each(&mut work)?;
+    let (begin, mut times) = (Instant::now(), [const { Vec::new() }; N]);
+    while times[0].len() < 3 || begin.elapsed().as_secs_f64() < seconds {
+        for (number, times) in times.iter_mut().enumerate() {
+            let start = Instant::now();
+            work(number)?;
+            times.push(start.elapsed().as_secs_f64());
+        }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    }))
 }

@@ -6,7 +6,18 @@ use crate::row::Entries;
 
 /// Floats per block of the loop. So few that the passes over one and over the next overlap in the processor, which then reads all
 /// buffers at a time: blocks of 1,024 reach two thirds of this speed.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
+
+/// A block that one pass writes and the next reads. It begins with a line of the cache: what is written across two lines must be on its
+/// way to memory before it can be read again, behind all that was written before, and so a pass would wait for memory (on AMD Zen 4 half
+/// of an update's time).
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Block(pub [f32; BLOCK]);
+
+impl Block {
+    pub const ZERO: Block = Block([0.0; BLOCK]);
+}
 
 impl Incoming<'_> {
     /// Whether all of it is left out.
@@ -26,20 +37,20 @@ impl Incoming<'_> {
         self.factor.map(|f| f.host()[0]).filter(|f| *f != 1.0)
     }
 
-    /// The gradient of a host in blocks of at most `size` floats, each with its place. An iterator and not a closure that is called:
-    /// what a loop over it does is compiled with the instructions of the function that it stands in.
-    pub(crate) fn blocks(&self, size: usize) -> impl Iterator<Item = (usize, &[f32])> {
-        self.layout.segments().iter().zip(self.buffers).flat_map(move |(segment, buffer)| {
-            buffer.host().chunks(size).enumerate().map(move |(k, g)| (segment.start + k * size, g))
+    /// The gradient of a host in blocks, each with its place. An iterator and not a closure that is called: what a loop over it does is
+    /// compiled with the instructions of the function that it stands in.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.layout.segments().iter().zip(self.buffers).flat_map(|(segment, buffer)| {
+            buffer.host().chunks(BLOCK).enumerate().map(|(k, g)| (segment.start + k * BLOCK, g))
         })
     }
 }
 
 /// The block, times the factor if there is one.
 #[inline(always)]
-pub(crate) fn clipped<'a>(g: &'a [f32], factor: Option<f32>, room: &'a mut [f32]) -> &'a [f32] {
+pub(crate) fn clipped<'a>(g: &'a [f32], factor: Option<f32>, room: &'a mut Block) -> &'a [f32] {
     let Some(factor) = factor else { return g };
-    let room = &mut room[..g.len()];
+    let room = &mut room.0[..g.len()];
     room.iter_mut().zip(g).for_each(|(c, g)| *c = factor * g);
     room
 }
@@ -50,7 +61,7 @@ pub(crate) fn clean<'a>(
     g: &'a [f32],
     (guard, out, instead): (Guard, bool, f32),
     bad: &mut bool,
-    room: &'a mut [f32],
+    room: &'a mut Block,
 ) -> &'a [f32] {
     // The largest exponent: one look at a block that is as it should be.
     let exponent = g.iter().fold(0, |most, g| most.max(g.to_bits() & EXPONENT));
@@ -58,7 +69,7 @@ pub(crate) fn clean<'a>(
         return g;
     }
     *bad = true;
-    let room = &mut room[..g.len()];
+    let room = &mut room.0[..g.len()];
     room.iter_mut().zip(g).for_each(|(c, g)| *c = if out || !g.is_finite() { instead } else { *g });
     room
 }
@@ -127,8 +138,8 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
         let losses = &mut gradient.losses.host_mut()[first..];
         earlier.iter().zip(losses).for_each(|(e, noted)| *noted = e.loss.host()[0]);
     }
-    let (mut direction, mut room, mut cleaned) = ([0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
-    let mut early = [[0f32; BLOCK]; EARLIER];
+    let [mut direction, mut room, mut cleaned] = [Block::ZERO; 3];
+    let mut early = [Block::ZERO; EARLIER];
     // This one, and those that waited.
     let guard = if matches!(fold, Fold::Nothing) { Guard::Off } else { gradient.guard };
     let (out, mut bad) = (gradient.is_out(), false);
@@ -154,7 +165,7 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
             for (e, room) in early.iter_mut().enumerate().take(count) {
                 own[e] = clean(&waited[e][first..first + g.len()], (guard, early_out[e], 0.0), &mut early_bad[e], room);
             }
-            block(&mut fold, &mut step, weights, &mut direction[..g.len()], at, g, &own[..count]);
+            block(&mut fold, &mut step, weights, &mut direction.0[..g.len()], at, g, &own[..count]);
         }
     }
     let count = if let Fold::Sum { earlier, .. } = &fold { earlier.len() } else { 0 };
@@ -212,17 +223,13 @@ fn block(
             }
         }
         Fold::Compensated { sent, lambda, square } => {
-            let (w, x) = (&weights[there.clone()], &sent[there.clone()]);
-            let mut q = square.as_mut().map(|(q, m)| (&mut q[there.clone()], *m));
-            for k in 0..g.len() {
-                let lambda = match &mut q {
-                    None => *lambda,
-                    Some((q, m)) => {
-                        q[k] = *m * q[k] + (1.0 - *m) * g[k] * g[k];
-                        *lambda / (q[k] + SQUARE_FLOOR).sqrt()
-                    }
-                };
-                d[k] = g[k] + lambda * g[k] * g[k] * (w[k] - x[k]);
+            let places = d.iter_mut().zip(g).zip(&weights[there.clone()]).zip(&sent[there.clone()]);
+            match square {
+                None => places.for_each(|(((d, g), w), x)| *d = g + *lambda * g * g * (w - x)),
+                Some((q, m)) => places.zip(&mut q[there.clone()]).for_each(|((((d, g), w), x), q)| {
+                    *q = *m * *q + (1.0 - *m) * g * g;
+                    *d = g + *lambda / (*q + SQUARE_FLOOR).sqrt() * g * g * (w - x);
+                }),
             }
         }
         Fold::Local { proximal, .. } => {
@@ -260,33 +267,36 @@ fn block(
             }
         }
         Method::Nesterov { velocity, beta, pending, turn } => {
-            let v = &mut velocity[there.clone()];
-            let mut p = pending.as_mut().map(|p| &mut p[there.clone()]);
-            for k in 0..g.len() {
-                let gathered = p.as_ref().map_or(0.0, |p| p[k]) + d[k];
-                if *turn {
-                    v[k] = *beta * v[k] + gathered;
-                    d[k] += *beta * v[k];
-                }
-                if let Some(p) = &mut p {
-                    p[k] = if *turn { 0.0 } else { gathered };
+            let (beta, places) = (*beta, d.iter_mut().zip(&mut velocity[there.clone()]));
+            let turned = |d: &mut f32, v: &mut f32, gathered: f32| {
+                *v = beta * *v + gathered;
+                *d += beta * *v;
+            };
+            match (pending, turn) {
+                (None, false) => {}
+                (None, true) => places.for_each(|(d, v)| turned(d, v, *d)),
+                (Some(p), false) => p[there.clone()].iter_mut().zip(&*d).for_each(|(p, d)| *p += d),
+                (Some(p), true) => {
+                    places.zip(&mut p[there.clone()]).for_each(|((d, v), p)| turned(d, v, std::mem::take(p) + *d))
                 }
             }
         }
         Method::Adam { first, second, largest, constants: c } => {
             let (m, u) = (&mut first[there.clone()], &mut second[there.clone()]);
-            let mut most = largest.as_mut().map(|l| &mut l[there.clone()]);
-            for k in 0..g.len() {
-                m[k] = c.beta1 * m[k] + (1.0 - c.beta1) * d[k];
-                u[k] = c.beta2 * u[k] + (1.0 - c.beta2) * d[k] * d[k];
-                let square = match &mut most {
-                    None => u[k],
-                    Some(most) => {
-                        most[k] = most[k].max(u[k]);
-                        most[k]
-                    }
-                };
-                d[k] = m[k] / c.correction1 / ((square / c.correction2).sqrt() + c.epsilon) + decay * w[k];
+            for ((m, u), d) in m.iter_mut().zip(&mut *u).zip(&*d) {
+                *m = c.beta1 * *m + (1.0 - c.beta1) * d;
+                *u = c.beta2 * *u + (1.0 - c.beta2) * d * d;
+            }
+            let square: &[f32] = match largest {
+                None => u,
+                Some(most) => {
+                    let most = &mut most[there.clone()];
+                    most.iter_mut().zip(&*u).for_each(|(most, u)| *most = most.max(*u));
+                    most
+                }
+            };
+            for (((d, m), square), w) in d.iter_mut().zip(&*m).zip(square).zip(w) {
+                *d = *m / c.correction1 / ((square / c.correction2).sqrt() + c.epsilon) + decay * w;
             }
         }
     }

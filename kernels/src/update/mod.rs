@@ -27,7 +27,7 @@
 mod cpu;
 mod gpu;
 
-pub(crate) use cpu::{clean, clipped};
+pub(crate) use cpu::{Block, clean, clipped};
 pub(crate) use gpu::{finite, guarded};
 
 use crate::device::{Buffer, Device, Seal};

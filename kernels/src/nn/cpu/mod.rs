@@ -18,13 +18,38 @@ use std::collections::{BTreeMap, HashMap};
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A line of the processor's cache: a panel that begins with one is read at once, and half as fast if it lies across two.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; tile::LANES]);
 
-type FreeList = (Sender<Vec<Line>>, Receiver<Vec<Line>>);
+/// Memory of a buffer, which begins with line `first` of it.
+#[derive(Default)]
+struct Lines {
+    all: Vec<Line>,
+    first: usize,
+}
+
+/// Bytes from which on a buffer is a large one.
+const LARGE: usize = 1 << 20;
+/// Where large buffers begin in their memory: so many lines after one another, and then again from the front. An allocator gives each of
+/// them memory at a multiple of a large power of two, and what is read and written at a time would lie in the same bank of the memory and
+/// wait for it (an update of 11 million parameters 4.0 ms, and 6.3 ms without, on AMD Zen 4). A line more than a page of the system's.
+const APART: usize = 65;
+const PLACES: usize = 16;
+
+impl Lines {
+    /// Of any content, for `len` floats.
+    fn new(len: usize) -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let first = if Scratch::is_large(len) { APART * (MADE.fetch_add(1, Ordering::Relaxed) % PLACES) } else { 0 };
+        Lines { all: vec![Line([0.0; tile::LANES]); first + len.div_ceil(tile::LANES)], first }
+    }
+}
+
+type FreeList = (Sender<Lines>, Receiver<Lines>);
 
 /// Free buffers of one length that are kept.
 const KEPT: usize = 256;
@@ -40,9 +65,9 @@ thread_local! {
 /// Floats that go back to where they were taken from, so that a step allocates nothing once warm. Their first content is whatever
 /// was left in them.
 pub struct Scratch {
-    lines: Vec<Line>,
+    lines: Lines,
     len: usize,
-    home: Sender<Vec<Line>>,
+    home: Sender<Lines>,
 }
 
 impl Scratch {
@@ -53,8 +78,7 @@ impl Scratch {
                 let mut free = FREE.lock().expect("nothing panics with the lock");
                 free.entry(len).or_insert_with(|| bounded(KEPT)).clone()
             });
-            let fresh = |_| vec![Line([0.0; tile::LANES]); len.div_ceil(tile::LANES)];
-            Scratch { lines: kept.try_recv().unwrap_or_else(fresh), len, home: home.clone() }
+            Scratch { lines: kept.try_recv().unwrap_or_else(|_| Lines::new(len)), len, home: home.clone() }
         })
     }
 
@@ -63,6 +87,18 @@ impl Scratch {
         let mut scratch = Self::take(len);
         scratch.fill(0.0);
         scratch
+    }
+
+    /// A copy of these floats.
+    pub fn copy_of(values: &[f32]) -> Self {
+        let mut scratch = Self::take(values.len());
+        scratch.copy_from_slice(values);
+        scratch
+    }
+
+    /// Whether as many floats are a large buffer, which is to be taken from here.
+    pub fn is_large(len: usize) -> bool {
+        size_of::<f32>() * len >= LARGE
     }
 }
 
@@ -77,13 +113,13 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &bytemuck::cast_slice(&self.lines.all[self.lines.first..])[..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.lines.all[self.lines.first..])[..self.len]
     }
 }
 
