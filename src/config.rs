@@ -173,8 +173,8 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tune_kernels: Option<PathBuf>,
     /// On CUDA: note when the device computed the first N gradients, and the updates meanwhile, by its own events, for device.csv and the report.
-    /// That costs each of them two events and an empty launch, and eager steps more: who asks for the events waits until they are there
-    /// [default: 0]
+    /// That costs each of them two events and an empty launch (an update one for each gradient that it folds), and eager steps more: who
+    /// asks for the events waits until they are there [default: 0]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_timeline: Option<u64>,

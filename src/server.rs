@@ -134,20 +134,21 @@ pub struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Runs to the limit and leaves the workers stopped. `initial` are the weights of version 0.
-    pub fn run(mut self, layout: &Layout, descent: Descent, initial: Vec<f32>) -> Result<Outcome> {
+    /// Runs to the limit and leaves the workers stopped. `initial` are the weights of version 0; the last ones are given, on the host.
+    pub fn run(mut self, layout: &Layout, descent: Descent, initial: Vec<f32>) -> Result<(Outcome, Buffer)> {
         let (needs, device, workers) = (self.rule.needs(), self.device.clone(), self.crew.workers());
         let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
         let some_wait = self.crew.runs_ahead();
         let rehearsal = self.rehearsal.take();
         let state = || -> Result<State> {
-            let state = |workers| State::new(&device, layout, needs, descent, workers, initial.clone(), ring);
-            let sent =
-                rehearsal.map(|(rule, clipped)| state(workers.min(2)).rehearse(rule, workers, clipped, some_wait));
+            let state = |workers, initial| State::new(&device, layout, needs, descent, workers, initial, ring);
+            let sent = rehearsal.map(|(rule, clipped)| {
+                state(workers.min(2), initial.clone()).rehearse(rule, workers, clipped, some_wait)
+            });
             // The models that were sent are given up after it is made: their memory is theirs.
             let _sent = sent.transpose()?;
-            Ok(state(workers))
+            Ok(state(workers, initial))
         };
         let state = stopwatch.paused(state)?;
         let mut state = state.live(self.live.take()).noted(self.timeline.clone());
@@ -195,9 +196,9 @@ impl Server<'_> {
         if outcome.interrupted {
             saved?;
         }
-        outcome.weights = device.download(&state.snapshot.weights)?;
+        let weights = device.on_host(&state.snapshot.weights)?;
         self.progress.done();
-        Ok(outcome)
+        Ok((outcome, weights))
     }
 
     /// Goes back to where a checkpoint was made. What arrived until then is told again, by the event log, to rule, crew and clock, which so

@@ -292,16 +292,12 @@ impl State {
         let own = self.buffers().into_iter().map(|(name, buffer)| (last || published(&name), name, buffer.clone()));
         let all: Vec<_> = own.chain(jobs.into_iter().map(|(name, buffer)| (true, name, buffer))).collect();
         let on_host = |(shared, name, buffer): (bool, String, Buffer)| {
-            let buffer = match (&device, shared) {
-                (Device::Cpu, true) => buffer,
-                (Device::Cpu, false) => {
-                    let mut own = device.uninitialised(buffer.len());
-                    copy(&device, &buffer, &mut own);
-                    own
-                }
-                _ => Device::Cpu.upload(device.download(&buffer)?),
-            };
-            Ok((name, buffer))
+            if shared || matches!(device, Device::Gpu(_)) {
+                return Ok((name, device.on_host(&buffer)?));
+            }
+            let mut own = device.uninitialised(buffer.len());
+            copy(&device, &buffer, &mut own);
+            Ok((name, own))
         };
         Ok((counts, all.into_iter().map(on_host).collect::<Result<_>>()?))
     }

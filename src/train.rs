@@ -411,7 +411,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         }
     }
     let (began, computed) = (Instant::now(), backend::cpu_seconds());
-    let outcome = server.run(&layout, descent, initial)?;
+    let (outcome, weights) = server.run(&layout, descent, initial)?;
     let seconds = began.elapsed().as_secs_f64().max(1e-9);
     let cores_busy = backend::cpu_seconds().zip(computed).map(|(now, before)| (now - before) / seconds);
 
@@ -421,7 +421,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
             outcome.untold
         ));
     }
-    let weights_sha256 = folder.weights(&layout, &outcome.weights)?;
+    let weights_sha256 = folder.weights(&layout, weights.host())?;
     let summary = summarise(&resolved, &backend, &outcome, layout.parameters(), batch, columns, weights_sha256);
     let summary = Summary { memory_estimate: memory.total, memory: backend.memory_taken(), cores_busy, ..summary };
     folder.summary(&summary)?;

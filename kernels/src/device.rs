@@ -154,6 +154,14 @@ impl Device {
         }
     }
 
+    /// The buffer on the host: itself if it is there, else a copy ([`Device::download`]).
+    pub fn on_host(&self, buffer: &Buffer) -> Result<Buffer, DeviceError> {
+        match self {
+            Device::Cpu => Ok(buffer.clone()),
+            Device::Gpu(_) => Ok(Device::Cpu.upload(self.download(buffer)?)),
+        }
+    }
+
     /// Copies a buffer to the host, waiting for the work before it on this thread's stream.
     pub fn download(&self, buffer: &Buffer) -> Result<Vec<f32>, DeviceError> {
         match (self, buffer) {

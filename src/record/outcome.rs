@@ -58,8 +58,6 @@ pub struct Outcome {
     pub occupancy: Option<Occupancy>,
     /// Gradients and updates that were noted, and of which the device did not tell.
     pub untold: usize,
-    /// The flat weights, on the host.
-    pub weights: Vec<f32>,
     /// Somebody asked to stop.
     pub interrupted: bool,
 }

@@ -112,8 +112,23 @@ pub fn centres_at(lines: &str) -> PathBuf {
     file
 }
 
+/// What a run came to, and its last weights.
+#[derive(Debug)]
+pub struct Served {
+    outcome: Outcome,
+    pub weights: Vec<f32>,
+}
+
+impl std::ops::Deref for Served {
+    type Target = Outcome;
+
+    fn deref(&self) -> &Outcome {
+        &self.outcome
+    }
+}
+
 /// Runs a rule of the test's own on the CPU under the virtual clock.
-pub fn serve(rule: Box<dyn Rule>, problem: Problem, delay: &str, limits: Limits, lr: f64) -> (Outcome, Vec<Event>) {
+pub fn serve(rule: Box<dyn Rule>, problem: Problem, delay: &str, limits: Limits, lr: f64) -> (Served, Vec<Event>) {
     let transport = Virtual::new(delay.parse().unwrap(), 0);
     serve_by(Box::new(transport), Arc::new(Stopwatch::default()), rule, problem, limits, lr)
 }
@@ -126,7 +141,7 @@ pub fn serve_by(
     problem: Problem,
     limits: Limits,
     lr: f64,
-) -> (Outcome, Vec<Event>) {
+) -> (Served, Vec<Event>) {
     let path = scratch("served");
     let mut folder = RunFolder::create(&path, "", problem.columns).unwrap();
     let Problem { layout, initial, objectives, evaluator, columns, batches, .. } = problem;
@@ -179,9 +194,9 @@ pub fn serve_by(
         live: None,
     };
     let descent = Descent { lr, ..Descent::default() };
-    let outcome = server.run(&layout, descent, initial).unwrap();
+    let (outcome, weights) = server.run(&layout, descent, initial).unwrap();
     let events = events(&path);
-    (outcome, events)
+    (Served { outcome, weights: weights.host().to_vec() }, events)
 }
 
 /// The WGPU device of this machine, opened once; `None` without an adapter.
