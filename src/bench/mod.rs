@@ -192,8 +192,17 @@ fn facts(backend: &Backend) -> Value {
         "cores": backend::cores(),
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("STAGGER_COMMIT"),
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "command": std::env::args_os().map(|arg| quoted(&arg.to_string_lossy())).collect::<Vec<_>>().join(" "),
     })
+}
+
+/// An argument as it is to be written in a shell.
+fn quoted(argument: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
+    if !argument.is_empty() && argument.chars().all(is_plain) {
+        return argument.into();
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
 /// For people: numbers to about four figures.
@@ -293,4 +302,28 @@ fn in_turn<const N: usize>(seconds: f64, mut work: impl FnMut(usize) -> Result<(
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_command_can_be_given_to_a_shell() {
+        let arguments = ["bench", "--rules", "asgd;dude:c=1", "a b", "it's", "", "fixed:1,4"];
+        let line = arguments.map(quoted).join(" ");
+        assert_eq!(line, r"bench --rules 'asgd;dude:c=1' 'a b' 'it'\''s' '' fixed:1,4");
+    }
+
+    #[test]
+    fn works_in_turn_have_a_median_each() {
+        let mut calls = [0; 2];
+        let times: [f64; 2] = in_turn(0.0, |which| {
+            calls[which] += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(calls, [4, 4], "one that does not count, and three");
+        assert!(times.iter().all(|t| (0.0..1.0).contains(t)));
+    }
 }
