@@ -167,6 +167,18 @@ pub(crate) fn parallel<T: Send>(pieces: impl Iterator<Item = T>, work: impl Fn(T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn large_buffers_begin_with_a_line_and_lie_apart() {
+        let all: Vec<Scratch> = (0..8).map(|_| Scratch::take(LARGE)).collect();
+        let (places, addresses): (BTreeSet<_>, Vec<_>) =
+            all.iter().map(|s| (s.lines.first, s.as_ptr() as usize)).unzip();
+        assert!(places.len() > 4, "{places:?}");
+        assert!(addresses.iter().all(|address| address.is_multiple_of(64)), "{addresses:?}");
+        assert!(all.iter().all(|scratch| scratch.len() == LARGE));
+        assert_eq!(Scratch::take(100).lines.first, 0, "a small one needs no room before it");
+    }
 
     #[test]
     fn scratch_is_a_tensors_storage_and_goes_home_from_any_thread() {
