@@ -44,10 +44,10 @@ pub fn tensor<const D: usize>(device: &Device, buffer: &Buffer, shape: impl Into
 }
 
 /// The sum of all elements, one float, which is always added up in the same order. Burn's own sum of a whole tensor lets four groups of
-/// a GPU's units add to one number as they come, so that its last bits differ from run to run.
+/// a GPU's units add to one number as they come, so that its last bits differ from run to run. Dimension by dimension, for to see it as one
+/// would copy it where it has room between its rows, as it has or not by whether the device was done with the tensor before it.
 pub fn total<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
-    let len = tensor.shape().num_elements();
-    tensor.reshape([len]).sum_dim(0)
+    (0..D).rev().fold(tensor, |sums, dimension| sums.sum_dim(dimension)).reshape([1])
 }
 
 /// A tensor's floats as a buffer, in row-major order; copies only if they lie otherwise.
