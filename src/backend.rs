@@ -50,8 +50,24 @@ pub struct Backend {
     pub why: String,
 }
 
+/// Bytes that this process took when it first opened a device.
+static DRIVERS: OnceLock<u64> = OnceLock::new();
+
+/// What the drivers take in this process that were asked for a device (Linux; 0 elsewhere, and before one was opened).
+pub fn drivers() -> u64 {
+    DRIVERS.get().copied().unwrap_or(0)
+}
+
 /// Opens what was asked for, or says why it cannot be had. May be called again: a device is set up once.
 pub fn open(choice: Choice) -> Result<Backend> {
+    let resident = || kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
+    let before = resident();
+    let opened = open_device(choice);
+    DRIVERS.get_or_init(|| resident().saturating_sub(before));
+    opened
+}
+
+fn open_device(choice: Choice) -> Result<Backend> {
     cores();
     match choice {
         Choice::Cpu => Ok(cpu("as asked for".into())),

@@ -10,7 +10,8 @@ use crate::rule::{Needs, Optimizer};
 use crate::state::Descent;
 use stagger_kernels::{Dtype, Row};
 
-/// Bytes of the program itself, and of a worker's thread, where they lie in the same memory.
+/// Bytes of the program itself, and of a worker's thread, where they lie in the same memory. Drivers that were asked for a device take
+/// memory there, too: the one of a software adapter twice as much as the program.
 const PROGRAM: u64 = 30 << 20;
 const THREAD: u64 = 450 << 10;
 
@@ -97,7 +98,7 @@ impl Need {
         let evaluation = problem.evaluation_bytes;
         let steps = if stacked > 0 && threads.is_none() { steps.max(evaluation) } else { steps + evaluation };
         let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
-            PROGRAM + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
+            PROGRAM + backend::drivers() + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
         });
         // Threads beyond a worker's first, or all that compute what is stacked.
         let more = match threads {
@@ -106,10 +107,10 @@ impl Need {
             None => 0,
         };
         let program = program + more as u64 * (THREAD + FIRST.1 + largest);
-        // A checkpoint in the middle of a run: a copy of what is written in place (and about half of the last one, which the thread that saves
-        // has let go of, but not yet the allocator), and the models that jobs have left behind meanwhile.
+        // A checkpoint in the middle of a run: a copy of what is written in place (where the last one's lay, for there is one at a time), and
+        // the models that jobs have left behind meanwhile.
         let copied = (server - 2 + n * needs.squares as u64) * model + table;
-        let saved = copied + copied / 2 + sent * model;
+        let saved = copied + sent * model;
         Need { total: program + models * model + table + steps + problem.data_bytes, table, saved }
     }
 
