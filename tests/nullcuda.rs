@@ -111,9 +111,9 @@ fn speed_on(card: &[(&str, &str)], flags: &str) -> f64 {
 
 /// What is said of speed holds in one of a few rounds: whatever else runs on the machine only makes a round worse, and passes, while a
 /// program that is too slow, or a step that waits for another, is so in all of them.
-fn in_some_round(round: impl FnMut() -> Result<(), String>) {
+fn in_some_round(rounds: usize, round: impl FnMut() -> Result<(), String>) {
     let mut failure = String::new();
-    for outcome in std::iter::repeat_with(round).take(6) {
+    for outcome in std::iter::repeat_with(round).take(rounds) {
         match outcome {
             Ok(()) => return,
             Err(why) => failure = why,
@@ -127,7 +127,7 @@ fn in_some_round(round: impl FnMut() -> Result<(), String>) {
 /// figures truer.
 fn reaches(ratio: f64, one: impl Fn() -> f64, other: impl Fn() -> f64) {
     let (mut first, mut second) = (0f64, 0f64);
-    in_some_round(|| {
+    in_some_round(6, || {
         (first, second) = (first.max(one()), second.max(other()));
         println!("{first} steps/s, {second} beside it");
         if second >= ratio * first {
@@ -159,9 +159,12 @@ fn streams_overlap() {
         "--rule asgd --worker-timeout 60",
         "--rule asgd --step eager",
     ] {
-        in_some_round(|| match speed_on(&card, &format!("{flags} --workers 8 --updates 240")) {
-            200.0..=400.0 => Ok(()),
-            speed => Err(format!("{flags}: {speed} steps/s with eight workers, of at most 400")),
+        in_some_round(3, || {
+            let speed = speed_on(&card, &format!("{flags} --workers 8 --updates 240"));
+            let said = format!("{flags}: {speed} steps/s with eight workers, of at most 400");
+            // More than the card can do no disturbance explains.
+            assert!(speed <= 400.0, "{said}");
+            if speed >= 200.0 { Ok(()) } else { Err(said) }
         });
     }
 }
@@ -193,12 +196,14 @@ fn a_timeline_of_the_device() {
         assert!(gradients == 96 && (96 - workers..=96).contains(&updates), "{gradients} steps, {updates} updates");
         (step, update, number_before(&text, " streams at once"))
     };
-    // A step is a graph, and the draw before it.
-    let as_long = |step: f64, update: f64| (20.4..20.7).contains(&step) && (0.42..0.5).contains(&update);
+    // A step is a graph, and the draw before it. A disturbance makes them longer and fewer beside each other, never the contrary.
     let holds = |workers: usize, at_once: std::ops::Range<f64>| {
-        in_some_round(|| match timeline(workers) {
-            (step, update, streams) if as_long(step, update) && at_once.contains(&streams) => Ok(()),
-            other => Err(format!("{workers} workers: steps and updates in ms, streams at once: {other:?}")),
+        in_some_round(3, || {
+            let (step, update, streams) = timeline(workers);
+            let said =
+                format!("{workers} workers: steps of {step} ms, updates of {update} ms, {streams} streams at once");
+            assert!(step >= 20.4 && update >= 0.42 && streams < at_once.end, "{said}");
+            if step < 20.7 && update < 0.5 && streams >= at_once.start { Ok(()) } else { Err(said) }
         })
     };
     holds(1, 0.98..1.02);

@@ -14,7 +14,7 @@
 
 typedef int Result; /* 0 is NVRTC_SUCCESS */
 typedef struct {
-    void *real; /* the program of the real NVRTC, made when it is needed */
+    void *real; /* the program of the real NVRTC */
     char *source, *ptx;
     size_t size;
 } Program;
@@ -71,6 +71,7 @@ static int kept(Program *program, const char *path) {
         program->size = all - sizeof length - known;
         program->ptx = malloc(program->size);
         same = fread(program->ptx, 1, program->size, file) == program->size;
+        if (!same) { free(program->ptx); program->ptx = NULL; }
     }
     free(source);
     fclose(file);
