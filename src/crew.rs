@@ -17,6 +17,7 @@
 //! Or its jobs are computed together ([`Crew::together`]): whoever is asked for is computed with others who have a job, in one pass,
 //! and their gradients are kept until their turn. Who is computed with whom follows from the clock, so a run repeats itself.
 
+use crate::cores;
 use crate::error::{Error, Result};
 use crate::fault::{Failure, OnFailure, Policy};
 use crate::gate::Gate;
@@ -38,29 +39,6 @@ const WATCH: Duration = Duration::from_millis(200);
 
 /// Set by SIGINT and SIGTERM; a run ends at the next arrival.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Keeps this thread on the one core that all submitting threads of a GPU run share.
-///
-/// Only one of them works at a time (the gate has one permit), and what they touch is alike, so together they find a warm
-/// cache; the thread of the runtime that issues the launches keeps another core to itself. On two cores, eight workers on
-/// the null driver: 250 steps a second without, 380 with (`benches/RESULTS.md`). Best effort: nothing depends on it.
-pub fn share_a_core() {
-    keep_to_core(0);
-}
-
-/// Keeps this thread on the core after that: for the thread of the runtime that issues a GPU's launches. Best effort, too.
-pub fn take_the_next_core() {
-    keep_to_core(1);
-}
-
-/// Not the same core for every process. Numbers of processes that are started in turn go up in equal steps, so they are mixed first:
-/// else one of two kinds of run would always be on the core that something else disturbs, and be told as the slower one.
-fn keep_to_core(number: usize) {
-    if let Some(cores) = core_affinity::get_core_ids().filter(|cores| cores.len() > 1) {
-        let mixed = (std::process::id().wrapping_mul(0x9e37_79b9) >> 16) as usize;
-        core_affinity::set_for_current(cores[(mixed + number) % cores.len()]);
-    }
-}
 
 fn while_warming_up() -> Error {
     Error::Interrupted(
@@ -212,7 +190,7 @@ impl Crew {
             crew.device.get_or_insert_with(|| worker.device.clone());
             let body = move || match threads {
                 None => {
-                    share_a_core();
+                    cores::submit_here();
                     worker.run()
                 }
                 Some(count) => {

@@ -44,6 +44,7 @@
 //! | [`crew`] | the workers as the server sees them: jobs, queues, cancellation (I1, I7), on threads or on the spot | worker |
 //! | [`worker`] | a worker's thread, the messages (I1, I5, I8) | gate, problem, kernels |
 //! | [`gate`] | lets a few workers compute at a time, in turn | nothing |
+//! | [`cores`] | which two cores the host's part of a GPU run keeps to | nothing |
 //! | [`transport`] | the three clocks | crew, clock |
 //! | [`timeline`] | when the device computed what, if that is asked for | stopwatch, kernels |
 //! | [`clock`], [`schedule`], [`stopwatch`] | delay models; learning rates over updates; the run's real time | nothing |
@@ -91,6 +92,7 @@ pub mod cli;
 pub mod clock;
 pub mod compare;
 pub mod config;
+pub mod cores;
 pub mod crew;
 pub mod dashboard;
 pub mod data;

@@ -4,7 +4,8 @@ use crate::backend::{self, Backend};
 use crate::checkpoint::{self, Checkpoint, Manifest, Saver};
 use crate::clock::DelayModel;
 use crate::config::{Clock, OnNan, Options, Settings};
-use crate::crew::{Crew, INTERRUPTED, Together, share_a_core, take_the_next_core};
+use crate::cores;
+use crate::crew::{Crew, INTERRUPTED, Together};
 use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::fault::OnFailure;
@@ -403,11 +404,11 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         timeline: timeline.clone(),
     };
     if threads.is_none() {
-        share_a_core();
+        cores::submit_here();
         // Where several threads submit, the one that issues their launches keeps away from them: eight eager workers on the null driver
         // make 1,750 to 1,880 steps a second so, 1,470 to 1,780 where the system puts it as it likes.
         if !on_the_spot {
-            backend.device.issue(take_the_next_core)?;
+            backend.device.issue(cores::issue_here)?;
         }
     }
     let (began, computed) = (Instant::now(), backend::cpu_seconds());
