@@ -150,10 +150,13 @@ fn a_recorded_step_is_cheap() {
     }
 }
 
-/// On a card that takes its time, 20 ms a step, a worker makes at most fifty steps a second, and eight make no more if each waits for what
-/// the others were given meanwhile. (145 were measured on threads that did so at times.)
+/// A card that takes its time: a recorded step is 60 ms, an eager one 48 kernels of 1.29 ms. So long that what the machine does besides,
+/// some milliseconds here and there, says little beside it.
+const SLOW: [(&str, &str); 2] = [("NULLCUDA_GRAPH_US", "60000"), ("NULLCUDA_KERNEL_US", "1290")];
+
+/// A worker makes at most 16.7 steps a second there, and eight make no more if each waits for what the others were given meanwhile.
+/// (Three times that were measured on threads that did so at times.)
 fn streams_overlap() {
-    let card = [("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "430")];
     for flags in [
         "--rule asgd",
         "--rule dude:c=1 --clock virtual",
@@ -161,11 +164,11 @@ fn streams_overlap() {
         "--rule asgd --step eager",
     ] {
         in_some_round(3, || {
-            let speed = speed_on(&card, &format!("{flags} --workers 8 --updates 240"));
-            let said = format!("{flags}: {speed} steps/s with eight workers, of at most 400");
+            let speed = speed_on(&SLOW, &format!("{flags} --workers 8 --updates 240"));
+            let said = format!("{flags}: {speed} steps/s with eight workers, of at most 133.3");
             // More than the card can do no disturbance explains.
-            assert!(speed <= 400.0, "{said}");
-            if speed >= 200.0 { Ok(()) } else { Err(said) }
+            assert!(speed <= 133.4, "{said}");
+            if speed >= 66.7 { Ok(()) } else { Err(said) }
         });
     }
 }
@@ -175,13 +178,11 @@ fn device_spans(folder: &str, workers: usize) -> Vec<Span> {
     record::device_spans(&std::fs::read_to_string(format!("{folder}/device.csv")).unwrap(), workers).unwrap()
 }
 
-/// What the device did when, on a card whose steps take 20 ms and whose kernels 430 us: as long as they take, one after another with one
-/// worker, beside each other with eight.
+/// What the device did when, on the same card: as long as it takes, one after another with one worker, beside each other with eight.
 fn a_timeline_of_the_device() {
-    let card = [("NULLCUDA_GRAPH_US", "20000"), ("NULLCUDA_KERNEL_US", "430")];
     let timeline = |workers: usize| {
         let flags = format!("--dataset synthetic --rule asgd --workers {workers} --updates 120 --device-timeline 96");
-        let output = run_on(&card, false, &flags);
+        let output = run_on(&SLOW, false, &flags);
         let text = String::from_utf8_lossy(&output.stdout).to_string();
         assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
         let folder = text.lines().find_map(|line| line.strip_prefix("folder ")).expect("it says where").trim();
@@ -203,8 +204,8 @@ fn a_timeline_of_the_device() {
             let (step, update, streams) = timeline(workers);
             let said =
                 format!("{workers} workers: steps of {step} ms, updates of {update} ms, {streams} streams at once");
-            assert!(step >= 20.4 && update >= 0.42 && streams < at_once.end, "{said}");
-            if step < 20.7 && update < 0.5 && streams >= at_once.start { Ok(()) } else { Err(said) }
+            assert!(step >= 61.2 && update >= 1.26 && streams < at_once.end, "{said}");
+            if step < 62.1 && update < 1.5 && streams >= at_once.start { Ok(()) } else { Err(said) }
         })
     };
     holds(1, 0.98..1.02);
