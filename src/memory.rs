@@ -8,15 +8,12 @@ use crate::error::{Error, Result};
 use crate::problem::Problem;
 use crate::rule::{Needs, Optimizer};
 use crate::state::Descent;
-use stagger_kernels::{Dtype, Row};
+use stagger_kernels::{Dtype, Row, Segment};
 
 /// Bytes of the program itself, and of a worker's thread, where they lie in the same memory. Drivers that were asked for a device take
 /// memory there, too: the one of a software adapter twice as much as the program.
-const PROGRAM: u64 = 30 << 20;
-const THREAD: u64 = 450 << 10;
-
-/// The allocator gives the first threads a huge page of their own each: that many, and what each takes more.
-const FIRST: (u64, u64) = (16, 1536 << 10);
+const PROGRAM: u64 = 20 << 20;
+const THREAD: u64 = 300 << 10;
 
 /// Bytes that the pools of a GPU's stream hold too many.
 const STREAM: u64 = 10 << 20;
@@ -52,23 +49,27 @@ impl Need {
             Optimizer::AmsGrad(..) => 3,
         };
         let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
-        // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share.
-        let computing = threads.map_or(workers, |t| workers.min((backend::cores() / t.max(1)).max(1)));
+        // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share. Where every gradient is
+        // a step and none is stale, only one has a job.
+        let alone = needs.synchronous && !needs.sum && needs.tables == 0;
+        let busy = if alone { 1 } else { workers };
+        let computing = threads.map_or(workers, |t| busy.min((backend::cores() / t.max(1)).max(1)));
         // Stacked replicas compute at once, on models that were copied together.
         let stacked = problem.stacked.as_ref().map_or(0, |(_, most)| *most);
         let computing = if stacked > 0 { stacked } else { computing } as u64;
-        // Of each worker: its own model, squares; sum, point and moments of local steps.
-        let local = if needs.local.walks() { 3 + 2 * needs.local.adamw.is_some() as u64 } else { 0 };
-        let each = n * (needs.own as u64 + needs.squares as u64 + local);
+        // Of each worker: its own model, squares, moments of local steps. Of those who compute: sum and point of theirs, and the gradient.
+        let (walks, moments) = (needs.local.walks() as u64, needs.local.adamw.is_some() as u64);
+        let each = n * (needs.own as u64 + needs.squares as u64 + 2 * walks * moments) + 3 * walks * computing;
         // What a job was sent: one version each, but the same for all where they begin together, and for about as many as an update
         // takes gradients.
         let sent = if needs.synchronous { 1 } else { n.min(n / needs.gradients.max(1) as u64 + 2) };
         // Stacked, models are let go of late where workers are out of step.
         let together = together || needs.synchronous;
         let sent = if stacked > 0 && !together { n } else { sent };
-        // Gradients: of those who compute, and of all whose result waits for its time. For a server that is slower than they are as many
-        // again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator.
-        let slow = problem.step_bytes < model;
+        // Gradients: of those who compute, and of all whose result waits for its time. Without convolutions the server is slower than they
+        // are: as many again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator.
+        let convolves = |segment: &Segment| segment.shape.len() == 4;
+        let slow = !problem.layout.segments().iter().any(convolves);
         let gradients = if timed { n } else { n.min(if slow { 4 * computing } else { computing + 1 }) };
         // Passes are of several sizes where not all workers finish at once, and where too many do.
         let crowd = workers > stacked;
@@ -84,8 +85,10 @@ impl Need {
             // Gradient, snapshot, and its copy on the worker's stream.
             None => server + each + 3 * n,
         };
-        // Packed weights, the sums of their gradient and what is made of them; on the CPU at 16 points instead of 9 taps.
-        let largest = 4 * problem.layout.segments().iter().map(|s| s.len).max().unwrap_or(0) as u64;
+        // Packed weights, the sums of their gradient and what is made of them; on the CPU those of a convolution at 16 points instead of 9
+        // taps, while a linear layer multiplies by its weights as they are.
+        let packs = problem.layout.segments().iter().filter(|s| threads.is_none() || convolves(s));
+        let largest = 4 * packs.map(|s| s.len).max().unwrap_or(0) as u64;
         let packed = if threads.is_some() { 5 } else { 3 } * largest;
         let steps = match threads {
             // One replica after the other. Of several sizes a quarter more.
@@ -97,8 +100,11 @@ impl Need {
         // The server's stream computes what is stacked, with the memory that it evaluates in.
         let evaluation = problem.evaluation_bytes;
         let steps = if stacked > 0 && threads.is_none() { steps.max(evaluation) } else { steps + evaluation };
+        // Where the system gives huge pages to whoever asks for memory, a thread takes nearly one, and the program some.
+        let (huge, page) = if backend::huge_pages_for_all() { (7, 7 << 18) } else { (0, 0) };
+        let thread = THREAD + page;
         let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
-            PROGRAM + backend::drivers() + if t > 0 { n * THREAD + n.min(FIRST.0) * FIRST.1 } else { 0 }
+            PROGRAM + huge * page + backend::drivers() + if t > 0 { n * thread } else { 0 }
         });
         // Threads beyond a worker's first, or all that compute what is stacked.
         let more = match threads {
@@ -106,11 +112,13 @@ impl Need {
             Some(t) => workers * t.saturating_sub(1),
             None => 0,
         };
-        let program = program + more as u64 * (THREAD + FIRST.1 + largest);
+        let program = program + more as u64 * (thread + largest);
         // A checkpoint in the middle of a run: a copy of what is written in place (where the last one's lay, for there is one at a time), and
-        // the models that jobs have left behind meanwhile.
+        // the models that jobs leave behind while it is written, one per arrival: a step makes about half of the bytes that a disk takes in
+        // its time.
         let copied = (server - 2 + n * needs.squares as u64) * model + table;
-        let saved = copied + sent * model;
+        let arrivals = 2 * computing * (copied + sent * model) / problem.step_bytes.max(1);
+        let saved = copied + sent.min(arrivals) * model;
         Need { total: program + models * model + table + steps + problem.data_bytes, table, saved }
     }
 

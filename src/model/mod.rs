@@ -102,7 +102,7 @@ impl Net {
         let (step, evaluation) = match (self, on_cpu) {
             (Net::Cnn(_), true) => (300, 115),
             (Net::Cnn(_), false) => (280, 107),
-            (Net::ResNet18(_), true) => (1750, 380),
+            (Net::ResNet18(_), true) => (1650, 380),
             (Net::ResNet18(_), false) => (1100, 235),
             (Net::Mlp(_) | Net::LogReg(_), _) => (2 * channels + 1, 2 * channels + 1),
         };

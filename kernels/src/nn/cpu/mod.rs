@@ -12,6 +12,7 @@ pub(crate) use tile::{Lanes, for_each_instruction_set};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use cubecl::bytes::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
+use memmap2::MmapMut;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -26,16 +27,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 struct Line([f32; tile::LANES]);
 
 /// Memory of a buffer, which begins with line `first` of it.
-#[derive(Default)]
 struct Lines {
-    all: Vec<Line>,
+    all: Memory,
     first: usize,
+}
+
+enum Memory {
+    /// The allocator's.
+    Heap(Vec<Line>),
+    /// The system's own, in huge pages where it has them: an update of 11 million parameters takes 4.3 ms in them, and 6.3 in small ones
+    /// (AMD Zen 4). Asked for the large buffers alone, they take no more than is used; asked of the allocator, they made every thread
+    /// 5 MB larger.
+    Mapped(MmapMut),
 }
 
 /// Bytes from which on a buffer is a large one.
 const LARGE: usize = 1 << 20;
-/// Where large buffers begin in their memory: so many lines after one another, and then again from the front. An allocator gives each of
-/// them memory at a multiple of a large power of two, and what is read and written at a time would lie in the same bank of the memory and
+/// Where large buffers begin in their memory: so many lines after one another, and then again from the front. Each of them may be given
+/// memory at a multiple of a large power of two, and what is read and written at a time would lie in the same bank of the memory and
 /// wait for it (an update of 11 million parameters 4.0 ms, and 6.3 ms without, on AMD Zen 4). A line more than a page of the system's.
 const APART: usize = 65;
 const PLACES: usize = 16;
@@ -44,8 +53,50 @@ impl Lines {
     /// Of any content, for `len` floats.
     fn new(len: usize) -> Self {
         static MADE: AtomicUsize = AtomicUsize::new(0);
-        let first = if Scratch::is_large(len) { APART * (MADE.fetch_add(1, Ordering::Relaxed) % PLACES) } else { 0 };
-        Lines { all: vec![Line([0.0; tile::LANES]); first + len.div_ceil(tile::LANES)], first }
+        let lines = len.div_ceil(tile::LANES);
+        if !Scratch::is_large(len) {
+            return Lines { all: Memory::heap(lines), first: 0 };
+        }
+        let first = APART * (MADE.fetch_add(1, Ordering::Relaxed) % PLACES);
+        Lines { all: Memory::mapped(first + lines), first }
+    }
+
+    /// None.
+    fn none() -> Self {
+        Lines { all: Memory::Heap(Vec::new()), first: 0 }
+    }
+
+    fn floats(&self) -> &[f32] {
+        let all: &[f32] = match &self.all {
+            Memory::Heap(lines) => bytemuck::cast_slice(lines),
+            Memory::Mapped(bytes) => bytemuck::cast_slice(bytes),
+        };
+        &all[tile::LANES * self.first..]
+    }
+
+    fn floats_mut(&mut self) -> &mut [f32] {
+        let all: &mut [f32] = match &mut self.all {
+            Memory::Heap(lines) => bytemuck::cast_slice_mut(lines),
+            Memory::Mapped(bytes) => bytemuck::cast_slice_mut(bytes),
+        };
+        &mut all[tile::LANES * self.first..]
+    }
+}
+
+impl Memory {
+    fn heap(lines: usize) -> Self {
+        Memory::Heap(vec![Line([0.0; tile::LANES]); lines])
+    }
+
+    /// Where the system maps none, the allocator is asked, which knows how a program without memory ends.
+    fn mapped(lines: usize) -> Self {
+        // Miri knows no advice.
+        let mapped = (!cfg!(miri)).then(|| MmapMut::map_anon(lines * size_of::<Line>()).ok()).flatten();
+        let Some(bytes) = mapped else { return Self::heap(lines) };
+        // Not everywhere there are huge pages: then they are small ones.
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
+        Memory::Mapped(bytes)
     }
 }
 
@@ -105,7 +156,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // Where enough are kept, it is given up.
-        let _ = self.home.try_send(std::mem::take(&mut self.lines));
+        let _ = self.home.try_send(std::mem::replace(&mut self.lines, Lines::none()));
     }
 }
 
@@ -113,13 +164,13 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines.all[self.lines.first..])[..self.len]
+        &self.lines.floats()[..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines.all[self.lines.first..])[..self.len]
+        &mut self.lines.floats_mut()[..self.len]
     }
 }
 
