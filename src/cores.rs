@@ -5,6 +5,7 @@
 //! steps a second were made (`benches/RESULTS.md`). All of it is best effort: nothing depends on it.
 
 use core_affinity::{CoreId, get_core_ids, set_for_current};
+use std::sync::OnceLock;
 
 /// Keeps this thread on the one core that all submitting threads of a GPU run share.
 ///
@@ -21,11 +22,16 @@ pub fn issue_here() {
 }
 
 fn keep_to(which: fn([usize; 2]) -> usize) {
-    let ids: Vec<usize> = get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-    // Not the same cores for every process. Numbers of processes that are started in turn go up in equal steps, so they are mixed first:
-    // else one of two kinds of run would always be on the core that something else disturbs, and be told as the slower one.
-    let mixed = (std::process::id().wrapping_mul(0x9e37_79b9) >> 16) as usize;
-    if let Some(pair) = pair(&ids, mixed, told_by_linux) {
+    // Asked once: threads that keep to a core are told of that one alone.
+    static PAIR: OnceLock<Option<[usize; 2]>> = OnceLock::new();
+    let chosen = PAIR.get_or_init(|| {
+        let ids: Vec<usize> = get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+        // Not the same cores for every process. Numbers of processes that are started in turn go up in equal steps, so they are mixed
+        // first: else one of two kinds of run would always be on the core that something else disturbs, and be told as the slower one.
+        let mixed = (std::process::id().wrapping_mul(0x9e37_79b9) >> 16) as usize;
+        pair(&ids, mixed, told_by_linux)
+    });
+    if let Some(pair) = *chosen {
         set_for_current(CoreId { id: which(pair) });
     }
 }

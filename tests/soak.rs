@@ -58,13 +58,18 @@ fn sixteen_workers_stay_as_they_are() {
     let most = |part: &[u64]| *part.iter().max().unwrap();
     let (middle, end) = (most(&found[third..2 * third]), most(&found[2 * third..]));
     let times: Vec<f64> = events(&folder).iter().map(|event| event.time).collect();
+    // The best of six parts of a third: what else the machine does makes some of them worse, a leak of speed the best, too.
+    let part = seconds / 20.0;
     let rate = |from: f64| {
-        let within = |t: &&f64| (from * seconds..(from + 0.33) * seconds).contains(*t);
-        times.iter().filter(within).count() as f64 / (0.33 * seconds)
+        let arrivals = |k: usize| {
+            let begins = from * seconds + k as f64 * part;
+            times.iter().filter(|t| (begins..begins + part).contains(*t)).count()
+        };
+        (0..6).map(arrivals).max().unwrap() as f64 / part
     };
     let (first, last) = (rate(0.05), rate(0.66));
     println!("{} arrivals; {middle} kB, then {end} kB; {first:.0}/s, then {last:.0}/s", times.len());
     assert!(end as f64 <= 1.05 * middle as f64 + 4096.0, "memory grows from {middle} to {end} kB");
-    // The machine is shared with others: a leak of speed would show more over longer.
+    // The machine is shared with others; a leak of speed would show more over longer.
     assert!(last > 0.6 * first, "from {first} to {last} arrivals a second");
 }
