@@ -23,18 +23,28 @@ STAGGER = HERE.parent.parent / "target" / "release" / "stagger"
 def torch_python():
     home = pathlib.Path(os.environ.get("STAGGER_TORCH_VENV", pathlib.Path.home() / ".cache/stagger/torch"))
     python = home / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
+    # Asked of PyTorch itself: an installation that was cut off leaves an environment without it.
+    if not python.exists() or subprocess.run([str(python), "-c", "import torch, numpy"], stderr=subprocess.DEVNULL).returncode:
+        try:
+            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
+        except subprocess.CalledProcessError:
+            sys.exit(f"PyTorch could not be installed into {home}: install it there by hand, or name an environment that has it in STAGGER_TORCH_VENV")
     return str(python)
 
 
 def torch(python, model, batch, threads, seconds, processes=1):
     command = [python, str(HERE / "pytorch_step.py"), "--model", model, "--batch", str(batch), "--threads", str(threads), "--seconds", str(seconds)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(processes)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(processes)]
     # One step: the median. Two processes: what both got done in all, as for two workers.
     field = "samples_per_second" if processes == 1 else "mean_samples_per_second"
-    return sum(json.loads(p.communicate()[0].strip().splitlines()[-1])[field] for p in running)
+    total = 0.0
+    for process in running:
+        said, complained = process.communicate()
+        if process.returncode:
+            sys.exit(f"PyTorch's step failed:\n{complained}")
+        total += json.loads(said.strip().splitlines()[-1])[field]
+    return total
 
 
 def stagger(subject, model, batch, threads, seconds, workers=None):
@@ -43,7 +53,9 @@ def stagger(subject, model, batch, threads, seconds, workers=None):
                    "--threads-per-worker", str(threads), "--seconds", str(seconds), "--out", out]
         if workers:
             command += ["--workers", str(workers)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"`{' '.join(command)}` failed:\n{done.stderr}")
         rows = json.load(open(pathlib.Path(out) / "bench.json"))["rows"]
     return rows[-1]["samples/s"]
 
@@ -55,6 +67,8 @@ def main():
     args.add_argument("--models", default="cnn,resnet18")
     args.add_argument("--batches", default="32,128")
     args = args.parse_args()
+    if not STAGGER.exists():
+        sys.exit(f"there is no {STAGGER.relative_to(HERE.parent.parent)} yet: run `cargo build --release` first")
     python = torch_python()
     print(f"{'model':9} {'batch':>5} {'what':28} {'stagger':>10} {'PyTorch':>10} {'ratio':>6}   samples/s")
 
