@@ -48,6 +48,29 @@ pub struct Backend {
     pub memory: Option<u64>,
     /// Which was chosen and why.
     pub why: String,
+    /// What computes there.
+    pub runs_on: RunsOn,
+}
+
+/// What computes a backend's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunsOn {
+    /// The device of that name.
+    Hardware,
+    /// A driver, on the processor.
+    Software,
+    /// Nothing: the null driver of the tests takes launches and says so in its name.
+    Nothing,
+}
+
+impl RunsOn {
+    fn caveat(self) -> &'static str {
+        match self {
+            RunsOn::Hardware => "",
+            RunsOn::Software => "; a software adapter: right, but slow",
+            RunsOn::Nothing => "; WARNING: this driver runs no kernel, so every number of this run is meaningless",
+        }
+    }
 }
 
 /// Bytes that this process took when it first opened a device.
@@ -97,6 +120,7 @@ fn cpu(why: String) -> Backend {
         driver: "none".into(),
         memory: system_memory(),
         why: format!("cpu, {why}"),
+        runs_on: RunsOn::Hardware,
     }
 }
 
@@ -154,15 +178,13 @@ fn system_memory() -> Option<u64> {
 fn cuda(asked: bool) -> std::result::Result<Backend, String> {
     let Card { name, memory, driver } = cuda_card()?;
     let device = started(cubecl::Device::Cuda(CudaDevice::new(0)))?;
-    let mut why = format!("cuda on {name}{}", if asked { ", as asked for" } else { ", the best that works here" });
-    if let Err(e) = device.probe() {
-        // The null driver of the tests runs no kernel and says so in its name.
-        if !(asked && name.contains("no GPU")) {
-            return Err(format!("{name}: {e}"));
-        }
-        why += "; WARNING: this driver runs no kernel, so every number of this run is meaningless";
-    }
-    Ok(Backend { device, name, driver, memory: Some(memory), why })
+    let runs_on = match device.probe() {
+        Ok(()) => RunsOn::Hardware,
+        Err(_) if asked && name.contains("no GPU") => RunsOn::Nothing,
+        Err(e) => return Err(format!("{name}: {e}")),
+    };
+    let why = format!("cuda on {name}, {}{}", chosen(asked), runs_on.caveat());
+    Ok(Backend { device, name, driver, memory: Some(memory), why, runs_on })
 }
 
 fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
@@ -184,10 +206,13 @@ fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
     }
     let device = started(cubecl::Device::Wgpu(selector))?;
     device.probe().map_err(|e| format!("{name}: {e}"))?;
-    let software = if info.device_type == DeviceType::Cpu { "; a software adapter: right, but slow" } else { "" };
-    let why =
-        format!("wgpu on {name}{}{software}", if asked { ", as asked for" } else { ", the best that works here" });
-    Ok(Backend { device, name, driver: format!("{} {}", info.driver, info.driver_info), memory: None, why })
+    let runs_on = if info.device_type == DeviceType::Cpu { RunsOn::Software } else { RunsOn::Hardware };
+    let why = format!("wgpu on {name}, {}{}", chosen(asked), runs_on.caveat());
+    Ok(Backend { device, name, driver: format!("{} {}", info.driver, info.driver_info), memory: None, why, runs_on })
+}
+
+fn chosen(asked: bool) -> &'static str {
+    if asked { "as asked for" } else { "the best that works here" }
 }
 
 fn started(device: cubecl::Device) -> std::result::Result<Device, String> {

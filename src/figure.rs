@@ -332,6 +332,77 @@ pub fn bars(
     Ok(text)
 }
 
+/// Bars that run to the right, for things that have names: each thing's values, one of each series, below each other, with the number
+/// behind each. What has no value has no bar; a thing without any has no line.
+pub fn named_bars(
+    title: &str,
+    axis: &str,
+    things: &[(String, Vec<Option<f64>>)],
+    series: &[String],
+    width: u32,
+) -> Result<String> {
+    let things: Vec<_> = things.iter().filter(|thing| thing.1.iter().any(Option::is_some)).collect();
+    let all = || things.iter().flat_map(|thing| thing.1.iter().flatten().copied());
+    let most = all().filter(|x| x.is_finite()).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    // One alone needs no name.
+    let legend = Legend::of(series.iter().filter(|_| series.len() > 1).map(String::as_str), width);
+    let (each, lines) = (if series.len() > 1 { 13 } else { 17 }, things.len() as u32);
+    let height = 90 + lines * (each * series.len() as u32 + 8);
+    let letters = things.iter().map(|thing| thing.0.chars().count()).max().unwrap_or(0);
+    let names = ((letters as f64 * LETTER) as u32 + 10).min(width / 2);
+    let mut text = String::new();
+    {
+        let (root, below) =
+            legend.under(SVGBackend::with_string(&mut text, (width, height + legend.height())), height)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(fitted(title, width, TITLE), ("sans-serif", 17))
+            .margin(12)
+            .x_label_area_size(LABELS.0)
+            .y_label_area_size(names)
+            // Room for the number behind the longest.
+            .build_cartesian_2d(0.0..most * 1.12, lines as f64..0.0)
+            .map_err(failed)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .x_desc(axis)
+            .x_label_formatter(&|x| short(*x))
+            .light_line_style(WHITE)
+            .label_style(("sans-serif", 13))
+            .draw()
+            .map_err(failed)?;
+        let centred = |side| TextStyle::from(("sans-serif", 13)).pos(Pos::new(side, VPos::Center));
+        let high = 0.84 / series.len().max(1) as f64;
+        for (line, (name, values)) in things.iter().enumerate() {
+            let (x, y) = chart.backend_coord(&(0.0, line as f64 + 0.5));
+            let name = fitted(name, names + 40, LETTER);
+            root.draw(&Text::new(name, (x - 8, y), centred(HPos::Right))).map_err(failed)?;
+            let shown = values.iter().enumerate().filter_map(|(k, value)| Some((k, value.filter(|x| x.is_finite())?)));
+            for (k, value) in shown {
+                let top = line as f64 + 0.08 + high * k as f64;
+                let colour = COLOURS[k % COLOURS.len()];
+                let corners = [(0.0, top), (value, top + high * 0.92)];
+                chart.draw_series([Rectangle::new(corners, colour.filled())]).map_err(failed)?;
+                let (x, y) = chart.backend_coord(&(value, top + high * 0.46));
+                root.draw(&Text::new(three_figures(value), (x + 5, y), centred(HPos::Left))).map_err(failed)?;
+            }
+        }
+        legend.draw(&below, |k, at| field(at, COLOURS[k % COLOURS.len()]))?;
+        root.present().map_err(failed)?;
+    }
+    Ok(text)
+}
+
+/// A number as it stands behind a bar.
+fn three_figures(x: f64) -> String {
+    if x == 0.0 || x.abs() >= 100.0 {
+        return short(x.round());
+    }
+    let digits = (2 - x.abs().log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{x:.digits$}")
+}
+
 /// Who computed when: one lane per worker, over an axis of time. A span is its beginning, its end, and which of `kinds` (a
 /// name, and a number of [`COLOURS`]) it is.
 pub fn lanes(
@@ -448,6 +519,22 @@ pub fn heat_map(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every bar has its number, and only those that have a value are there.
+    #[test]
+    fn bars_that_have_names() {
+        let (both, one) = (("both".to_string(), vec![Some(7.25), Some(250.4)]), ("one".into(), vec![None, Some(0.5)]));
+        let things = [both, one, ("neither".into(), vec![None, None])];
+        let svg = named_bars("A title", "ms", &things, &["a".into(), "b".into()], 600).unwrap();
+        for text in ["A title", "both", "one", "7.25", "250", "0.500"] {
+            assert!(svg.contains(&format!("\n{text}\n")), "{text} is missing in {svg}");
+        }
+        assert!(!svg.contains("neither"));
+        let count = |colour: &str| svg.matches(&format!("fill=\"{colour}\"")).count();
+        assert_eq!((count("#0072B2"), count("#E69F00")), (2, 3), "bars, and a sign of each in the legend");
+        assert!(painted(&svg).unwrap().len() > 1000);
+        assert!(named_bars("Nothing", "ms", &[], &[String::new()], 600).is_ok());
+    }
 
     /// A painted text leaves ink: the font that it asks for is there.
     #[test]

@@ -1,6 +1,6 @@
 //! The engine without gradients' cost: events of the virtual clock, and hand-overs between threads.
 
-use super::{BenchOptions, Report};
+use super::{BenchOptions, Figure, Report};
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::train::measure;
@@ -17,7 +17,12 @@ const RULES: [&str; 5] = ["asgd", "dude", "shuffled", "ringmaster:r=1000", "fedb
 const HANDOVERS: usize = 200_000;
 
 pub fn run(_: &BenchOptions) -> Result<Report> {
-    let mut report = Report::new("engine", &["what", "events/s", "best", "p50 [us]", "p99 [us]"]);
+    // Hand-overs are no events: they have no best.
+    let figure = Figure::Bars(
+        "events/s",
+        vec![("median", |row| row[2].as_f64().and_then(|_| row[1].as_f64())), ("best", |row| row[2].as_f64())],
+    );
+    let mut report = Report::new("engine", &["what", "events/s", "best", "p50 [us]", "p99 [us]"], figure);
     let folder = std::env::temp_dir().join(format!("stagger-bench-{}", std::process::id()));
     let failed = |e: std::io::Error| Error::failed(format!("{}: {e}", folder.display()));
     std::fs::create_dir_all(&folder).map_err(failed)?;

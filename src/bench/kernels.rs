@@ -1,21 +1,23 @@
 //! The fused updates against a copy and against Burn's tensor operations, at the size of ResNet-18.
 
-use super::{BenchOptions, Report, in_turn};
-use crate::backend::Backend;
+use super::{BenchOptions, Figure, Report, in_turn};
+use crate::backend::{Backend, RunsOn};
 use crate::error::Result;
 use crate::params::{tensor, total};
 use burn::tensor::Tensor;
 use serde_json::json;
 use stagger_kernels::mixing::{Exchange, Mixing};
-use stagger_kernels::update::{EARLIER, Guard};
+use stagger_kernels::update::{EARLIER, Guard, earlier_at_most};
 use stagger_kernels::{Adam, Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Method, Row, Seal, Step, Update};
 use stagger_kernels::{clip, copy};
 
 /// Parameters of ResNet-18, rounded to whole vectors.
 const LENGTH: usize = 11_173_952;
 
-/// Launches between two waits for the device.
-const TOGETHER: usize = 8;
+/// Launches between two waits for the device. A software adapter takes so long for each that a wait is nothing beside it.
+fn together(backend: &Backend) -> usize {
+    if backend.runs_on == RunsOn::Software { 1 } else { 8 }
+}
 
 /// A kind of update, by the rules that make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ enum Kind {
     Nesterov,
     AmsGrad,
     Sum,
-    FourSums,
+    Sums,
     Row,
     NarrowRow,
     CalibratedRow,
@@ -39,14 +41,15 @@ enum Kind {
 }
 
 impl Kind {
-    /// Each with its name and the words per parameter that it cannot avoid to move: of each buffer that it reads and that it writes.
+    /// Each with its name and the words per parameter that it cannot avoid to move: of each buffer that it reads and that it writes
+    /// (`Sums`: and one for each gradient that waited).
     const ALL: [(Kind, &str, usize); 16] = [
         (Kind::Sgd, "sgd", 3),
         (Kind::Momentum, "momentum", 5),
         (Kind::Nesterov, "delayed nesterov, on its turn", 7),
         (Kind::AmsGrad, "amsgrad (fadas)", 9),
         (Kind::Sum, "sum and step", 5),
-        (Kind::FourSums, "four sums and step", 8),
+        (Kind::Sums, "sums and step", 5),
         (Kind::Row, "dude, f32 row", 7),
         (Kind::NarrowRow, "dude, bf16 row", 6),
         (Kind::CalibratedRow, "ca2fl, f32 row", 9),
@@ -66,8 +69,8 @@ const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, correction1: 1
 struct State {
     layout: Layout,
     gradient: [Buffer; 1],
-    /// Those that waited.
-    waited: [[Buffer; 1]; EARLIER],
+    /// Those that waited: as many as a launch on this device can bind.
+    waited: Vec<[Buffer; 1]>,
     weights: Buffer,
     /// The model that the worker was sent, or its own, and a peer's.
     models: [Buffer; 2],
@@ -90,7 +93,7 @@ impl State {
         let zeros = || device.zeros(LENGTH);
         State {
             gradient: [values(1e-4)],
-            waited: [2e-4, 3e-4, 4e-4].map(|scale| [values(scale)]),
+            waited: (0..earlier_at_most(device)).map(|i| [values(1e-4 * (i + 2) as f32)]).collect(),
             weights: values(1e-2),
             models: [1.1e-2, 1.2e-2].map(values),
             fresh: zeros(),
@@ -136,7 +139,7 @@ impl State {
         let mut method = Method::Plain;
         let fold = match kind {
             Kind::Sum => Fold::Sum { sum, scale: 0.1, earlier: Vec::new() },
-            Kind::FourSums => Fold::Sum { sum, scale: 0.1, earlier: earlier.collect() },
+            Kind::Sums => Fold::Sum { sum, scale: 0.1, earlier: earlier.collect() },
             Kind::Row | Kind::NarrowRow | Kind::CalibratedRow => {
                 base = (kind == Kind::CalibratedRow).then_some((first, 0.1));
                 let row = if kind == Kind::NarrowRow { &mut self.narrow } else { &mut self.row };
@@ -190,7 +193,7 @@ impl State {
                 step(w, (m.mul_scalar(0.9) + g.mul_scalar(0.1)) / root)
             }
             Kind::Sum => step(w, sum + g.mul_scalar(0.1)),
-            Kind::FourSums => {
+            Kind::Sums => {
                 let waited = self.waited.iter().map(|g| t(&g[0]).mul_scalar(0.1));
                 step(w, waited.fold(sum, |sum, g| sum + g) + g.mul_scalar(0.1))
             }
@@ -208,14 +211,22 @@ impl State {
 }
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
-    let device = &backend.device;
+    let (device, together) = (&backend.device, together(backend));
     let columns = ["update", "ms", "bytes moved", "GB/s", "of the copy [%]", "Burn's operations [ms]", "times faster"];
-    let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns);
+    // The bytes that the update needs, by the time that Burn's operations take.
+    let figure = Figure::Bars(
+        "of the copy's bandwidth [%]",
+        vec![
+            ("one fused launch", |row| row[4].as_f64()),
+            ("Burn's operations", |row| Some(row[4].as_f64()? / row[6].as_f64()?)),
+        ],
+    );
+    let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns, figure);
     let mut state = State::new(device);
     // Each beside a copy and the same in Burn's operations.
     let measured = |state: &mut State, kind: Kind| {
         in_turn(bench.seconds / 2.0, |which| {
-            for _ in 0..TOGETHER {
+            for _ in 0..together {
                 match which {
                     0 => copy(device, &state.weights, &mut state.fresh),
                     1 => state.update(device, kind),
@@ -224,12 +235,14 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             }
             Ok(device.sync()?)
         })
-        .map(|times: [f64; 3]| times.map(|seconds| seconds / TOGETHER as f64))
+        .map(|times: [f64; 3]| times.map(|seconds| seconds / together as f64))
     };
     let mut roofs = Vec::new();
     for (kind, name, words) in Kind::ALL {
+        let waited = if kind == Kind::Sums { state.waited.len() } else { 0 };
+        let name = if waited > 0 { format!("{} {name}", waited + 1) } else { name.into() };
         let [copied, seconds, burns] = measured(&mut state, kind)?;
-        let (bytes, roof) = (4 * words * LENGTH, (8 * LENGTH) as f64 / copied);
+        let (bytes, roof) = (4 * (words + waited) * LENGTH, (8 * LENGTH) as f64 / copied);
         let (rate, burns) = (bytes as f64 / seconds, (kind != Kind::NarrowRow).then_some(burns));
         report.row(vec![
             json!(name),

@@ -10,7 +10,7 @@ mod plot;
 mod scaling;
 mod time_to_accuracy;
 
-use crate::backend::{self, Backend, Choice};
+use crate::backend::{self, Backend, Choice, RunsOn};
 use crate::error::{Error, Result};
 use crate::tuning::Tuning;
 use serde_json::{Value, json};
@@ -91,13 +91,21 @@ pub struct Report {
     columns: Vec<&'static str>,
     rows: Vec<Vec<Value>>,
     notes: Vec<String>,
-    /// Columns of the figure: x, y, and those that tell its curves apart.
-    figure: Option<(usize, usize, Vec<usize>)>,
+    figure: Figure,
+}
+
+/// What the figure shows of the rows.
+#[derive(Clone)]
+enum Figure {
+    /// A curve: the columns of x and y, and those that tell its curves apart.
+    Curves(usize, usize, Vec<usize>),
+    /// Bars for every row, which is named in the first column: what the axis says, and each bar's name and value.
+    Bars(&'static str, Vec<(&'static str, fn(&[Value]) -> Option<f64>)>),
 }
 
 impl Report {
-    fn new(title: impl Into<String>, columns: &[&'static str]) -> Self {
-        Report { title: title.into(), columns: columns.to_vec(), rows: Vec::new(), notes: Vec::new(), figure: None }
+    fn new(title: impl Into<String>, columns: &[&'static str], figure: Figure) -> Self {
+        Report { title: title.into(), columns: columns.to_vec(), rows: Vec::new(), notes: Vec::new(), figure }
     }
 
     fn row(&mut self, row: Vec<Value>) {
@@ -133,13 +141,28 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     let mut parts = Vec::new();
     for backend in &backends {
         say!("backend    {}", backend.why);
-        parts.push((measure(options, backend)?, facts(backend)));
+        let mut report = measure(options, backend)?;
+        report.notes.extend(caveat(backend).map(String::from));
+        parts.push((report, facts(backend)));
     }
     let (report, facts) = beside(parts);
     print(&report, &facts);
     write(&report, &facts, &folder)?;
     say!("folder     {}", folder.display());
     Ok(())
+}
+
+/// What a reader of the figures has to know of what computed them.
+fn caveat(backend: &Backend) -> Option<&'static str> {
+    match backend.runs_on {
+        RunsOn::Hardware => None,
+        RunsOn::Software => Some(
+            "these figures are of a software adapter, which computes on the processor: right, but slow, and no GPU's",
+        ),
+        RunsOn::Nothing => Some(
+            "this driver runs no kernel: the figures are what the host could submit, and what the device is said to have done is simulated",
+        ),
+    }
 }
 
 fn measure(options: &BenchOptions, backend: &Backend) -> Result<Report> {
@@ -170,11 +193,13 @@ fn beside(mut parts: Vec<(Report, Value)>) -> (Report, Value) {
     }
     let (first, _) = &parts[0];
     let columns: Vec<_> = std::iter::once("backend").chain(first.columns.iter().copied()).collect();
-    let mut report = Report::new(first.title.clone(), &columns);
-    report.figure = first
-        .figure
-        .clone()
-        .map(|(x, y, by)| (x + 1, y + 1, std::iter::once(0).chain(by.into_iter().map(|k| k + 1)).collect()));
+    let figure = match first.figure.clone() {
+        Figure::Curves(x, y, by) => {
+            Figure::Curves(x + 1, y + 1, std::iter::once(0).chain(by.into_iter().map(|k| k + 1)).collect())
+        }
+        bars => bars,
+    };
+    let mut report = Report::new(first.title.clone(), &columns, figure);
     for (part, its) in parts {
         part.rows.into_iter().for_each(|row| report.row(std::iter::once(json!(name(&its))).chain(row).collect()));
         report.notes.extend(part.notes.into_iter().map(|note| format!("{}: {note}", name(&its))));

@@ -1,8 +1,8 @@
 //! The figure of a report.
 
-use super::{Report, cell};
+use super::{Figure, Report, cell};
 use crate::error::{Error, Result};
-use crate::figure::{COLOURS, Legend, field};
+use crate::figure::{COLOURS, Legend, field, named_bars};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -10,12 +10,67 @@ use std::collections::BTreeMap;
 /// Width and height, without the legend.
 const SIZE: (u32, u32) = (800, 500);
 
-/// The report's figure as SVG, if it has one and anything to show in it.
+/// The report's figure as SVG, if there is anything to show in it.
 pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
-    let Some((x, y, by)) = &report.figure else { return Ok(None) };
+    match &report.figure {
+        Figure::Curves(x, y, by) => curves(report, facts, (*x, *y, by)),
+        Figure::Bars(axis, series) => bars(report, facts, axis, series),
+    }
+}
+
+/// Whether the rows are several devices', beside each other.
+fn is_of_several(report: &Report) -> bool {
+    report.columns[0] == "backend"
+}
+
+/// What stands above it. Devices beside each other stand in the legend, for their names are long.
+fn title(report: &Report, facts: &Value) -> String {
+    format!("{} - {}", report.title, cell(&facts[if is_of_several(report) { "backend" } else { "device" }]))
+}
+
+fn bars(
+    report: &Report,
+    facts: &Value,
+    axis: &str,
+    series: &[(&'static str, fn(&[Value]) -> Option<f64>)],
+) -> Result<Option<String>> {
+    let skip = usize::from(is_of_several(report));
+    let mut of: Vec<String> = Vec::new();
+    let mut things: Vec<(String, Vec<Option<f64>>)> = Vec::new();
+    for row in &report.rows {
+        let device = if skip > 0 { cell(&row[0]) } else { String::new() };
+        let place = of.iter().position(|name| *name == device).unwrap_or_else(|| {
+            of.push(device);
+            of.len() - 1
+        });
+        let name = cell(&row[skip]);
+        let line = things.iter().position(|thing| thing.0 == name).unwrap_or_else(|| {
+            things.push((name, Vec::new()));
+            things.len() - 1
+        });
+        let values = &mut things[line].1;
+        values.resize(place * series.len(), None);
+        values.extend(series.iter().map(|(_, value)| value(&row[skip..])));
+    }
+    if !things.iter().flat_map(|thing| thing.1.iter().flatten()).any(|x| *x > 0.0) {
+        return Ok(None);
+    }
+    let named = |device: &String| {
+        let device = device.clone();
+        series.iter().map(move |(name, _)| match (device.is_empty(), name.is_empty()) {
+            (true, _) => name.to_string(),
+            (_, true) => device.clone(),
+            _ => format!("{device}: {name}"),
+        })
+    };
+    let series: Vec<String> = of.iter().flat_map(named).collect();
+    named_bars(&title(report, facts), axis, &things, &series, SIZE.0).map(Some)
+}
+
+fn curves(report: &Report, facts: &Value, (x, y, by): (usize, usize, &[usize])) -> Result<Option<String>> {
     let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for row in &report.rows {
-        if let (Some(a), Some(b)) = (row[*x].as_f64(), row[*y].as_f64()) {
+        if let (Some(a), Some(b)) = (row[x].as_f64(), row[y].as_f64()) {
             let name: Vec<_> = by.iter().map(|k| cell(&row[*k])).collect();
             curves.entry(name.join(", ")).or_default().push((a, b));
         }
@@ -33,11 +88,8 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
     let mut text = String::new();
     let sheet = SVGBackend::with_string(&mut text, (SIZE.0, SIZE.1 + legend.height()));
     let (root, below) = legend.under(sheet, SIZE.1)?;
-    // Devices beside each other stand in the legend, for their names are long.
-    let place = if report.columns[0] == "backend" { "backend" } else { "device" };
-    let title = format!("{} - {}", report.title, cell(&facts[place]));
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
+        .caption(title(report, facts), ("sans-serif", 18))
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(76)
@@ -45,8 +97,8 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
         .map_err(|e| failed(&e))?;
     chart
         .configure_mesh()
-        .x_desc(report.columns[*x])
-        .y_desc(report.columns[*y])
+        .x_desc(report.columns[x])
+        .y_desc(report.columns[y])
         .x_label_formatter(&f64::to_string)
         .y_label_formatter(&f64::to_string)
         .light_line_style(WHITE)

@@ -1,8 +1,8 @@
 //! Gradients per second against the number of workers.
 
 use super::model::one_worker;
-use super::{BenchOptions, Report};
-use crate::backend::{self, Backend};
+use super::{BenchOptions, Figure, Report};
+use crate::backend::{self, Backend, RunsOn};
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::problem::{Snapshot, StepKind};
@@ -36,9 +36,6 @@ pub fn workers(bench: &BenchOptions, most: usize) -> Vec<usize> {
     if bench.workers.is_empty() { doubled() } else { bench.workers.clone() }
 }
 
-/// Said by the driver that runs no kernel (`tests/nullcuda`).
-const NO_GPU: &str = "no GPU";
-
 /// Steps in one measurement, behind one that is not measured and keeps the device busy while they are enqueued.
 const TOGETHER: u64 = 10;
 
@@ -60,7 +57,7 @@ fn step_kind(bench: &BenchOptions, backend: &Backend) -> Result<StepKind> {
 
 /// Seconds that one step takes on the device with nothing beside it; `None` where nothing tells.
 fn step_alone(bench: &BenchOptions, backend: &Backend) -> Result<Option<f64>> {
-    if matches!(backend.device, Device::Cpu) || backend.name.contains(NO_GPU) {
+    if matches!(backend.device, Device::Cpu) || backend.runs_on == RunsOn::Nothing {
         return Ok(None);
     }
     let step = step_kind(bench, backend)?;
@@ -96,8 +93,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         "streams at once",
         "device idle",
     ];
-    let mut report = Report::new(title, &columns);
-    report.figure = Some((0, 3, vec![]));
+    let mut report = Report::new(title, &columns, Figure::Curves(0, 3, vec![]));
     let tuning = Tuning::open(bench.tune_kernels.as_deref(), backend)?;
     let alone = step_alone(bench, backend)?;
     tuning.map(Tuning::finish).transpose()?;
@@ -155,9 +151,6 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         ));
     } else if backend.device.tells_when() {
         report.notes.push("streams at once, device idle: not measured, for an eager step's events are as far from each other as the host takes to launch it".into());
-    }
-    if backend.name.contains(NO_GPU) {
-        report.notes.push("this driver runs no kernel: the figures are what the host could submit, and what the device is said to have done is simulated".into());
     }
     Ok(report)
 }

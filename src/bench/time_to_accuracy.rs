@@ -1,7 +1,7 @@
 //! Simulated and real time to a target accuracy, with injected stragglers.
 
 use super::scaling::{options, workers};
-use super::{BenchOptions, Report};
+use super::{BenchOptions, Figure, Report};
 use crate::backend::Backend;
 use crate::config::Options;
 use crate::error::{Error, Result};
@@ -15,8 +15,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let BenchOptions { clock, target, model, batch, delay, .. } = bench;
     let title = format!("time to {target} %: {model}, batch {batch}, delay {delay}, {clock} clock");
     let columns = ["rule", "workers", "time to target [s]", "updates", "gradients", "best accuracy [%]", "wall [s]"];
-    let mut report = Report::new(title, &columns);
-    report.figure = Some((1, 2, vec![0]));
+    let mut report = Report::new(title, &columns, Figure::Curves(1, 2, vec![0]));
     for rule in &bench.rules {
         for n in workers(bench, 8) {
             let settings = Options {

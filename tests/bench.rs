@@ -1,0 +1,82 @@
+//! Every subject of `stagger bench`, with measurements as short as they can be: the table, the files, the figure, the facts.
+
+mod common;
+
+use common::scratch;
+use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
+use std::process::{Command, Output};
+
+/// The variables that hide Vulkan's drivers: WGPU then takes an adapter of OpenGL, if there is one, and those of software bind fewer
+/// buffers in a launch (16) than any other that we know.
+const NO_VULKAN: [&str; 2] = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
+
+fn run(flags: &str, folder: &str, hide_vulkan: bool) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stagger"));
+    command.arg("bench").args(flags.split_whitespace()).args(["--out", folder]);
+    if hide_vulkan {
+        command.envs(NO_VULKAN.map(|name| (name, "/nowhere")));
+    }
+    command.output().unwrap()
+}
+
+/// `rows` of them, each with a number above zero in `column`; every other number is one, too.
+fn holds(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
+    let folder = scratch("bench");
+    let output = run(flags, folder.to_str().unwrap(), hide_vulkan);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{flags}\n{err}");
+    let whole: Value = serde_json::from_slice(&std::fs::read(folder.join("bench.json")).unwrap()).unwrap();
+    let found = whole["rows"].as_array().unwrap();
+    assert_eq!(found.len(), rows, "{whole:#}");
+    for row in found {
+        assert!(row[column].as_f64().unwrap() > 0.0, "{column} of {row}");
+        for (name, value) in row.as_object().unwrap() {
+            assert!(value.as_f64().is_none_or(|x| x.is_finite() && x >= 0.0), "{name} of {row}");
+        }
+    }
+    for fact in ["device", "driver", "host", "version", "commit", "command"] {
+        assert!(whole["facts"][fact].as_str().is_some_and(|text| !text.is_empty()), "{fact}: {whole:#}");
+    }
+    // Whose figures they are is said where they are read.
+    let is_soft = |text: &str| text.contains("software adapter");
+    let notes = whole["notes"].to_string();
+    assert_eq!(is_soft(&out) && is_soft(&notes), whole["facts"]["device"].to_string().contains("llvmpipe"), "{notes}");
+    let csv = std::fs::read_to_string(folder.join("bench.csv")).unwrap();
+    assert_eq!(csv.lines().count(), rows + 1);
+    let svg = std::fs::read_to_string(folder.join("bench.svg")).unwrap();
+    let bars = svg.matches("<rect").count() + svg.matches("<circle").count();
+    assert!(bars > rows, "a sheet, and a mark for each row, not {bars}");
+    assert!(std::fs::read(folder.join("bench.png")).unwrap().starts_with(b"\x89PNG"));
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let trial = |flags: &'static str, hide_vulkan: bool, rows: usize, column: &'static str, missing: &str| {
+        let hidden = if hide_vulkan { ", without Vulkan" } else { "" };
+        let name = format!("bench {flags}{hidden}{missing}");
+        let work = move || {
+            holds(flags, hide_vulkan, rows, column);
+            Ok(())
+        };
+        Trial::test(name, work).with_ignored_flag(!missing.is_empty())
+    };
+    let opens = |hide_vulkan| {
+        let flags = "model --backend wgpu --model logreg --batch 2 --seconds 0.001";
+        run(flags, scratch("probe").to_str().unwrap(), hide_vulkan).status.success()
+    };
+    let without = |there: bool| if there { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let (vulkan, other) = (without(opens(false)), without(opens(true)));
+    let trials = vec![
+        trial("kernels --backend cpu --seconds 0.001", false, 17, "ms", ""),
+        trial("engine", false, 6, "events/s", ""),
+        trial("model --backend cpu --seconds 0.001", false, 19, "ms", ""),
+        trial("scaling --backend cpu --model mlp --workers 1,2 --seconds 0.3", false, 2, "gradients/s", ""),
+        trial("time-to-accuracy --backend cpu --model logreg --workers 1,2 --target 15", false, 6, "updates", ""),
+        // The device that binds the fewest buffers is the hardest.
+        trial("kernels --backend wgpu --seconds 0.001", true, 17, "ms", other),
+        trial("model --backend cpu,wgpu --model mlp --seconds 0.001", false, 8, "ms", vulkan),
+        trial("scaling --backend wgpu --model mlp --workers 1,2 --seconds 1", false, 2, "gradients/s", vulkan),
+    ];
+    libtest_mimic::run(&arguments, trials).exit();
+}
