@@ -38,6 +38,7 @@ fn holds(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
     for fact in ["device", "driver", "host", "version", "commit", "command"] {
         assert!(whole["facts"][fact].as_str().is_some_and(|text| !text.is_empty()), "{fact}: {whole:#}");
     }
+    assert!(whole["configuration"]["seconds"].as_f64().is_some_and(|s| s > 0.0), "{whole:#}");
     // Whose figures they are is said where they are read.
     let is_soft = |text: &str| text.contains("software adapter");
     let notes = whole["notes"].to_string();

@@ -1,6 +1,6 @@
 //! The engine without gradients' cost: events of the virtual clock, and hand-overs between threads.
 
-use super::{BenchOptions, Figure, Report};
+use super::{Bar, BenchOptions, Figure, Report};
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::train::measure;
@@ -20,7 +20,10 @@ pub fn run(_: &BenchOptions) -> Result<Report> {
     // Hand-overs are no events: they have no best.
     let figure = Figure::Bars(
         "events/s",
-        vec![("median", |row| row[2].as_f64().and_then(|_| row[1].as_f64())), ("best", |row| row[2].as_f64())],
+        vec![
+            Bar { name: "median", of: |row| row[2].as_f64().and_then(|_| row[1].as_f64()) },
+            Bar { name: "best", of: |row| row[2].as_f64() },
+        ],
     );
     let mut report = Report::new("engine", &["what", "events/s", "best", "p50 [us]", "p99 [us]"], figure);
     let folder = std::env::temp_dir().join(format!("stagger-bench-{}", std::process::id()));

@@ -1,6 +1,6 @@
 //! The fused updates against a copy and against Burn's tensor operations, at the size of ResNet-18.
 
-use super::{BenchOptions, Figure, Report, in_turn};
+use super::{Bar, BenchOptions, Figure, Report, in_turn};
 use crate::backend::{Backend, RunsOn};
 use crate::error::Result;
 use crate::params::{tensor, total};
@@ -217,8 +217,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let figure = Figure::Bars(
         "of the copy's bandwidth [%]",
         vec![
-            ("one fused launch", |row| row[4].as_f64()),
-            ("Burn's operations", |row| Some(row[4].as_f64()? / row[6].as_f64()?)),
+            Bar { name: "one fused launch", of: |row| row[4].as_f64() },
+            Bar { name: "Burn's operations", of: |row| Some(row[4].as_f64()? / row[6].as_f64()?) },
         ],
     );
     let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns, figure);

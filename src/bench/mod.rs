@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What `stagger bench` measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Subject {
     /// Gradients and samples per second against the number of workers
     Scaling,
@@ -33,7 +34,7 @@ pub enum Subject {
 }
 
 /// The flags of `bench`.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, serde::Serialize)]
 pub struct BenchOptions {
     /// What to measure
     #[arg(value_enum, default_value_t = Subject::Scaling)]
@@ -99,8 +100,17 @@ pub struct Report {
 enum Figure {
     /// A curve: the columns of x and y, and those that tell its curves apart.
     Curves(usize, usize, Vec<usize>),
-    /// Bars for every row, which is named in the first column: what the axis says, and each bar's name and value.
-    Bars(&'static str, Vec<(&'static str, fn(&[Value]) -> Option<f64>)>),
+    /// Bars for every row, which is named in the first column; and what the axis says.
+    Bars(&'static str, Vec<Bar>),
+}
+
+/// One of the bars of every row.
+#[derive(Clone)]
+struct Bar {
+    /// For the legend; empty for one alone.
+    name: &'static str,
+    /// Its length, if this row has it.
+    of: fn(&[Value]) -> Option<f64>,
 }
 
 impl Report {
@@ -147,7 +157,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     }
     let (report, facts) = beside(parts);
     print(&report, &facts);
-    write(&report, &facts, &folder)?;
+    write(&report, &facts, options, &folder)?;
     say!("folder     {}", folder.display());
     Ok(())
 }
@@ -267,7 +277,7 @@ fn print(report: &Report, facts: &Value) {
     say!("command    {}", fact("command"));
 }
 
-fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {
+fn write(report: &Report, facts: &Value, options: &BenchOptions, folder: &Path) -> Result<()> {
     let failed =
         |e: std::io::Error| Error::failed(format!("the report cannot be written to {}: {e}", folder.display()));
     let rows: Vec<Value> = report
@@ -283,7 +293,9 @@ fn write(report: &Report, facts: &Value, folder: &Path) -> Result<()> {
                 .into()
         })
         .collect();
-    let whole = json!({ "title": report.title, "facts": facts, "notes": report.notes, "rows": rows });
+    let whole = json!({
+        "title": report.title, "facts": facts, "configuration": options, "notes": report.notes, "rows": rows
+    });
     std::fs::write(folder.join("bench.json"), format!("{whole:#}\n")).map_err(failed)?;
     // A field with a comma or a quote is quoted.
     let field = |text: String| {

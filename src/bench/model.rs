@@ -1,6 +1,6 @@
 //! A worker's step taken apart.
 
-use super::{BenchOptions, Figure, Report, median_seconds};
+use super::{Bar, BenchOptions, Figure, Report, median_seconds};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::Net;
@@ -50,7 +50,11 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     let columns = ["part", "ms", "GFLOP/s", "samples/s"];
     let kind = StepKind::on(StepKind::parse(&bench.step)?, device)?;
     let title = format!("model: {}, batch {}{place}, step {kind:?}", bench.model, bench.batch);
-    let mut report = Report::new(title.to_lowercase(), &columns, Figure::Bars("ms", vec![("", |row| row[1].as_f64())]));
+    let mut report = Report::new(
+        title.to_lowercase(),
+        &columns,
+        Figure::Bars("ms", vec![Bar { name: "", of: |row| row[1].as_f64() }]),
+    );
     let set = synthetic::generate(1);
     let (channels, side, classes) = (set.channels, set.side, set.classes.len());
     let burn = burn_device(device);

@@ -1,6 +1,6 @@
 //! The figure of a report.
 
-use super::{Figure, Report, cell};
+use super::{Bar, Figure, Report, cell};
 use crate::error::{Error, Result};
 use crate::figure::{COLOURS, Legend, field, named_bars};
 use plotters::prelude::*;
@@ -14,7 +14,7 @@ const SIZE: (u32, u32) = (800, 500);
 pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
     match &report.figure {
         Figure::Curves(x, y, by) => curves(report, facts, (*x, *y, by)),
-        Figure::Bars(axis, series) => bars(report, facts, axis, series),
+        Figure::Bars(axis, each) => bars(report, facts, axis, each),
     }
 }
 
@@ -28,12 +28,7 @@ fn title(report: &Report, facts: &Value) -> String {
     format!("{} - {}", report.title, cell(&facts[if is_of_several(report) { "backend" } else { "device" }]))
 }
 
-fn bars(
-    report: &Report,
-    facts: &Value,
-    axis: &str,
-    series: &[(&'static str, fn(&[Value]) -> Option<f64>)],
-) -> Result<Option<String>> {
+fn bars(report: &Report, facts: &Value, axis: &str, bars: &[Bar]) -> Result<Option<String>> {
     let skip = usize::from(is_of_several(report));
     let mut of: Vec<String> = Vec::new();
     let mut things: Vec<(String, Vec<Option<f64>>)> = Vec::new();
@@ -49,18 +44,18 @@ fn bars(
             things.len() - 1
         });
         let values = &mut things[line].1;
-        values.resize(place * series.len(), None);
-        values.extend(series.iter().map(|(_, value)| value(&row[skip..])));
+        values.resize(place * bars.len(), None);
+        values.extend(bars.iter().map(|bar| (bar.of)(&row[skip..])));
     }
     if !things.iter().flat_map(|thing| thing.1.iter().flatten()).any(|x| *x > 0.0) {
         return Ok(None);
     }
     let named = |device: &String| {
         let device = device.clone();
-        series.iter().map(move |(name, _)| match (device.is_empty(), name.is_empty()) {
-            (true, _) => name.to_string(),
+        bars.iter().map(move |bar| match (device.is_empty(), bar.name.is_empty()) {
+            (true, _) => bar.name.into(),
             (_, true) => device.clone(),
-            _ => format!("{device}: {name}"),
+            _ => format!("{device}: {}", bar.name),
         })
     };
     let series: Vec<String> = of.iter().flat_map(named).collect();
