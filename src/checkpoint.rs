@@ -374,6 +374,7 @@ mod tests {
         assert_eq!(newest(&run).unwrap().manifest.gradients, 10);
         fs::remove_dir_all(run.join(FOLDER)).unwrap();
         assert!(newest(&run).err().unwrap().to_string().contains("no checkpoint"));
+        fs::remove_dir_all(run).unwrap();
     }
 
     #[test]
@@ -384,5 +385,6 @@ mod tests {
         fs::write(run.join(FOLDER).join(format!("{PARTIAL}{:015}", 2)), "").unwrap();
         assert!(save(&run.join(FOLDER), draft(2, None), 2).is_err());
         assert_eq!(newest(&run).unwrap().manifest.gradients, 1);
+        fs::remove_dir_all(run).unwrap();
     }
 }

@@ -28,7 +28,7 @@ fn agree(model: &str, rule: &str, data: &str) {
 fn main() {
     let arguments = Arguments::from_args();
     let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
-    let file = common::scratch("rows").join("rows.txt");
+    let file = common::scratch("rows").file("rows.txt");
     std::fs::write(&file, "1 1:0.5 2:-1\n-1 2:2 3:1\n1 1:-1 3:0.3\n-1 1:1\n1 2:0.7\n-1 3:-1\n").unwrap();
     let libsvm = format!("libsvm:{}", file.display());
     let trials = [("cnn", "dude", "synthetic"), ("mlp", "sync", "synthetic"), ("logreg", "asgd", libsvm.as_str())]
@@ -41,5 +41,7 @@ fn main() {
             .with_ignored_flag(!without.is_empty())
         })
         .into();
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(file);
+    conclusion.exit();
 }

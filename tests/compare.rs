@@ -25,7 +25,8 @@ fn table(out: &Path) -> String {
 #[test]
 fn rules_and_seeds_on_a_quadratic() {
     let out = scratch("compare");
-    let dataset = format!("quadratic:{}", centres().display());
+    let file = centres();
+    let dataset = format!("quadratic:{}", file.display());
     let flags = ["--dataset", &dataset, "--rules", "asgd;dude;sync", "--seeds", "1,2", "--delay", "exp:1,2"];
     let flags = [&flags[..], &["--updates", "60", "--vary", "lr=0.02;0.1", "--init", "const:2.0"]].concat();
     let (text, errors, code) = compare(&flags, &out);

@@ -2,13 +2,12 @@
 
 mod common;
 
-use common::{centres, events, scratch, stagger, summary};
-use std::path::PathBuf;
+use common::{Scratch, centres, events, scratch, stagger, summary};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Runs three quadratics with these flags.
-fn run(flags: &str) -> (Output, PathBuf) {
+fn run(flags: &str) -> (Output, Scratch) {
     let (folder, file) = (scratch("failing"), centres());
     let dataset = format!("quadratic:{}", file.display());
     let mut args =

@@ -3,11 +3,11 @@
 mod common;
 
 use libtest_mimic::{Arguments, Trial};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// A Python with what reads the files.
-fn python() -> PathBuf {
+fn python() -> common::Scratch {
     let home = common::scratch("readers");
     let run = |program: &Path, args: &[&str]| {
         let output = Command::new(program).args(args).output().unwrap();
@@ -15,7 +15,7 @@ fn python() -> PathBuf {
     };
     run(Path::new("python3"), &["-m", "venv", home.to_str().unwrap()]);
     run(&home.join("bin/pip"), &["install", "--quiet", "tensorboard", "safetensors", "numpy", "setuptools<81"]);
-    home.join("bin/python")
+    home.file("bin/python")
 }
 
 const READ: &str = r#"
@@ -39,7 +39,7 @@ fn they_are_read() {
     let folder = common::train(
         "--backend cpu --dataset synthetic --model mlp --rule asgd --workers 3 --updates 30 --eval-every 10 --test-samples 100 --clock virtual",
     );
-    let output = Command::new(python).args(["-c", READ]).arg(&folder).output().unwrap();
+    let output = Command::new(&python).args(["-c", READ]).arg(&folder).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["tags"], serde_json::json!(["accuracy/test", "loss/test", "loss/train", "time"]));

@@ -354,7 +354,7 @@ fn stacked_run(backend: &str) {
 
 /// Kernels that were measured for a file are used again from it: the same bytes, and up to rounding those of the usual kernels.
 fn tuned() {
-    let file = common::scratch("tuned").join("kernels.json");
+    let file = common::scratch("tuned").file("kernels.json");
     let flags = "--backend wgpu --dataset synthetic --model mlp --workers 2 --batch 2 --updates 6 --eval-every 0 --test-samples 100 --seed 3 --clock virtual";
     let with = format!("{flags} --tune-kernels {}", file.display());
     let first = common::weights(&common::train(&with));

@@ -28,7 +28,7 @@ fn made() -> String {
 
 #[test]
 fn the_gradient_norm_per_update_equals_a_float64_simulation() {
-    let file = scratch("libsvm").join("made.txt");
+    let file = scratch("libsvm").file("made.txt");
     let text = made();
     std::fs::write(&file, &text).unwrap();
     // One of each kind of fold, and each way of handing out jobs.

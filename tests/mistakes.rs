@@ -78,7 +78,8 @@ fn a_log_of_another_run() {
     let file = centres();
     let flags =
         format!("--dataset quadratic:{} --delay fixed:1,2,3 --clock virtual --updates 6 --backend cpu", file.display());
-    let log = train(&format!("{flags} --rule asgd")).join("events.jsonl");
+    let run = train(&format!("{flags} --rule asgd"));
+    let log = run.join("events.jsonl");
     let clock = format!("replay:{}", log.display());
     let dataset = format!("quadratic:{}", file.display());
     let out = scratch("other");
@@ -94,7 +95,7 @@ fn a_log_of_another_run() {
     check(&["--rule", "sync"], &["another run", "rule"]);
     check(&["--rule", "asgd", "--lr", "0.3"], &["another run", "lr"]);
     // Without the configuration beside it, the order itself gives another run away.
-    let bare = scratch("bare").join("events.jsonl");
+    let bare = scratch("bare").file("events.jsonl");
     std::fs::copy(&log, &bare).unwrap();
     let clock = format!("replay:{}", bare.display());
     refused(
@@ -108,16 +109,17 @@ fn a_log_of_another_run() {
 
 #[test]
 fn an_output_folder_that_cannot_be_written() {
-    let file = scratch("file").join("taken");
+    let file = scratch("file").file("taken");
     std::fs::write(&file, "").unwrap();
     let out = file.join("run");
-    let data = format!("quadratic:{}", centres().display());
+    let centres = centres();
+    let data = format!("quadratic:{}", centres.display());
     refused(&["--dataset", &data, "--backend", "cpu", "--out", out.to_str().unwrap()], &["taken", "--out"]);
 }
 
 #[test]
 fn configurations_with_mistakes() {
-    let file = scratch("config").join("c.toml");
+    let file = scratch("config").file("c.toml");
     std::fs::write(&file, "rule = \"asgd\"\nwrokers = 3\n").unwrap();
     let file = file.to_str().unwrap();
     refused(&["--config", file], &["c.toml line 2", "`wrokers`", "did you mean `workers`?"]);
@@ -177,7 +179,8 @@ fn a_parameter_that_is_set_reaches_the_rule_that_a_flag_names() {
 
 #[test]
 fn a_folder_that_holds_a_run_keeps_it() {
-    let folder = scratch("kept");
+    let place = scratch("kept");
+    let folder = place.join("run");
     let flags = "--dataset clusters --backend cpu --clock virtual --checkpoint-every 5 --out";
     let run = |updates: &str| {
         let args: Vec<&str> = ["train", "--updates", updates].into_iter().chain(flags.split(' ')).collect();
@@ -190,7 +193,7 @@ fn a_folder_that_holds_a_run_keeps_it() {
     std::fs::write(folder.join("notes.txt"), "mine").unwrap();
     let before = std::fs::read(folder.join("model.safetensors")).unwrap();
     assert!(run("10").contains("held a run already"));
-    let kept = std::path::PathBuf::from(format!("{}.1", folder.display()));
+    let kept = place.join("run.1");
     assert_eq!(std::fs::read(kept.join("model.safetensors")).unwrap(), before);
     assert!(kept.join("checkpoints").is_dir() && folder.join("notes.txt").is_file());
     assert_eq!((&common::summary(&kept)["updates"], &common::summary(&folder)["updates"]), (&20.into(), &10.into()));
@@ -228,8 +231,8 @@ fn equal_logits_are_right_by_chance() {
 
 #[test]
 fn a_replay_ends_with_its_log() {
-    let data =
-        format!("--dataset quadratic:{} --rule asgd --delay fixed:0.1,0.2,0.3 --backend cpu", centres().display());
+    let file = centres();
+    let data = format!("--dataset quadratic:{} --rule asgd --delay fixed:0.1,0.2,0.3 --backend cpu", file.display());
     let first = train(&format!("{data} --clock virtual --time 200"));
     let log = first.join("events.jsonl");
     let replay = train(&format!("{data} --clock replay:{}", log.display()));
@@ -239,10 +242,9 @@ fn a_replay_ends_with_its_log() {
 
 #[test]
 fn limits_stop_a_run() {
-    let data = format!(
-        "--dataset quadratic:{} --rule asgd --delay fixed:1,2,3 --clock virtual --backend cpu",
-        centres().display()
-    );
+    let file = centres();
+    let data =
+        format!("--dataset quadratic:{} --rule asgd --delay fixed:1,2,3 --clock virtual --backend cpu", file.display());
     // Arrivals at 1, 2, 2, 3, 3, 4, 4, …: those up to 3.5 are taken.
     assert_eq!(common::events(&train(&format!("{data} --time 3.5"))).len(), 5);
     // Three samples in all, one per gradient: four epochs are twelve gradients.

@@ -274,7 +274,7 @@ fn nothing_is_added_up_as_it_comes() {
 }
 
 /// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
-fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> PathBuf {
+fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> common::Scratch {
     let folder = common::scratch("nullcuda-fails");
     let train = ["train", "--backend", "cuda", "--dataset", "synthetic", "--out", folder.to_str().unwrap()];
     let output = Command::new(tool())

@@ -70,7 +70,7 @@ fn feed(name: &str, good: &[u8], read: impl Fn(&Path) -> bool + std::panic::RefU
         match catch_unwind(|| read(&file)) {
             Ok(was_read) => refused += !was_read as u64,
             Err(_) => {
-                let kept = common::scratch("panic").join(name);
+                let kept = common::scratch("panic").file(name);
                 std::fs::write(&kept, &bytes).unwrap();
                 panic!("{name}: case {key} panics; it is kept in {}", kept.display());
             }
@@ -155,7 +155,7 @@ fn a_gradient_that_is_zero_from_the_beginning() {
         file.display()
     ));
     let page = run.join("page.html");
-    let (folders, figures) = (vec![run], Some(page.with_file_name("figures")));
+    let (folders, figures) = (vec![run.to_path_buf()], Some(page.with_file_name("figures")));
     stagger::report::report(&stagger::report::ReportOptions { folders, out: page, figures, target: None }).unwrap();
 }
 
@@ -165,10 +165,10 @@ fn reports() {
     let run = train(
         "--rule asgd --dataset clusters --workers 3 --partition dirichlet:0.3 --clock virtual --backend cpu --updates 30 --batch 2 --eval-every 10",
     );
-    let page = scratch("page").join("page.html");
+    let page = scratch("page").file("page.html");
     let figures = page.with_file_name("figures");
     let reported = |figures: Option<&PathBuf>| {
-        let (folders, out, figures) = (vec![run.clone()], page.clone(), figures.cloned());
+        let (folders, out, figures) = (vec![run.to_path_buf()], page.to_path_buf(), figures.cloned());
         stagger::report::report(&stagger::report::ReportOptions { folders, out, figures, target: None })
     };
     let report = || reported(None);

@@ -3,10 +3,10 @@
 mod common;
 
 use common::reference::{Scenario, simulate};
-use common::{centres, centres_at, events, metrics, summary, train_unsaved as train, weights};
+use common::{Scratch, centres, centres_at, events, metrics, summary, train_unsaved as train, weights};
 use libtest_mimic::{Arguments, Trial};
 use stagger::record::Effect;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Every rule with all its parameters (for four workers), and its form for one worker where that is plain SGD.
 const ROWS: &[(&str, Option<&str>)] = &[
@@ -208,7 +208,7 @@ fn centre(i: usize) -> Vec<f64> {
     (0..5).map(|k| ((i * 7 + k * 3) % 11) as f64 - 4.5).collect()
 }
 
-fn five_dimensions(n: usize) -> PathBuf {
+fn five_dimensions(n: usize) -> Scratch {
     let line = |i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",") + "\n";
     centres_at(&(0..n).map(line).collect::<String>())
 }

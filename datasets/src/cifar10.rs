@@ -262,6 +262,7 @@ mod tests {
         let target = fetch_checked(&url, &folder, &sum, size, |_, _| {}).unwrap();
         assert_eq!(thread.join().unwrap(), 100);
         assert_eq!(fs::read(target.join("test_batch.bin")).unwrap(), b"abc");
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
@@ -274,6 +275,7 @@ mod tests {
         thread.join().unwrap();
         assert!(error.0.contains("wrong checksum"), "{error}");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
@@ -288,5 +290,6 @@ mod tests {
         assert!(error.0.contains("data_batch_1.bin") && error.0.contains("checksum"), "{error}");
         let error = load(&folder.join("absent")).err().unwrap();
         assert!(error.0.contains("absent") && error.0.contains("--data"), "{error}");
+        fs::remove_dir_all(folder).unwrap();
     }
 }

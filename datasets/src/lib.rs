@@ -119,7 +119,7 @@ pub fn default_folder() -> PathBuf {
     PathBuf::from("datasets")
 }
 
-/// An empty folder for one test, below the system's temporary folder.
+/// An empty folder for one test, below the system's temporary folder; a test removes it at its end.
 #[cfg(test)]
 pub(crate) fn scratch(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("stagger-datasets-{}-{name}", std::process::id()));

@@ -98,5 +98,6 @@ mod tests {
         std::fs::remove_file(folder.join("t10k-images-idx3-ubyte")).unwrap();
         write("train-labels-idx1-ubyte", &idx(&[2049, 60_000], vec![1; 60_000]));
         assert!(load(&folder).err().unwrap().0.contains("t10k-images-idx3-ubyte is neither in"));
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

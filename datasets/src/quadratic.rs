@@ -53,5 +53,6 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             assert!(load(&path).unwrap_err().0.contains(part), "{text:?}");
         }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -21,8 +21,52 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A folder of this test alone. It stays, so that a failure can be looked at; those of earlier processes go after an hour.
-pub fn scratch(name: &str) -> PathBuf {
+/// A folder of one test alone, or a file in one. It goes with this value, for a run may leave hundreds of megabytes; where the test
+/// fails it stays to be looked at, and goes an hour later, when tests run again.
+#[derive(Debug)]
+pub struct Scratch {
+    folder: PathBuf,
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// A file in the folder, which lives as long.
+    pub fn file(mut self, name: &str) -> Self {
+        self.path = self.folder.join(name);
+        self
+    }
+}
+
+impl std::ops::Deref for Scratch {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsRef<std::ffi::OsStr> for Scratch {
+    fn as_ref(&self) -> &std::ffi::OsStr {
+        self.path.as_ref()
+    }
+}
+
+impl AsRef<Path> for Scratch {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// An empty folder of this test alone.
+pub fn scratch(name: &str) -> Scratch {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -32,7 +76,7 @@ pub fn scratch(name: &str) -> PathBuf {
     let folder = all.join(format!("{name}-{}-{number}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
-    folder
+    Scratch { path: folder.clone(), folder }
 }
 
 /// Removes the folders of processes that are gone. Other test programs may do the same at the same time.
@@ -54,7 +98,7 @@ pub fn stagger(args: &[&str]) -> Output {
 }
 
 /// Runs `stagger train` with these flags, separated by blanks, and returns the run's folder.
-pub fn train(flags: &str) -> PathBuf {
+pub fn train(flags: &str) -> Scratch {
     let folder = scratch("run");
     let mut args = vec!["train", "--out", folder.to_str().unwrap()];
     args.extend(flags.split_whitespace());
@@ -64,7 +108,7 @@ pub fn train(flags: &str) -> PathBuf {
 }
 
 /// The same for many small runs, of which nobody wants to go on with one: no checkpoint is brought to the disk.
-pub fn train_unsaved(flags: &str) -> PathBuf {
+pub fn train_unsaved(flags: &str) -> Scratch {
     train(&format!("{flags} --checkpoint-every 0"))
 }
 
@@ -101,13 +145,13 @@ pub fn summary(folder: &Path) -> serde_json::Value {
 }
 
 /// The centres 0, 3, -6 of the golden traces.
-pub fn centres() -> PathBuf {
+pub fn centres() -> Scratch {
     centres_at("0\n3\n-6\n")
 }
 
 /// A file of these centres, a line for each worker.
-pub fn centres_at(lines: &str) -> PathBuf {
-    let file = scratch("centres").join("centres.csv");
+pub fn centres_at(lines: &str) -> Scratch {
+    let file = scratch("centres").file("centres.csv");
     std::fs::write(&file, lines).unwrap();
     file
 }
