@@ -2,10 +2,11 @@
 
 mod common;
 
+use common::Scratch;
 use libtest_mimic::{Arguments, Trial};
 use stagger::record;
 use stagger::timeline::{Span, Work};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn tool() -> PathBuf {
@@ -13,11 +14,11 @@ fn tool() -> PathBuf {
 }
 
 fn run(races: bool, flags: &str) -> Output {
-    run_on(&[], races, flags)
+    run_on(&[], races, flags).0
 }
 
-/// The same on a card that is told how it behaves.
-fn run_on(card: &[(&str, &str)], races: bool, flags: &str) -> Output {
+/// The same on a card that is told how it behaves, with the run's folder.
+fn run_on(card: &[(&str, &str)], races: bool, flags: &str) -> (Output, Scratch) {
     let mut command = Command::new(tool());
     command.envs(card.iter().copied());
     if races {
@@ -28,7 +29,7 @@ fn run_on(card: &[(&str, &str)], races: bool, flags: &str) -> Output {
         .arg(env!("CARGO_BIN_EXE_stagger"))
         .args(["train", "--backend", "cuda", "--profile", "--eval-every", "0", "--out"])
         .arg(&out);
-    command.args(flags.split_whitespace()).output().unwrap()
+    (command.args(flags.split_whitespace()).output().unwrap(), out)
 }
 
 /// The number before `word` in what was printed.
@@ -103,7 +104,7 @@ fn speed(step: &str, workers: usize, updates: usize) -> f64 {
 }
 
 fn speed_on(card: &[(&str, &str)], flags: &str) -> f64 {
-    let output = run_on(card, false, &format!("--dataset synthetic {flags}"));
+    let (output, _) = run_on(card, false, &format!("--dataset synthetic {flags}"));
     let text = String::from_utf8_lossy(&output.stdout).to_string();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     number_before(&text, " gradients/s")
@@ -174,19 +175,20 @@ fn streams_overlap() {
 }
 
 /// What a run's folder says of the device.
-fn device_spans(folder: &str, workers: usize) -> Vec<Span> {
-    record::device_spans(&std::fs::read_to_string(format!("{folder}/device.csv")).unwrap(), workers).unwrap()
+fn device_spans(folder: &Path, workers: usize) -> Vec<Span> {
+    record::device_spans(&std::fs::read_to_string(folder.join("device.csv")).unwrap(), workers).unwrap()
 }
 
 /// What the device did when, on the same card: as long as it takes, one after another with one worker, beside each other with eight.
 fn a_timeline_of_the_device() {
     let timeline = |workers: usize| {
         let flags = format!("--dataset synthetic --rule asgd --workers {workers} --updates 120 --device-timeline 96");
-        let output = run_on(&SLOW, false, &flags);
+        let (output, folder) = run_on(&SLOW, false, &flags);
         let text = String::from_utf8_lossy(&output.stdout).to_string();
         assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-        let folder = text.lines().find_map(|line| line.strip_prefix("folder ")).expect("it says where").trim();
-        let spans = device_spans(folder, workers);
+        let said = text.lines().find_map(|line| line.strip_prefix("folder ")).expect("it says where").trim();
+        assert_eq!(Path::new(said), &*folder);
+        let spans = device_spans(&folder, workers);
         // Half of them, and more: the host may be held up between an event and its launch.
         let typical = |work| {
             let mut of: Vec<f64> = spans.iter().filter(|s| s.work == work).map(|s| s.ended - s.began).collect();
@@ -224,7 +226,7 @@ fn a_timeline_is_of_where_a_run_begins() {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        device_spans(name, 2)
+        device_spans(&folder, 2)
     };
     let new = "--backend cuda --dataset synthetic --model mlp --rule asgd --clock virtual --workers 2";
     let jobs = |spans: &[Span]| {
@@ -257,7 +259,7 @@ fn nothing_is_added_up_as_it_comes() {
     ] {
         let modules = common::scratch("nullcuda-modules");
         let card = [("NULLCUDA_DUMP", modules.to_str().unwrap())];
-        let output = run_on(&card, false, &format!("{flags} --workers 3 --updates 12"));
+        let (output, _) = run_on(&card, false, &format!("{flags} --workers 3 --updates 12"));
         assert!(output.status.success(), "{flags}\n{}", String::from_utf8_lossy(&output.stderr));
         let texts = std::fs::read_dir(&modules).unwrap().map(|e| std::fs::read_to_string(e.unwrap().path()).unwrap());
         let texts: Vec<String> = texts.collect();
@@ -274,7 +276,7 @@ fn nothing_is_added_up_as_it_comes() {
 }
 
 /// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
-fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> common::Scratch {
+fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> Scratch {
     let folder = common::scratch("nullcuda-fails");
     let train = ["train", "--backend", "cuda", "--dataset", "synthetic", "--out", folder.to_str().unwrap()];
     let output = Command::new(tool())
