@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::train::measure;
 use crossbeam_channel::bounded;
 use serde_json::json;
+use std::path::Path;
 use std::time::Instant;
 
 /// Scalar quadratics, one worker each.
@@ -32,12 +33,40 @@ pub fn run(_: &BenchOptions) -> Result<Report> {
     let file = folder.join("centres.csv");
     let centres: String = (0..WORKERS).map(|i| format!("{}\n", (i as f64 * 0.618).fract() - 0.5)).collect();
     std::fs::write(&file, centres).map_err(failed)?;
+    let rates = events_per_second(&file);
+    // However it ended, nothing is left behind.
+    let _ = std::fs::remove_dir_all(&folder);
+    for (rule, mut rates) in RULES.iter().zip(rates?) {
+        rates.sort_by(f64::total_cmp);
+        report.row(vec![
+            json!(format!("virtual clock, {WORKERS} workers, {rule}")),
+            json!(rates[ROUNDS / 2]),
+            json!(rates[ROUNDS - 1]),
+            json!(null),
+            json!(null),
+        ]);
+    }
+    let mut times = hand_overs();
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e6;
+    let rate = times.len() as f64 / times.iter().sum::<f64>();
+    let what = "hand-over between two threads (one way)";
+    report.row(vec![json!(what), json!(rate), json!(null), json!(at(0.5)), json!(at(0.99))]);
+    report.notes.push(format!(
+        "events include rule, update, event log and the gradient of a scalar; median and best of {ROUNDS} runs of {UPDATES} updates each, the \
+         rules in turn"
+    ));
+    Ok(report)
+}
+
+/// Of every rule, each round, on these centres.
+fn events_per_second(centres: &Path) -> Result<[[f64; ROUNDS]; RULES.len()]> {
     let mut rates = [[0.0; ROUNDS]; RULES.len()];
     for round in 0..ROUNDS {
         for (rule, rates) in RULES.iter().zip(&mut rates) {
             let settings = Options {
                 rule: Some(rule.to_string()),
-                dataset: Some(format!("quadratic:{}", file.display())),
+                dataset: Some(format!("quadratic:{}", centres.display())),
                 backend: Some("cpu".into()),
                 clock: Some("virtual".into()),
                 delay: Some("exp:1,2,3,4,5".into()),
@@ -51,28 +80,7 @@ pub fn run(_: &BenchOptions) -> Result<Report> {
             rates[round] = summary.gradients as f64 / summary.wall_seconds;
         }
     }
-    for (rule, mut rates) in RULES.iter().zip(rates) {
-        rates.sort_by(f64::total_cmp);
-        report.row(vec![
-            json!(format!("virtual clock, {WORKERS} workers, {rule}")),
-            json!(rates[ROUNDS / 2]),
-            json!(rates[ROUNDS - 1]),
-            json!(null),
-            json!(null),
-        ]);
-    }
-    let _ = std::fs::remove_dir_all(&folder);
-    let mut times = hand_overs();
-    times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e6;
-    let rate = times.len() as f64 / times.iter().sum::<f64>();
-    let what = "hand-over between two threads (one way)";
-    report.row(vec![json!(what), json!(rate), json!(null), json!(at(0.5)), json!(at(0.99))]);
-    report.notes.push(format!(
-        "events include rule, update, event log and the gradient of a scalar; median and best of {ROUNDS} runs of {UPDATES} updates each, the \
-         rules in turn"
-    ));
-    Ok(report)
+    Ok(rates)
 }
 
 /// Seconds of hand-overs one way: half of there and back, through the two channels that a worker has.
