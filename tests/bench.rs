@@ -79,7 +79,13 @@ fn main() {
         // Where a launch has the least room.
         trial("kernels --backend wgpu --seconds 0.001", true, 17, "ms", other),
         trial("model --backend cpu,wgpu --model mlp --seconds 0.001", false, 8, "ms", vulkan),
-        trial("scaling --backend wgpu --model mlp --workers 1,2 --seconds 1", false, 2, "gradients/s", vulkan),
+        trial(
+            "scaling --backend wgpu --model mlp --workers 1,2 --seconds 1 --rounds 1",
+            false,
+            2,
+            "gradients/s",
+            vulkan,
+        ),
     ];
     libtest_mimic::run(&arguments, trials).exit();
 }

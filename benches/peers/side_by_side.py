@@ -52,7 +52,8 @@ def stagger(subject, model, batch, threads, seconds, workers=None):
         command = [str(STAGGER), "bench", subject, "--backend", "cpu", "--model", model, "--batch", str(batch),
                    "--threads-per-worker", str(threads), "--seconds", str(seconds), "--out", out]
         if workers:
-            command += ["--workers", str(workers)]
+            # The rounds are this script's.
+            command += ["--workers", str(workers), "--rounds", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"`{' '.join(command)}` failed:\n{done.stderr}")

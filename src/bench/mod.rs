@@ -81,6 +81,9 @@ pub struct BenchOptions {
     /// Seconds for each measurement (the engine's take a fixed number of events)
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
+    /// Times that every number of workers is measured (scaling), all of them in turn; the median counts
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub rounds: usize,
     /// Folder of the report
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -98,8 +101,15 @@ pub struct Report {
 /// What the figure shows of the rows.
 #[derive(Clone)]
 enum Figure {
-    /// A curve: the columns of x and y, and those that tell its curves apart.
-    Curves(usize, usize, Vec<usize>),
+    /// Curves, by the numbers of their columns.
+    Curves {
+        x: usize,
+        y: usize,
+        /// The least and the most of y, for an error bar.
+        range: Option<[usize; 2]>,
+        /// What tells one curve from another.
+        by: Vec<usize>,
+    },
     /// Bars for every row, which is named in the first column; and what the axis says.
     Bars(&'static str, Vec<Bar>),
 }
@@ -126,8 +136,9 @@ impl Report {
 
 /// Runs `stagger bench`.
 pub fn bench(options: &BenchOptions) -> Result<()> {
-    if options.batch == 0 || options.workers.contains(&0) || !options.seconds.is_finite() || options.seconds <= 0.0 {
-        return Err(Error::usage("--batch, --workers and --seconds of a benchmark must be more than 0"));
+    let counts = options.workers.iter().chain([&options.batch, &options.rounds]);
+    if counts.into_iter().any(|n| *n == 0) || !options.seconds.is_finite() || options.seconds <= 0.0 {
+        return Err(Error::usage("--batch, --workers, --rounds and --seconds of a benchmark must be more than 0"));
     }
     if !(0.0..=100.0).contains(&options.target) {
         return Err(Error::usage(format!("--target {} is not a percentage", options.target)));
@@ -204,9 +215,12 @@ fn beside(mut parts: Vec<(Report, Value)>) -> (Report, Value) {
     let (first, _) = &parts[0];
     let columns: Vec<_> = std::iter::once("backend").chain(first.columns.iter().copied()).collect();
     let figure = match first.figure.clone() {
-        Figure::Curves(x, y, by) => {
-            Figure::Curves(x + 1, y + 1, std::iter::once(0).chain(by.into_iter().map(|k| k + 1)).collect())
-        }
+        Figure::Curves { x, y, range, by } => Figure::Curves {
+            x: x + 1,
+            y: y + 1,
+            range: range.map(|ends| ends.map(|k| k + 1)),
+            by: std::iter::once(0).chain(by.into_iter().map(|k| k + 1)).collect(),
+        },
         bars => bars,
     };
     let mut report = Report::new(first.title.clone(), &columns, figure);

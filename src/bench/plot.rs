@@ -13,7 +13,7 @@ const SIZE: (u32, u32) = (800, 500);
 /// The report's figure as SVG, if there is anything to show in it.
 pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
     match &report.figure {
-        Figure::Curves(x, y, by) => curves(report, facts, (*x, *y, by)),
+        Figure::Curves { x, y, range, by } => curves(report, facts, [*x, *y], *range, by),
         Figure::Bars(axis, each) => bars(report, facts, axis, each),
     }
 }
@@ -62,17 +62,30 @@ fn bars(report: &Report, facts: &Value, axis: &str, bars: &[Bar]) -> Result<Opti
     named_bars(&title(report, facts), axis, &things, &series, SIZE.0).map(Some)
 }
 
-fn curves(report: &Report, facts: &Value, (x, y, by): (usize, usize, &[usize])) -> Result<Option<String>> {
-    let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+/// Where curves run, and the ends of an error bar at each of their points.
+type Points = (Vec<(f64, f64)>, Vec<[(f64, f64); 2]>);
+
+fn curves(
+    report: &Report,
+    facts: &Value,
+    [x, y]: [usize; 2],
+    range: Option<[usize; 2]>,
+    by: &[usize],
+) -> Result<Option<String>> {
+    let mut curves: BTreeMap<String, Points> = BTreeMap::new();
     for row in &report.rows {
         if let (Some(a), Some(b)) = (row[x].as_f64(), row[y].as_f64()) {
             let name: Vec<_> = by.iter().map(|k| cell(&row[*k])).collect();
-            curves.entry(name.join(", ")).or_default().push((a, b));
+            let (points, bars) = curves.entry(name.join(", ")).or_default();
+            points.push((a, b));
+            if let Some([Some(least), Some(most)]) = range.map(|ends| ends.map(|k| row[k].as_f64())) {
+                bars.push([(a, least), (a, most)]);
+            }
         }
     }
     let failed =
         |e: &dyn std::fmt::Display| Error::failed(format!("the figure of `{}` cannot be drawn: {e}", report.title));
-    let points = || curves.values().flatten();
+    let points = || curves.values().flat_map(|(points, bars)| points.iter().chain(bars.as_flattened()));
     let most_x = points().map(|p| p.0).fold(0.0, f64::max).max(1.0);
     let most_y = points().map(|p| p.1).fold(0.0, f64::max);
     if most_y <= 0.0 {
@@ -93,14 +106,16 @@ fn curves(report: &Report, facts: &Value, (x, y, by): (usize, usize, &[usize])) 
     chart
         .configure_mesh()
         .x_desc(report.columns[x])
-        .y_desc(report.columns[y])
+        .y_desc(format!("{}{}", report.columns[y], if range.is_some() { " (bars: the least to the most)" } else { "" }))
         .x_label_formatter(&f64::to_string)
         .y_label_formatter(&f64::to_string)
         .light_line_style(WHITE)
         .label_style(("sans-serif", 14))
         .draw()
         .map_err(|e| failed(&e))?;
-    for (points, colour) in curves.values().zip(COLOURS.iter().cycle()) {
+    for ((points, bars), colour) in curves.values().zip(COLOURS.iter().cycle()) {
+        let bars = bars.iter().map(|ends| PathElement::new(*ends, colour.stroke_width(2)));
+        chart.draw_series(bars).map_err(|e| failed(&e))?;
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2))).map_err(|e| failed(&e))?;
         chart.draw_series(points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(|e| failed(&e))?;
     }

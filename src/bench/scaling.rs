@@ -7,7 +7,7 @@ use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::problem::{Snapshot, StepKind};
 use crate::timeline::Occupancy;
-use crate::train::measure;
+use crate::train::{Measured, measure};
 use crate::tuning::Tuning;
 use serde_json::json;
 use stagger_datasets::synthetic;
@@ -86,6 +86,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         "threads each",
         "gradients/s",
         "samples/s",
+        "least",
+        "most",
         "times the first",
         "mean staleness",
         "host cores busy",
@@ -93,42 +95,61 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         "streams at once",
         "device idle",
     ];
-    let mut report = Report::new(title, &columns, Figure::Curves(0, 3, vec![]));
+    let figure = Figure::Curves { x: 0, y: 3, range: Some([4, 5]), by: vec![] };
+    let mut report = Report::new(title, &columns, figure);
     let tuning = Tuning::open(bench.tune_kernels.as_deref(), backend)?;
     let alone = step_alone(bench, backend)?;
     tuning.map(Tuning::finish).transpose()?;
     // Where a step is one launch, its events say what the device does.
     let recorded = backend.device.tells_when() && step_kind(bench, backend)? != StepKind::Eager;
-    let mut first = None;
-    let mut too_short = false;
-    for n in workers(bench, 16) {
-        let settings = Options {
-            rule: Some("asgd".into()),
-            time: Some(bench.seconds),
-            eval_every: Some(0),
-            ..options(bench, backend, n)
-        };
-        let measured = measure(&settings, None)?;
+    let counts = workers(bench, 16);
+    let settings = |n: usize| Options {
+        rule: Some("asgd".into()),
+        time: Some(bench.seconds),
+        eval_every: Some(0),
+        ..options(bench, backend, n)
+    };
+    // In turn, so that a disturbance of seconds does not fall on one number of workers alone.
+    let mut runs: Vec<Vec<Measured>> = counts.iter().map(|_| Vec::new()).collect();
+    for _ in 0..bench.rounds {
+        for (n, runs) in counts.iter().zip(&mut runs) {
+            let run = measure(&settings(*n), None)?;
+            say!("{n} workers: {:.1} gradients/s, {:.0} samples/s", run.rate, run.rate * run.summary.batch as f64);
+            runs.push(run);
+        }
+    }
+    let too_short = runs.iter().flatten().any(|run| run.rate == 0.0);
+    let first: Vec<f64> = runs[0].iter().map(|run| run.rate).collect();
+    for (n, mut runs) in counts.into_iter().zip(runs) {
+        // By the first of the same round, which was measured in the same minute.
+        let mut times: Vec<f64> = runs.iter().zip(&first).map(|(run, first)| run.rate / first).collect();
+        times.sort_by(f64::total_cmp);
+        runs.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        let Measured { summary, rate, .. } = &runs[runs.len() / 2];
+        let samples = |rate: f64| json!(rate * summary.batch as f64);
         // Apart, for it costs something.
-        let occupancy = if recorded { occupancy(&settings, n as u64)? } else { None };
-        let (summary, rate) = (&measured.summary, measured.rate);
-        too_short |= rate == 0.0;
-        let samples = rate * summary.batch as f64;
-        let base = *first.get_or_insert(rate);
+        let occupancy = if recorded { occupancy(&settings(n), n as u64)? } else { None };
         let (threads, staleness) = (summary.threads_per_worker, summary.mean_staleness);
         report.row(vec![
             json!(n),
             json!(threads),
             json!(rate),
-            json!(samples),
-            json!(rate / base),
+            samples(*rate),
+            samples(runs[0].rate),
+            samples(runs[runs.len() - 1].rate),
+            json!(times[times.len() / 2]),
             json!(staleness),
             json!(summary.cores_busy),
             json!(alone.map(|seconds| rate * seconds)),
             json!(occupancy.map(|o| o.at_once)),
             json!(occupancy.map(|o| o.idle)),
         ]);
-        say!("{n} workers: {rate:.1} gradients/s, {samples:.0} samples/s");
+    }
+    if bench.rounds > 1 {
+        report.notes.push(format!(
+            "gradients/s and samples/s: the median of {} rounds, and the least and the most of samples/s; times the first: the median of what each round says",
+            bench.rounds
+        ));
     }
     if too_short {
         report.notes.push("0 gradients/s: no worker came to two gradients in this time; use more --seconds".into());

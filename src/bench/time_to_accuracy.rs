@@ -15,7 +15,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let BenchOptions { clock, target, model, batch, delay, .. } = bench;
     let title = format!("time to {target} %: {model}, batch {batch}, delay {delay}, {clock} clock");
     let columns = ["rule", "workers", "time to target [s]", "updates", "gradients", "best accuracy [%]", "wall [s]"];
-    let mut report = Report::new(title, &columns, Figure::Curves(1, 2, vec![0]));
+    let mut report = Report::new(title, &columns, Figure::Curves { x: 1, y: 2, range: None, by: vec![0] });
     for rule in &bench.rules {
         for n in workers(bench, 8) {
             let settings = Options {
