@@ -53,6 +53,7 @@ fn its_commands_list_and_run_the_rule() {
     }
     let summary = std::fs::read_to_string(folder("a").join("summary.json")).unwrap();
     assert!(summary.contains("\"rule\": \"damped:p=1\"") && summary.contains("\"updates\": 200"), "{summary}");
+    ["a", "b"].into_iter().for_each(|name| std::fs::remove_dir_all(folder(name)).unwrap());
 }
 
 #[test]
