@@ -29,10 +29,16 @@ fn holds(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
     let whole: Value = serde_json::from_slice(&std::fs::read(folder.join("bench.json")).unwrap()).unwrap();
     let found = whole["rows"].as_array().unwrap();
     assert_eq!(found.len(), rows, "{whole:#}");
+    let svg = std::fs::read_to_string(folder.join("bench.svg")).unwrap();
     for row in found {
         assert!(row[column].as_f64().unwrap() > 0.0, "{column} of {row}");
         for (name, value) in row.as_object().unwrap() {
             assert!(value.as_f64().is_none_or(|x| x.is_finite() && x >= 0.0), "{name} of {row}");
+        }
+        if let Some(least) = row["least"].as_f64() {
+            let [median, most] = ["samples/s", "most"].map(|name| row[name].as_f64().unwrap());
+            assert!(least <= median && median <= most, "{row}");
+            assert!(svg.contains("bars: the least to the most"));
         }
     }
     for fact in ["device", "driver", "host", "version", "commit", "command"] {
@@ -45,7 +51,6 @@ fn holds(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
     assert_eq!(is_soft(&out) && is_soft(&notes), whole["facts"]["device"].to_string().contains("llvmpipe"), "{notes}");
     let csv = std::fs::read_to_string(folder.join("bench.csv")).unwrap();
     assert_eq!(csv.lines().count(), rows + 1);
-    let svg = std::fs::read_to_string(folder.join("bench.svg")).unwrap();
     let bars = svg.matches("<rect").count() + svg.matches("<circle").count();
     assert!(bars > rows, "a sheet, and a mark for each row, not {bars}");
     assert!(std::fs::read(folder.join("bench.png")).unwrap().starts_with(b"\x89PNG"));

@@ -81,7 +81,7 @@ pub struct BenchOptions {
     /// Seconds for each measurement (the engine's take a fixed number of events)
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
-    /// Times that every number of workers is measured (scaling), all of them in turn; the median counts
+    /// Times that every number of workers is measured (scaling), all of them in turn; the median counts, of an even number the lower
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub rounds: usize,
     /// Folder of the report

@@ -125,7 +125,8 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         let mut times: Vec<f64> = runs.iter().zip(&first).map(|(run, first)| run.rate / first).collect();
         times.sort_by(f64::total_cmp);
         runs.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-        let Measured { summary, rate, .. } = &runs[runs.len() / 2];
+        let median = (bench.rounds - 1) / 2;
+        let Measured { summary, rate, .. } = &runs[median];
         let samples = |rate: f64| json!(rate * summary.batch as f64);
         // Apart, for it costs something.
         let occupancy = if recorded { occupancy(&settings(n), n as u64)? } else { None };
@@ -137,7 +138,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             samples(*rate),
             samples(runs[0].rate),
             samples(runs[runs.len() - 1].rate),
-            json!(times[times.len() / 2]),
+            json!(times[median]),
             json!(staleness),
             json!(summary.cores_busy),
             json!(alone.map(|seconds| rate * seconds)),
