@@ -7,7 +7,7 @@
 //! With an unlimited age it is ACE; a worker that is never young enough does not count, so a small age is a bias. Proved for
 //! ACE; the bound is the authors' practical form. The paper fixes no age; ours is twice the workers.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, crowd::Ages};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "aced",
@@ -18,13 +18,13 @@ pub(super) const ENTRY: Entry = Entry {
     keys: &[Key { name: "max_age", default: "twice the workers", meaning: "updates since a row's gradient began" }],
     build: |keys, setting| {
         let max_age = keys.count("max_age", 2 * setting.workers, 0..=usize::MAX)? as u64;
-        Ok(Box::new(Aced { max_age, began: vec![None; setting.workers] }))
+        Ok(Box::new(Aced { max_age, rows: Ages::new(setting.workers) }))
     },
 };
 
 struct Aced {
     max_age: u64,
-    began: Vec<Option<u64>>, // the version of each row that counts
+    rows: Ages, // those that count
 }
 
 impl Rule for Aced {
@@ -36,13 +36,11 @@ impl Rule for Aced {
         if a.staleness > self.max_age {
             return Decision::fold(Fold::Drop).start(Start::Sender);
         }
-        let forget = self.began[a.worker].replace(a.version).is_none();
-        let too_old = |j: &usize| self.began[*j].is_some_and(|v| a.t - v > self.max_age);
-        let old: Vec<usize> = (0..self.began.len()).filter(too_old).collect();
-        old.iter().for_each(|j| self.began[*j] = None);
-        let active = self.began.iter().flatten().count() as f64;
+        let forget = !self.rows.renew(a.worker, a.version);
+        let old = self.rows.retire(a.t.saturating_sub(self.max_age));
+        let active = self.rows.count() as f64;
         let fold = Decision { retire: old, ..Decision::fold(Fold::Row { table: 0, mix: 1.0, scale: 1.0, forget }) };
-        match (a.t, active == self.began.len() as f64) {
+        match (a.t, self.rows.is_whole()) {
             (0, false) => fold,
             (0, true) => fold.step(1.0, Start::Everybody).scaled(1.0 / active),
             _ => fold.step(1.0, Start::Sender).scaled(1.0 / active),

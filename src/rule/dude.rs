@@ -5,7 +5,7 @@
 //! Wang, Sun, Wai, Zhang 2024 (arXiv 2405.16966; IA²SGD). Proved: mean ‖∇f‖² falls as √(L τ_max F0/(nT)), no ζ anywhere. c = n is
 //! `sync`. Its start was not available to us: `barrier` waits for all, `keep-busy` renews rows at x_0, `zero` steps at once.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, crowd::Awaited};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "dude",
@@ -18,9 +18,10 @@ pub(super) const ENTRY: Entry = Entry {
         Key { name: "init", default: "barrier", meaning: "first round: barrier, keep-busy or zero" },
     ],
     build: |keys, setting| {
-        let (n, inits) = (setting.workers, [("barrier", (1, true)), ("keep-busy", (1, false)), ("zero", (0, false))]);
-        let (c, (rounds, waits)) = (keys.count("c", 1, 1..=n)?, keys.choice("init", &inits)?);
-        Ok(Box::new(Dude { n, c, waits, silent: (0..rounds * n).collect(), answered: Vec::new() }))
+        let (n, inits) =
+            (setting.workers, [("barrier", (true, true)), ("keep-busy", (true, false)), ("zero", (false, false))]);
+        let (c, (first, waits)) = (keys.count("c", 1, 1..=n)?, keys.choice("init", &inits)?);
+        Ok(Box::new(Dude { n, c, waits, silent: Awaited::new(n, first), answered: Vec::new() }))
     },
 };
 
@@ -28,7 +29,7 @@ struct Dude {
     n: usize,
     c: usize,
     waits: bool,
-    silent: Vec<usize>,   // has not answered at all yet
+    silent: Awaited,      // has not answered at all yet
     answered: Vec<usize>, // has answered since the last update
 }
 
@@ -40,8 +41,7 @@ impl Rule for Dude {
     fn on_arrival(&mut self, arrival: &Arrival) -> Decision {
         let fold = Decision::fold(Fold::row(1.0 / self.n as f64));
         if !self.silent.is_empty() {
-            self.silent.retain(|i| *i != arrival.worker);
-            let all = self.silent.is_empty();
+            let all = self.silent.remove(arrival.worker);
             return if self.waits { fold.step_if(all, 1.0, || Start::Everybody) } else { fold.start(Start::Sender) };
         }
         self.answered.push(arrival.worker);

@@ -9,7 +9,7 @@
 //! worker's mean is kept as it grows (row += (g - row)/B), so an arrival costs one update whatever n. Without `s` it stops
 //! once everybody has answered.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, crowd::Tally};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "malenia",
@@ -20,13 +20,13 @@ pub(super) const ENTRY: Entry = Entry {
     keys: &[Key { name: "s", default: "everybody once", meaning: "the harmonic mean of the B_i is to exceed s/n" }],
     build: |keys, setting| {
         let (n, s) = (setting.workers, keys.count("s", 0, 1..=1 << 20)?);
-        Ok(Box::new(Malenia { s: s as f64, batches: vec![0; n] }))
+        Ok(Box::new(Malenia { bound: s as f64 / n as f64, batches: Tally::new(n) }))
     },
 };
 
 struct Malenia {
-    s: f64,
-    batches: Vec<u32>,
+    bound: f64,
+    batches: Tally,
 }
 
 impl Rule for Malenia {
@@ -35,14 +35,12 @@ impl Rule for Malenia {
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {
-        self.batches[a.worker] += 1;
-        let (n, b) = (self.batches.len(), self.batches[a.worker]);
+        let (n, b) = (self.batches.workers(), self.batches.add(a.worker));
         let row = Fold::Row { table: 0, mix: 1.0 / b as f64, scale: 1.0 / n as f64, forget: b == 1 };
-        let inverse: f64 = self.batches.iter().map(|b| 1.0 / *b as f64).sum(); // infinite while somebody is silent
-        if inverse.is_infinite() || n as f64 / inverse <= self.s / n as f64 {
+        if !self.batches.exceeds(self.bound) {
             return Decision::fold(row).start(Start::Sender);
         }
-        self.batches.fill(0);
+        self.batches.clear();
         Decision::fold(row).step(0.0, Start::Sender).restart((0..n).filter(|i| *i != a.worker).collect())
     }
 }

@@ -15,6 +15,7 @@ mod adpsgd;
 mod asgd;
 mod async_diloco;
 mod ca2fl;
+mod crowd;
 mod dcasgd;
 mod delay_adaptive;
 mod diloco;
@@ -622,6 +623,29 @@ mod tests {
             assert!(entry.source.lines().count() <= 60, "{} has {}", entry.name, entry.source.lines().count());
             assert!(entry.source.contains("#[test]"), "{} has no test", entry.name);
             assert_eq!(RULES.iter().filter(|e| e.name == entry.name).count(), 1);
+        }
+    }
+
+    /// Ten thousand workers instead of a hundred: what looks at each of them takes a hundred times as long, an ordered set and a cache that
+    /// is too small some times.
+    #[test]
+    fn an_arrival_at_a_table_costs_the_same_however_many_workers_there_are() {
+        let seconds = |name: &str, n: usize| {
+            let mut rule = rule(name, n);
+            let (mut t, began) = (0, std::time::Instant::now());
+            for k in 0..100_000 {
+                t += arrive(&mut *rule, k % n, t - t.min(n as u64 / 2), t).step.is_some() as u64;
+            }
+            began.elapsed().as_secs_f64()
+        };
+        // The best of some: whatever else runs here makes them worse.
+        let best = |name: &str, n: usize| (0..5).map(|_| seconds(name, n)).fold(f64::INFINITY, f64::min);
+        let tables: Vec<_> = RULES.iter().map(|e| e.name).filter(|name| rule(name, 4).needs().tables > 0).collect();
+        assert!(tables.len() >= 7, "{tables:?}");
+        for name in tables {
+            let (few, many) = (best(name, 100), best(name, 10_000));
+            println!("{name}: {:.0} and {:.0} ns", 1e4 * few, 1e4 * many);
+            assert!(many < 15.0 * few, "{name}: {few} s and {many} s");
         }
     }
 

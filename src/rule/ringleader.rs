@@ -7,6 +7,7 @@
 //! Maranjyan, Richtárik 2026 (ICLR; arXiv 2509.22860). Proved: optimal time for heterogeneous data, delays at most 2n-2. The
 //! G_j/b_j are kept as running means. A worker that never answers blocks phase 1.
 
+use super::crowd::{Awaited, Tally};
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -16,15 +17,15 @@ pub(super) const ENTRY: Entry = Entry {
     source: include_str!("ringleader.rs"),
     cost: Cost { server: "3", worker: "2", copies: "1", biased: false },
     keys: &[],
-    build: |_, setting| {
-        let n = setting.workers;
-        Ok(Box::new(Ringleader { counts: [vec![0; n], vec![0; n]], waiting: vec![false; n] }))
+    build: |_, set| {
+        let (counts, waiting) = ([set.workers; 2].map(Tally::new), Awaited::new(set.workers, false));
+        Ok(Box::new(Ringleader { counts, waiting }))
     },
 };
 
 struct Ringleader {
-    counts: [Vec<u32>; 2], // b and b+
-    waiting: Vec<bool>,    // for its update of this round; nobody in phase 1
+    counts: [Tally; 2], // b and b+
+    waiting: Awaited,   // for their update of this round; nobody in phase 1
 }
 
 impl Rule for Ringleader {
@@ -33,19 +34,18 @@ impl Rule for Ringleader {
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {
-        let (i, n, collects) = (a.worker, self.waiting.len(), !self.waiting.contains(&true));
-        let table = (!collects && !self.waiting[i]) as usize;
-        self.counts[table][i] += 1;
-        let b = self.counts[table][i] as f64;
+        let (i, n, collects) = (a.worker, self.counts[0].workers(), self.waiting.is_empty());
+        let table = (!collects && !self.waiting.has(i)) as usize;
+        let b = self.counts[table].add(i) as f64;
         let row = Decision::fold(Fold::Row { table, mix: 1.0 / b, scale: 1.0 / n as f64, forget: b == 1.0 });
-        if table == 1 || collects && self.counts[0].contains(&0) {
+        if table == 1 || !self.counts[0].is_whole() {
             return row.start(Start::Sender);
         }
-        self.waiting.iter_mut().for_each(|waiting| *waiting |= collects);
-        self.waiting[i] = false;
-        let swap = !self.waiting.contains(&true);
+        self.waiting.refill_if(collects);
+        let swap = self.waiting.remove(i);
         if swap {
-            self.counts = [std::mem::take(&mut self.counts[1]), vec![0; n]];
+            self.counts.swap(0, 1);
+            self.counts[1].clear();
         }
         Decision { swap, ..row.step(!swap as u8 as f64, Start::Sender) }
     }
