@@ -20,7 +20,7 @@ fn resident(process: u32) -> Option<u64> {
 }
 
 /// Runs 16 workers of DuDe with these flags besides, for `at_most` seconds; gives the most memory of the run's second third and of its last, in
-/// kilobytes, and says whether it grew.
+/// kilobytes, which must not have grown.
 fn soaks(flags: &str, folder: &Path, at_most: f64) -> (u64, u64) {
     let _alone = ALONE.lock();
     let always = "train --rule dude --workers 16 --backend cpu --threads-per-worker 1";

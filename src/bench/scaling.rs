@@ -95,7 +95,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         "streams at once",
         "device idle",
     ];
-    let figure = Figure::Curves { x: 0, y: 3, range: Some([4, 5]), by: vec![] };
+    let figure = Figure::Curves { x: 0, y: 3, range: (bench.rounds > 1).then_some([4, 5]), by: vec![] };
     let mut report = Report::new(title, &columns, figure);
     let tuning = Tuning::open(bench.tune_kernels.as_deref(), backend)?;
     let alone = step_alone(bench, backend)?;
