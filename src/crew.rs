@@ -86,14 +86,6 @@ pub struct Together {
     pub clip: Option<f32>,
 }
 
-/// A job that counts as running.
-pub struct Running {
-    /// What it is.
-    pub job: Job,
-    /// When it began, on the run's axis.
-    pub began: f64,
-}
-
 /// Decides how long a job takes; told its worker, its number and its share of a full job's time when it begins, it answers with
 /// the seconds that the worker has to wait for in reality.
 pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
@@ -133,7 +125,7 @@ struct Slot {
     hand: Hand,
     /// The stream of its thread.
     stream: Option<Stream>,
-    running: Option<Running>,
+    running: Option<Job>,
     /// The worker has an order in hand: the running job or, if it has a thread, perhaps one that was given up meanwhile.
     busy: bool,
     /// The running job is to be sent when the thread comes back from one that was given up.
@@ -333,9 +325,17 @@ impl Crew {
         !self.is_on_the_spot() || self.on_streams
     }
 
-    /// Whether somebody has answered whose turn has not come.
+    /// Whether somebody has answered who was not asked for yet.
     pub fn has_answer(&self) -> bool {
         !self.inbox.is_empty() || (self.runs_ahead() && self.slots.iter().any(|slot| slot.early.is_some()))
+    }
+
+    /// Whether this worker has answered: all messages that are there are looked at.
+    pub fn has_answered(&mut self, worker: usize) -> Result<bool> {
+        while let Ok(message) = self.inbox.try_recv() {
+            self.heed(message)?;
+        }
+        Ok(self.slots[worker].early.is_some())
     }
 
     /// Whether a worker has something to do after its job.
@@ -375,9 +375,9 @@ impl Crew {
         let slot = &mut self.slots[worker];
         (job.number, slot.attempts) = (slot.next_job, 0);
         slot.next_job += 1;
-        job.delay = begin(worker, job.number, job.share);
+        (job.began, job.delay) = (now, begin(worker, job.number, job.share));
         job.snapshot.seal = self.order.clone();
-        slot.running = Some(Running { job, began: now });
+        slot.running = Some(job);
         if slot.busy {
             slot.held = true;
             return Ok(());
@@ -386,7 +386,7 @@ impl Crew {
     }
 
     /// Gives up the worker's running job, which is returned, and its queue (preemption).
-    pub fn cancel(&mut self, worker: usize) -> Option<Running> {
+    pub fn cancel(&mut self, worker: usize) -> Option<Job> {
         let slot = &mut self.slots[worker];
         slot.queue.clear();
         let running = slot.running.take()?;
@@ -395,7 +395,7 @@ impl Crew {
         if slot.early.take().is_none() && !std::mem::take(&mut slot.held) && slot.busy {
             match &mut slot.hand {
                 Hand::Thread(outbox) => {
-                    let told = outbox.try_send(Order::Cancel(running.job.number)).is_ok();
+                    let told = outbox.try_send(Order::Cancel(running.number)).is_ok();
                     debug_assert!(told, "the outbox has room for a cancellation (I1)");
                 }
                 Hand::Here(_) | Hand::Together => slot.busy = false,
@@ -452,12 +452,12 @@ impl Crew {
     }
 
     /// The job that `worker` is running.
-    pub fn running(&self, worker: usize) -> Option<&Running> {
+    pub fn running(&self, worker: usize) -> Option<&Job> {
         self.slots[worker].running.as_ref()
     }
 
     /// Ends the running job of a worker whose gradient has arrived, and returns it.
-    pub fn arrived(&mut self, worker: usize) -> Running {
+    pub fn arrived(&mut self, worker: usize) -> Job {
         self.slots[worker].running.take().expect("an arrival answers a running job")
     }
 
@@ -467,7 +467,7 @@ impl Crew {
     }
 
     /// The same as [`Crew::arrived`] for an arrival of the past; nothing if the worker has no job.
-    pub fn recalled(&mut self, worker: usize) -> Option<Running> {
+    pub fn recalled(&mut self, worker: usize) -> Option<Job> {
         let slot = &mut self.slots[worker];
         slot.held = false;
         slot.running.take()
@@ -476,8 +476,7 @@ impl Crew {
     /// All jobs that are running or queued: worker, place in its queue (0 is the running one), job.
     pub fn jobs(&mut self) -> impl Iterator<Item = (usize, usize, &mut Job)> {
         self.slots.iter_mut().enumerate().flat_map(|(i, slot)| {
-            let running = slot.running.iter_mut().map(|running| &mut running.job);
-            running.chain(&mut slot.queue).enumerate().map(move |(k, job)| (i, k, job))
+            slot.running.iter_mut().chain(&mut slot.queue).enumerate().map(move |(k, job)| (i, k, job))
         })
     }
 
@@ -487,7 +486,7 @@ impl Crew {
         for worker in 0..self.slots.len() {
             let slot = &mut self.slots[worker];
             if let (true, Some(running)) = (std::mem::take(&mut slot.held), &mut slot.running) {
-                running.job.snapshot.seal = self.order.clone();
+                running.snapshot.seal = self.order.clone();
                 self.send(worker)?;
             }
         }
@@ -509,7 +508,7 @@ impl Crew {
     fn answer(&mut self, worker: usize) -> Result<Option<Gradient>> {
         let slot = &mut self.slots[worker];
         let Hand::Here(here) = &mut slot.hand else { unreachable!("asked for by who computes here") };
-        let Some(Running { job, .. }) = &slot.running else { unreachable!("a job in hand runs") };
+        let Some(job) = &slot.running else { unreachable!("a job in hand runs") };
         slot.busy = false;
         match here.answer(job) {
             Message::Gradient(gradient, _) => Ok(Some(gradient)),
@@ -539,14 +538,14 @@ impl Crew {
             OnFailure::Restart => "given up",
             OnFailure::Stop => "stopped",
         };
-        let failure = Failure { worker, job: running.job.number, reason, hung, handled: handled.into() };
+        let failure = Failure { worker, job: running.number, reason, hung, handled: handled.into() };
         self.failures.push(failure.clone());
         if handled != "restarted" {
             slot.early = Some(Err(failure));
             return Ok(());
         }
         note!("NOTE       {failure}; it does the job again");
-        (running.job.snapshot.seal, running.job.delay) = (self.order.clone(), 0.0);
+        (running.snapshot.seal, running.delay) = (self.order.clone(), 0.0);
         self.send(worker)
     }
 
@@ -559,7 +558,7 @@ impl Crew {
         let others = (0..self.slots.len()).filter(|i| *i != worker && self.slots[*i].busy);
         let mut who: Vec<usize> = std::iter::once(worker).chain(others).take(together.most).collect();
         who.truncate(1 << who.len().ilog2());
-        let job = |i: &usize| self.slots[*i].running.as_ref().expect("a job in hand runs").job.clone();
+        let job = |i: &usize| self.slots[*i].running.as_ref().expect("a job in hand runs").clone();
         let jobs: Vec<Job> = who.iter().map(job).collect();
         let asked: Vec<Asked> = who
             .iter()
@@ -657,60 +656,68 @@ impl Crew {
     fn receive(&mut self) -> Result<usize> {
         loop {
             let message = self.message()?;
-            // Whoever was given up may say what it likes, and nobody listens.
-            let sender = match &message {
-                Message::Gradient(gradient, _) => Some(gradient.worker),
-                Message::Cancelled { worker } | Message::Failed { worker, .. } => Some(*worker),
-                Message::Ready { .. } | Message::Hangs { .. } => None,
-            };
-            if sender.is_some_and(|worker| matches!(self.slots[worker].hand, Hand::Gone)) {
-                continue;
-            }
-            let worker = match message {
-                Message::Gradient(gradient, _) => {
-                    let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
-                    slot.busy = false;
-                    if slot.running.as_ref().is_some_and(|running| running.job.number == gradient.job) {
-                        slot.early = Some(Ok(gradient));
-                        return Ok(worker);
-                    }
-                    worker
-                }
-                Message::Cancelled { worker } => {
-                    self.slots[worker].busy = false;
-                    worker
-                }
-                Message::Ready { .. } => unreachable!("every worker was ready before the first job"),
-                Message::Failed { worker, job, reason } => {
-                    self.slots[worker].busy = false;
-                    // A job that was given up meanwhile may fail as it likes.
-                    if self.slots[worker].running.as_ref().is_some_and(|running| running.job.number == job) {
-                        self.failed(worker, reason, false)?;
-                    }
-                    if self.slots[worker].early.is_some() {
-                        return Ok(worker);
-                    }
-                    worker
-                }
-                Message::Hangs { worker } => {
-                    self.gate.replace_a_permit();
-                    self.room.replace_a_permit();
-                    let seconds = self.slots[worker].sent.elapsed().as_secs_f64();
-                    (self.slots[worker].hand, self.slots[worker].busy) = (Hand::Gone, false);
-                    self.failed(worker, format!("no answer for {seconds:.1} s (--worker-timeout)"), true)?;
-                    return Ok(worker);
-                }
-            };
-            if std::mem::take(&mut self.slots[worker].held) {
-                self.send(worker)?;
+            if let Some(worker) = self.heed(message)? {
+                return Ok(worker);
             }
         }
+    }
+
+    /// Sees to a message; if it is the gradient of a running job, or its failure, that is put by and its worker told.
+    fn heed(&mut self, message: Message) -> Result<Option<usize>> {
+        // Whoever was given up may say what it likes, and nobody listens.
+        let sender = match &message {
+            Message::Gradient(gradient, _) => Some(gradient.worker),
+            Message::Cancelled { worker } | Message::Failed { worker, .. } => Some(*worker),
+            Message::Ready { .. } | Message::Hangs { .. } => None,
+        };
+        if sender.is_some_and(|worker| matches!(self.slots[worker].hand, Hand::Gone)) {
+            return Ok(None);
+        }
+        let worker = match message {
+            Message::Gradient(gradient, _) => {
+                let (worker, slot) = (gradient.worker, &mut self.slots[gradient.worker]);
+                slot.busy = false;
+                if slot.running.as_ref().is_some_and(|running| running.number == gradient.job) {
+                    slot.early = Some(Ok(gradient));
+                    return Ok(Some(worker));
+                }
+                worker
+            }
+            Message::Cancelled { worker } => {
+                self.slots[worker].busy = false;
+                worker
+            }
+            Message::Ready { .. } => unreachable!("every worker was ready before the first job"),
+            Message::Failed { worker, job, reason } => {
+                self.slots[worker].busy = false;
+                // A job that was given up meanwhile may fail as it likes.
+                if self.slots[worker].running.as_ref().is_some_and(|running| running.number == job) {
+                    self.failed(worker, reason, false)?;
+                }
+                if self.slots[worker].early.is_some() {
+                    return Ok(Some(worker));
+                }
+                worker
+            }
+            Message::Hangs { worker } => {
+                self.gate.replace_a_permit();
+                self.room.replace_a_permit();
+                let seconds = self.slots[worker].sent.elapsed().as_secs_f64();
+                (self.slots[worker].hand, self.slots[worker].busy) = (Hand::Gone, false);
+                self.failed(worker, format!("no answer for {seconds:.1} s (--worker-timeout)"), true)?;
+                return Ok(Some(worker));
+            }
+        };
+        if std::mem::take(&mut self.slots[worker].held) {
+            self.send(worker)?;
+        }
+        Ok(None)
     }
 
     /// Gives the worker its running job.
     fn send(&mut self, worker: usize) -> Result<()> {
         let slot = &mut self.slots[worker];
-        let Some(Running { job, .. }) = &slot.running else { unreachable!("what is sent runs") };
+        let Some(job) = &slot.running else { unreachable!("what is sent runs") };
         if self.recalling {
             slot.held = true;
             return Ok(());

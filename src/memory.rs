@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::problem::Problem;
 use crate::rule::{Needs, Optimizer};
 use crate::state::Descent;
-use stagger_kernels::{Dtype, Row, Segment};
+use stagger_kernels::{Device, Dtype, Row, Segment, update};
 
 /// Bytes of the program itself, and of a worker's thread, where they lie in the same memory. Drivers that were asked for a device take
 /// memory there, too: the one of a software adapter twice as much as the program.
@@ -28,14 +28,24 @@ pub struct Need {
     saved: u64,
 }
 
+/// How the server comes by results.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Come {
+    /// As they are computed.
+    AtOnce,
+    /// In an order in which they are computed, too, up to whose thread the system wakes first: all jobs take the same simulated time.
+    InOrder,
+    /// In another order, or later: those that are computed wait.
+    AtTheirTime,
+}
+
 impl Need {
-    /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU), whose results wait for
-    /// their time where they are `timed`; `together` where all jobs take the same time.
+    /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU).
     pub fn of(
         problem: &Problem,
         workers: usize,
         threads: Option<usize>,
-        (timed, together): (bool, bool),
+        come: Come,
         needs: &Needs,
         descent: &Descent,
     ) -> Need {
@@ -57,20 +67,33 @@ impl Need {
         // Stacked replicas compute at once, on models that were copied together.
         let stacked = problem.stacked.as_ref().map_or(0, |(_, most)| *most);
         let computing = if stacked > 0 { stacked } else { computing } as u64;
-        // Of each worker: its own model, squares, moments of local steps. Of those who compute: sum and point of theirs, and the gradient.
+        // Of each worker: its own model, squares. Of those who compute: sum, point and moments of local steps, and the gradient;
+        // whoever makes way between two steps lets one more begin.
         let (walks, moments) = (needs.local.walks() as u64, needs.local.adamw.is_some() as u64);
-        let each = n * (needs.own as u64 + needs.squares as u64 + 2 * walks * moments) + 3 * walks * computing;
+        let each = n * (needs.own as u64 + needs.squares as u64) + (3 + 2 * moments) * walks * n.min(2 * computing);
         // What a job was sent: one version each, but the same for all where they begin together, and for about as many as an update
-        // takes gradients.
-        let sent = if needs.synchronous { 1 } else { n.min(n / needs.gradients.max(1) as u64 + 2) };
+        // takes gradients. A model of the worker's own has been counted, unless a peer changed it meanwhile: half of them.
+        let sent = match needs {
+            Needs { synchronous: true, .. } => 1,
+            Needs { peers: true, .. } => n.div_ceil(2),
+            Needs { own: true, .. } => 1,
+            _ => n.min(n / needs.gradients.max(1) as u64 + 2),
+        };
         // Stacked, models are let go of late where workers are out of step.
-        let together = together || needs.synchronous;
+        let together = come != Come::AtTheirTime || needs.synchronous;
         let sent = if stacked > 0 && !together { n } else { sent };
         // Gradients: of those who compute, and of all whose result waits for its time. Without convolutions the server is slower than they
-        // are: as many again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator.
+        // are: as many again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator; and in
+        // simulated time those that are folded in one launch.
         let convolves = |segment: &Segment| segment.shape.len() == 4;
         let slow = !problem.layout.segments().iter().any(convolves);
-        let gradients = if timed { n } else { n.min(if slow { 4 * computing } else { computing + 1 }) };
+        let folded = if needs.sum { update::earlier(&Device::Cpu, &problem.layout) as u64 } else { 0 };
+        let gradients = match (come, slow) {
+            (Come::AtTheirTime, _) if !alone => n,
+            (Come::InOrder, true) => n.min(4 * computing + folded),
+            (_, true) => n.min(4 * computing),
+            (_, false) => n.min(computing + 1),
+        };
         // Passes are of several sizes where not all workers finish at once, and where too many do.
         let crowd = workers > stacked;
         let varied = !together || crowd;

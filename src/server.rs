@@ -6,7 +6,7 @@
 //! * I7: every arrival is applied once, or logged as dropped: arrivals = applied + dropped.
 
 use crate::checkpoint::{Checkpoint, Draft, Manifest, Saver};
-use crate::crew::{Crew, Running};
+use crate::crew::Crew;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::problem::{Evaluator, Snapshot};
@@ -213,9 +213,9 @@ impl Server<'_> {
             self.lose_again(&past.manifest, outcome);
             self.transport.passed(&self.crew, &event)?;
             let recalled = self.crew.recalled(event.worker);
-            let Running { job, began } =
+            let job =
                 recalled.ok_or_else(|| other(format!("worker {} has no job at event {}", event.worker, event.seq)))?;
-            let (decision, told) = self.decide(state, &job, began, event.worker, event.time);
+            let (decision, told) = self.decide(state, &job, event.worker, event.time);
             state.version += told.effect.is_step() as u64;
             let told = Event { loss: event.loss, seq: outcome.gradients, t: state.version, ..told };
             if told != event {
@@ -400,13 +400,13 @@ impl Server<'_> {
             return Ok(over);
         }
         let worker = gradient.worker;
-        let Running { job, began } = self.crew.arrived(worker);
-        let (decision, event) = self.decide(state, &job, began, worker, time);
-        let (effect, steps) = (event.effect, job.steps);
+        let job = self.crew.arrived(worker);
+        let (decision, event) = self.decide(state, &job, worker, time);
+        let (effect, steps, began) = (event.effect, job.steps, job.began);
         let device = state.device.clone();
         // Whoever has nothing to do writes nothing.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
-        let may_wait = idle && self.crew.has_answer() && !self.crew.has_queue(worker);
+        let may_wait = idle && !self.crew.has_queue(worker) && self.transport.has_next(&mut self.crew)?;
         let update = || {
             state.take(gradient, &job, &decision, pending.len(), may_wait);
             state.device.seal()
@@ -433,10 +433,10 @@ impl Server<'_> {
     }
 
     /// Asks the rule about an arrival. Of the event the number, the loss and the version after it are still to be told.
-    fn decide(&mut self, state: &State, job: &Job, began: f64, worker: usize, time: f64) -> (Decision, Event) {
+    fn decide(&mut self, state: &State, job: &Job, worker: usize, time: f64) -> (Decision, Event) {
         let (version, steps) = (job.version, job.steps);
         let staleness = state.version - version;
-        let (seconds, loss) = (time - began, self.losses.told);
+        let (seconds, loss) = (time - job.began, self.losses.told);
         let arrival = Arrival { worker, version, t: state.version, staleness, time, seconds, steps, loss };
         let decision = self.rule.on_arrival(&arrival);
         let effect = match (decision.step.is_some(), decision.fold) {
@@ -481,7 +481,7 @@ impl Server<'_> {
     fn start(&mut self, state: &mut State, sender: usize, decision: &Decision, now: f64) -> Result<()> {
         for &worker in &decision.restart {
             if let Some(running) = self.crew.cancel(worker) {
-                state.done_with(running.job);
+                state.done_with(running);
             }
             self.assign(state, worker, now)?;
         }

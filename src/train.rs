@@ -10,7 +10,7 @@ use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::fault::OnFailure;
 use crate::gate::Gate;
-use crate::memory::{Need, gib};
+use crate::memory::{Come, Need, gib};
 use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
 use crate::progress::{Progress, span};
 use crate::record::{Columns, Evaluation, Event, Limits, Outcome, RunFolder, Summary};
@@ -233,18 +233,21 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         table_dtype: settings.table_dtype,
         guard: if settings.on_nan == OnNan::Clip { Guard::Elements } else { Guard::Whole },
     };
-    let timed = settings.clock != Clock::Wall || settings.delay != DelayModel::None;
+    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
     // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
     // where all that a worker does is to launch what it has recorded.
-    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
     let recorded = problem.recorded && !needs.local.walks() && !needs.live;
     let on_the_spot =
         if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded && !waits };
     // Only from a thread of its own can a worker be seen to hang.
     let on_the_spot = (on_the_spot && settings.policy.timeout.is_none()) || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
-    let times = (timed, settings.delay.is_constant());
-    let memory = Need::of(&problem, workers, threads_taken, times, &needs, &descent);
+    let come = match settings.clock {
+        Clock::Wall if !waits => Come::AtOnce,
+        Clock::Virtual if settings.delay.is_constant() => Come::InOrder,
+        _ => Come::AtTheirTime,
+    };
+    let memory = Need::of(&problem, workers, threads_taken, come, &needs, &descent);
     let copies = threads.is_some() && settings.checkpoint_every.unwrap_or(0) > 0;
     let memory = if copies { memory.with_checkpoints() } else { memory };
     memory.check(&backend, &problem, workers, &descent)?;

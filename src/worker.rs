@@ -12,7 +12,7 @@
 //! disconnects.
 
 use crate::fault::{Fault, Kind};
-use crate::gate::{Gate, Permit};
+use crate::gate::{Gate, Permit, Turn};
 use crate::problem::{Objective, Snapshot};
 use crate::rule::Local;
 use crate::stopwatch::Stopwatch;
@@ -41,6 +41,8 @@ pub struct Job {
     pub steps: u32,
     /// The job's time as a share of a full job's.
     pub share: f64,
+    /// When it began, on the run's axis, in seconds: whose began first computes first. Given when the job begins.
+    pub began: f64,
     /// Injected job time that is waited for, in seconds of the wall clock; 0 under simulated time. Given when the job begins.
     pub delay: f64,
 }
@@ -48,7 +50,7 @@ pub struct Job {
 impl Job {
     /// A job that has not begun: one gradient at this model.
     pub fn at(snapshot: Snapshot, version: u64) -> Self {
-        Job { number: 0, snapshot, version, lr: 0.0, steps: 1, share: 1.0, delay: 0.0 }
+        Job { number: 0, snapshot, version, lr: 0.0, steps: 1, share: 1.0, began: 0.0, delay: 0.0 }
     }
 }
 
@@ -177,7 +179,7 @@ impl Worker {
         let job = Job { steps: self.local.steps.clamp(1, 2), ..Job::at(snapshot, 0) };
         let gradient = self.compute(&job)?;
         let written = gradient.iter().flat_map(|g| g.buffers.iter().chain(g.factor.as_deref()).chain([&g.loss]));
-        self.gate.clone().pass(|| self.device.was_written(written).map_err(said))
+        self.gate.clone().pass(Turn::First, || self.device.was_written(written).map_err(said))
     }
 
     /// Computes a job and waits for its time; a failure or a panic becomes a message.
@@ -198,16 +200,17 @@ impl Worker {
             Some(Kind::Hang) => return Ok(self.hang(job.number)),
             _ => {}
         }
-        let room = if job.delay <= 0.0 { self.room.enter() } else { None };
+        let turn = self.turn(job);
+        let room = if job.delay <= 0.0 { self.room.enter(turn) } else { None };
         let Some(mut gradient) = self.compute(job)? else { return Ok(Message::Cancelled { worker: self.index }) };
         if fault == Some(Kind::Nan) {
-            gradient = self.gate.clone().pass(|| self.spoiled(gradient));
+            gradient = self.gate.clone().pass(turn, || self.spoiled(gradient));
         }
         if job.delay <= 0.0 {
             return Ok(Message::Gradient(gradient, room));
         }
         // Who waits pushes its own launches out, so that the device computes meanwhile and not afterwards.
-        self.gate.pass(|| self.device.flush()).map_err(said)?;
+        self.gate.pass(turn, || self.device.flush()).map_err(said)?;
         let until = began + job.delay;
         // The injected time is waited for without a permit. Evaluation stops the clock, so ask it again after waking.
         while let Some(left) = self.stopwatch.until(until) {
@@ -221,6 +224,10 @@ impl Worker {
             }
         }
         Ok(Message::Gradient(gradient, None))
+    }
+
+    fn turn(&self, job: &Job) -> Turn {
+        Turn::at(job.began, self.index)
     }
 
     /// The fault of this job, if there is one that has not happened yet.
@@ -248,10 +255,11 @@ impl Worker {
 
     /// Computes the job's gradient; `None` if it was given up before it, or between two local steps.
     fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
+        let turn = self.turn(job);
         let (timeline, done) = (self.timeline.clone(), (Work::Gradient, self.index, job.number));
         let seals = || std::iter::once(&job.snapshot.seal);
         if !self.local.walks() {
-            return self.gate.clone().pass(|| {
+            return self.gate.clone().pass(turn, || {
                 if self.given_up(job.number) {
                     return Ok(None);
                 }
@@ -264,7 +272,7 @@ impl Worker {
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
         // AdamW's moments begin at zero in every job: a gradient is a function of its snapshot alone (I5).
-        let (mut sum, mut losses, mut moments) = self.gate.pass(|| {
+        let (mut sum, mut losses, mut moments) = self.gate.pass(turn, || {
             let zeros = || self.device.zeros(total);
             (zeros(), self.device.zeros(1), self.local.adamw.map(|_| (zeros(), zeros())))
         });
@@ -321,10 +329,10 @@ impl Worker {
                 current = Snapshot { weights: fresh, seal: Seal::default() };
                 self.device.flush().map_err(said)
             };
-            gate.pass(|| timeline.note(done, seals(), &mut step))?;
+            gate.pass(turn, || timeline.note(done, seals(), &mut step))?;
         }
         let gate = self.gate.clone();
-        Ok(Some(gate.pass(|| self.sealed(job.number, [sum].into(), None, losses))))
+        Ok(Some(gate.pass(turn, || self.sealed(job.number, [sum].into(), None, losses))))
     }
 
     /// One plain gradient.

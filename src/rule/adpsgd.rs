@@ -32,7 +32,7 @@ struct AdPsgd {
 
 impl Rule for AdPsgd {
     fn needs(&self) -> Needs {
-        Needs { own: true, mixes: true, ..Needs::default() }
+        Needs { own: true, peers: true, mixes: true, ..Needs::default() }
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {

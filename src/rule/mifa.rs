@@ -34,7 +34,8 @@ struct Mifa {
 impl Rule for Mifa {
     fn needs(&self) -> Needs {
         let derived = Some(1.0 / self.n as f64);
-        Needs { derived, synchronous: self.p == 1.0, ..Needs::table() }
+        let gradients = (self.p * self.n as f64) as usize;
+        Needs { derived, gradients, synchronous: self.p == 1.0, ..Needs::table() }
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {

@@ -279,6 +279,8 @@ pub struct Needs {
     pub squares: bool,
     /// A model of each worker's own.
     pub own: bool,
+    /// These are changed by others' arrivals, too (for the memory estimate).
+    pub peers: bool,
     /// Models are mixed: there is no direction that momentum or weight decay could join.
     pub mixes: bool,
     /// Weights that the workers write themselves.

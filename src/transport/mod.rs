@@ -22,6 +22,11 @@ pub trait Transport: Send {
     /// The next arrival and its time, or `None` when there is none to come.
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>>;
 
+    /// Whether the next arrival is there already.
+    fn has_next(&mut self, crew: &mut Crew) -> Result<bool> {
+        Ok(crew.has_answer())
+    }
+
     /// An arrival of a run that goes on is told again: whose job and when, by the log. An error if this clock had another in that place.
     fn passed(&mut self, _crew: &Crew, _event: &Event) -> Result<()> {
         Ok(())

@@ -39,7 +39,7 @@ impl Transport for Replay {
 
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
         let Some(event) = self.events.next() else { return Ok(None) };
-        let version = crew.running(event.worker).map(|running| running.job.version);
+        let version = crew.running(event.worker).map(|running| running.version);
         if version != Some(event.version) {
             let here = version.map_or("has no job".into(), |v| format!("computes at version {v}"));
             return Err(self.other_run(format!(
@@ -51,6 +51,11 @@ impl Transport for Replay {
         let time = event.time;
         self.current = Some(event);
         Ok(Some((time, gradient)))
+    }
+
+    fn has_next(&mut self, crew: &mut Crew) -> Result<bool> {
+        let next = self.events.as_slice().first();
+        next.map_or(Ok(false), |event| crew.has_answered(event.worker))
     }
 
     fn passed(&mut self, _crew: &Crew, event: &Event) -> Result<()> {

@@ -72,12 +72,17 @@ impl Finishes {
 
     /// The earliest finish and its worker, who then has no job.
     fn take(&mut self) -> Option<(f64, usize)> {
+        self.taken = self.next();
+        self.taken.map(|worker| (self.times[worker], worker))
+    }
+
+    /// Whose finish is the earliest.
+    fn next(&mut self) -> Option<usize> {
         if let Some(worker) = self.taken.take() {
             self.play(worker, NEVER);
         }
         let worker = *self.nodes.get(1)? as usize;
-        self.taken = Some(worker).filter(|worker| self.times[*worker] != NEVER);
-        self.taken.map(|worker| (self.times[worker], worker))
+        Some(worker).filter(|worker| self.times[*worker] != NEVER)
     }
 }
 
@@ -110,6 +115,11 @@ impl Transport for Virtual {
     fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
         let Some((time, worker)) = self.due(crew) else { return Ok(None) };
         Ok(Some((time, crew.from(worker)?)))
+    }
+
+    fn has_next(&mut self, crew: &mut Crew) -> Result<bool> {
+        let next = if crew.runs_ahead() { self.finishes.next() } else { None };
+        next.map_or(Ok(false), |worker| crew.has_answered(worker))
     }
 
     fn passed(&mut self, crew: &Crew, event: &Event) -> Result<()> {
