@@ -6,8 +6,8 @@
 //!
 //! Invariant: nobody waits while a permit is free, and a permit that comes back goes to whose turn is the earliest; of equal turns, to who
 //! came first. A worker's turn is its job's: when it began, and of those that began at the same time the lowest worker. Workers that are
-//! equally fast then take turns (none computes twice while another waits, and no gradient is older than the others make it), simulated time
-//! finds their gradients in the order in which it asks for them, and a job of many steps is done before a later one begins.
+//! equally fast then take turns (none computes twice while another waits, and no gradient is older than the others make it), and simulated
+//! time finds their gradients in the order in which it asks for them. A job of many steps makes way between two of them, to one at a time.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -166,6 +166,8 @@ mod tests {
             if draw(k).is_multiple_of(4) {
                 let first = list.iter().copied().min_by(|a: &(f64, usize), b| a.partial_cmp(b).unwrap());
                 list.retain(|finish| Some(*finish) != first);
+                // Who only looks takes nothing.
+                assert_eq!(clock.next(), first.map(|(_, worker)| worker));
                 assert_eq!(clock.take(), first);
                 continue;
             }
