@@ -1,7 +1,7 @@
-//! Trouble, in two kinds, and the exit code of each. One place prints them: [`crate::cli::main`].
+//! Errors and the exit code of each kind. Only the command line prints them.
 
-use crate::fault::Failure;
 use stagger_kernels::Cause;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Why a command did not end well.
@@ -41,11 +41,68 @@ impl Error {
     }
 }
 
+/// A worker's failure.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The worker, counted from 0.
+    pub worker: usize,
+    /// The number of its job.
+    pub job: u64,
+    /// What went wrong.
+    pub reason: String,
+    /// Whether its thread hangs, so that it cannot be joined.
+    pub hung: bool,
+    /// What the run did about it.
+    pub handled: Handled,
+}
+
+/// What a run did about a worker's failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handled {
+    /// The run ended.
+    Stopped,
+    /// The run went on without the worker.
+    Dropped,
+    /// The worker computed the job again.
+    Restarted,
+    /// The job failed too often; the run ended.
+    #[serde(rename = "given up")]
+    GivenUp,
+    /// A stacked pass failed; the run ended.
+    #[serde(rename = "given up, with those that were computed together")]
+    GivenUpStacked,
+}
+
+impl fmt::Display for Handled {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Handled::Stopped => "stopped",
+            Handled::Dropped => "dropped",
+            Handled::Restarted => "restarted",
+            Handled::GivenUp => "given up",
+            Handled::GivenUpStacked => "given up, with those that were computed together",
+        })
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{self} ({})", self.handled)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "worker {} failed in its job {}: {}", self.worker, self.job, self.reason)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Error::Usage(text) | Error::Failed(text) | Error::Interrupted(text) => write!(f, "{text}"),
-            Error::Worker(failure) if failure.handled == "stopped" => {
+            Error::Worker(failure) if failure.handled == Handled::Stopped => {
                 write!(f, "{failure}; --on-failure drop goes on without it, --on-failure restart tries again")
             }
             Error::Worker(failure) => write!(f, "{failure}; {}", failure.handled),
@@ -77,4 +134,13 @@ impl From<stagger_kernels::DeviceError> for Error {
             Cause::Other => error.to_string(),
         })
     }
+}
+
+/// The message of a caught panic.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
+        .unwrap_or_else(|| "panic without a message".into())
 }

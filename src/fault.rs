@@ -115,33 +115,6 @@ pub struct Policy {
     pub timeout: Option<Duration>,
 }
 
-/// A worker's failure.
-#[derive(Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Failure {
-    /// Who.
-    pub worker: usize,
-    /// In which job.
-    pub job: u64,
-    /// Why.
-    pub reason: String,
-    /// Its thread does not come back.
-    pub hung: bool,
-    /// `stopped`, `dropped`, `restarted`, or `given up` after that.
-    pub handled: String,
-}
-
-impl fmt::Debug for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{self} ({})", self.handled)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "worker {} failed in its job {}: {}", self.worker, self.job, self.reason)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -56,7 +56,7 @@
 //!
 //! The crate `stagger-kernels` holds buffers and kernels, `stagger-datasets` readers and partitions. Here Burn is known
 //! to [`model`], [`params`], [`problem`] and [`mod@bench`] alone; the layers of the networks are extensions of Burn's backends in
-//! [`stagger_kernels::nn`].
+//! [`stagger_kernels::layers`].
 //!
 //! # Invariants
 //!
@@ -69,52 +69,21 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-/// A line on the standard output. Whoever no longer reads it (`stagger train | head`, a terminal that was closed) misses it, and what
-/// was begun goes on.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
-
-/// The same on the standard error output, as soon as no dashboard has the terminal.
-macro_rules! note {
-    ($($text:tt)*) => {
-        $crate::progress::note(format_args!($($text)*))
-    };
-}
-
-pub mod backend;
+#[macro_use]
+pub mod console;
 pub mod bench;
-pub mod checkpoint;
 pub mod cli;
-pub mod clock;
 pub mod compare;
 pub mod config;
-pub mod cores;
-pub mod crew;
-pub mod dashboard;
-pub mod data;
+pub mod engine;
 pub mod error;
 pub mod fault;
-pub mod figure;
-pub mod gate;
-pub mod memory;
-pub mod model;
-pub mod params;
+pub mod host;
 pub mod problem;
-pub mod progress;
 pub mod recipe;
 pub mod record;
 pub mod report;
 pub mod rule;
+pub mod run;
 pub mod schedule;
-pub mod server;
-pub mod state;
-pub mod stopwatch;
-pub mod timeline;
-pub mod train;
-pub mod transport;
-pub mod tuning;
-pub mod worker;
+pub mod view;

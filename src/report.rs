@@ -3,9 +3,9 @@
 use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figures};
 use crate::config::shortened;
 use crate::error::{Error, Result};
-use crate::figure::{bars, heat_map, lanes};
+use crate::view::figure::{bars, heat_map, lanes};
 use crate::record::Effect;
-use crate::timeline::{Occupancy, Span, Work};
+use crate::record::{Occupancy, Span, Work};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -72,7 +72,7 @@ pub fn report(options: &ReportOptions) -> Result<()> {
     if let Some(folder) = &options.figures {
         std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, e))?;
         for (name, _, svg) in &figures {
-            crate::figure::save(folder, name, svg)?;
+            crate::view::figure::save(folder, name, svg)?;
         }
     }
     say!("report     {} runs, {} figures, {} kB", page.runs().count(), figures.len(), html.len() / 1000);

@@ -6,12 +6,12 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
-use stagger::model::Net;
-use stagger::params::{attach, burn_device, layout_of, tensor};
+use stagger::problem::model::Net;
+use stagger::problem::params::{attach, burn_device, layout_of, tensor};
 use stagger::problem::{ImageOptions, Problem, Regularizer, Snapshot, StepKind, images, libsvm, quadratic};
 use stagger_datasets::{ImageData, ImageSet, keyed, synthetic};
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
-use stagger_kernels::nn::Precision;
+use stagger_kernels::layers::Precision;
 use stagger_kernels::{Device, Layout};
 
 /// The first images of the synthetic set.
@@ -154,7 +154,7 @@ fn difference_from_burns_own_optimizer(seed: u64) -> f32 {
             self.worst = pairs.fold(self.worst, |m, (a, b)| m.max((a - b).abs()));
         }
     }
-    let (mut weights, mut worst) = (stagger::params::initial_weights(&layout, seed), 0.0);
+    let (mut weights, mut worst) = (stagger::problem::params::initial_weights(&layout, seed), 0.0);
     for job in 0..steps {
         net = attach(net, &device, &layout, &device.upload(weights));
         let draw = Draw::Batch { part: &part, job, augment: Augment { pad: 4, flip: true } };

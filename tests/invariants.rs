@@ -7,8 +7,8 @@ use stagger::error::Result;
 use stagger::problem::{Objective, Problem, Snapshot, quadratic};
 use stagger::record::{Effect, Event, Limits};
 use stagger::rule::{Arrival, Decision, Fold, Local, Needs, Rule, RuleSpec, Setting, Start, Step};
-use stagger::stopwatch::Stopwatch;
-use stagger::transport::Wall;
+use stagger::engine::clock::stopwatch::Stopwatch;
+use stagger::engine::clock::Wall;
 use stagger_kernels::{Buffer, Device};
 use std::sync::{Arc, Mutex};
 
@@ -112,7 +112,7 @@ fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
         seed,
         augment: stagger_kernels::gather::Augment { pad: 4, flip: true },
         step: stagger::problem::StepKind::Eager,
-        precision: stagger_kernels::nn::Precision::F32,
+        precision: stagger_kernels::layers::Precision::F32,
     };
     let copy = || stagger_datasets::ImageData {
         train: stagger_datasets::ImageSet { pixels: set.train.pixels.clone(), labels: set.train.labels.clone() },
@@ -206,7 +206,7 @@ fn a_worker_that_panics_ends_the_run_with_its_name() {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         serve("sync".parse::<RuleSpec>().unwrap().build(&Setting::of(3)).unwrap(), problem, "fixed:1", updates(5), 0.1)
     }));
-    let text = stagger::worker::panic_text(&*caught.unwrap_err());
+    let text = stagger::engine::worker::panic_text(&*caught.unwrap_err());
     assert!(text.contains("worker 1") && text.contains("out of luck in job 0"), "{text}");
 }
 

@@ -9,12 +9,12 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Tensor, TensorData};
 use libtest_mimic::{Arguments, Trial};
 use rand_chacha::rand_core::RngCore;
-use stagger::model::Net;
-use stagger::params::{attach, burn_device, gradients, initial_weights, layout_of, tensor};
+use stagger::problem::model::Net;
+use stagger::problem::params::{attach, burn_device, gradients, initial_weights, layout_of, tensor};
 use stagger_datasets::keyed;
 use stagger_kernels::Device;
-use stagger_kernels::nn::Precision::{self, Bf16, F16, F32};
-use stagger_kernels::nn::{
+use stagger_kernels::layers::Precision::{self, Bf16, F16, F32};
+use stagger_kernels::layers::{
     Pass, conv2d, cross_entropies, cross_entropy, group_norm, group_norm_max_pool, linear, max_pool, mean_pool, sums,
 };
 use stagger_kernels::stack::{stack, unstack};
@@ -292,7 +292,7 @@ fn stacked(device: &Device) {
             let losses = cross_entropies(logits, Tensor::from_inner(y), net.scale(), replicas);
             let mut found = sums::together(&layouts, || losses.backward());
             let all = gradients(&net, device, &layouts, &mut found).unwrap();
-            let losses = stagger::params::buffer(device, losses.inner()).unwrap();
+            let losses = stagger::problem::params::buffer(device, losses.inner()).unwrap();
             let read = |b: &stagger_kernels::Buffer| device.download(b).unwrap();
             let own = unstack(device, &layout, replicas, &all, &losses);
             own.iter().map(|(g, loss)| (g.iter().map(read).collect::<Vec<_>>(), read(loss))).collect::<Vec<_>>()

@@ -5,7 +5,7 @@ mod common;
 use common::Scratch;
 use libtest_mimic::{Arguments, Trial};
 use stagger::record;
-use stagger::timeline::{Span, Work};
+use stagger::record::{Span, Work};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -107,7 +107,7 @@ fn timelines() {
     let good = b"work,worker,job,began,ended\ngradient,0,0,0.000000000,0.000125000\nupdate,0,0,0.000130000,0.000131000\ngradient,1,0,0.000010000,0.000140000\n";
     feed("device.csv", good, |file| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        stagger::record::device_spans(&text, 2).map(|spans| stagger::timeline::Occupancy::of(&spans)).is_ok()
+        stagger::record::device_spans(&text, 2).map(|spans| stagger::record::Occupancy::of(&spans)).is_ok()
     });
 }
 
@@ -122,7 +122,7 @@ fn logs_and_checkpoints() {
     let folder = std::fs::read_dir(run.join("checkpoints")).unwrap().next().unwrap().unwrap().path();
     let manifest = std::fs::read(folder.join("manifest.json")).unwrap();
     let state = std::fs::read(folder.join("state.safetensors")).unwrap();
-    let newest = |_: &Path| stagger::checkpoint::newest(&run).is_ok();
+    let newest = |_: &Path| stagger::engine::checkpoint::newest(&run).is_ok();
     assert!(newest(&run));
     let mut refused = 0;
     for key in 0..cases() {
@@ -139,7 +139,7 @@ fn logs_and_checkpoints() {
         let named = if key % 2 == 1 { named.replace(&old.unwrap(), &sum) } else { named };
         std::fs::write(folder.join("manifest.json"), named).unwrap();
         let found = catch_unwind(std::panic::AssertUnwindSafe(|| {
-            stagger::checkpoint::newest(&run).map(|c| c.tensor("weights", 5).is_ok())
+            stagger::engine::checkpoint::newest(&run).map(|c| c.tensor("weights", 5).is_ok())
         }));
         refused += found.unwrap_or_else(|_| panic!("case {key} panics")).is_err() as u64;
     }

@@ -63,12 +63,12 @@ fn two_hundred_kills_while_saving() {
         // Not ended by itself: everything that it found could be loaded.
         assert!(output.status.code().is_none() || output.status.success(), "kill {kill}: {text}");
         assert!(!text.contains("passed over"), "kill {kill}: a checkpoint of the final name is whole: {text}");
-        reached.push(stagger::checkpoint::newest(&folder).unwrap().manifest.gradients);
+        reached.push(stagger::engine::checkpoint::newest(&folder).unwrap().manifest.gradients);
     }
     assert!(reached.windows(2).all(|pair| pair[0] <= pair[1]), "nothing is lost: {reached:?}");
     assert!(reached.last() > reached.first(), "the runs go on: {reached:?}");
     // Brought to an end, it is the run that nobody killed.
-    let updates = stagger::checkpoint::newest(&folder).unwrap().manifest.updates + 20;
+    let updates = stagger::engine::checkpoint::newest(&folder).unwrap().manifest.updates + 20;
     let output = stagger(&["train", "--resume", path, "--updates", &updates.to_string()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let calm = train(&format!("{FLAGS} --updates {updates}").replace("--checkpoint-every 1", "--checkpoint-every 0"));
@@ -91,7 +91,7 @@ fn one_signal_saves_and_ends() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(130), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(String::from_utf8_lossy(&output.stderr).contains("--resume"), "it says how to go on");
-        let manifest = stagger::checkpoint::newest(&folder).unwrap().manifest;
+        let manifest = stagger::engine::checkpoint::newest(&folder).unwrap().manifest;
         assert_eq!(manifest.gradients as usize, common::events(&folder).len(), "{name}: the state of the last arrival");
         assert_eq!(common::summary(&folder)["interrupted"], true);
         let updates = manifest.updates + 50;
@@ -121,7 +121,7 @@ fn two_signals_end_at_once() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     assert!(began.elapsed() < Duration::from_secs(5));
-    stagger::checkpoint::newest(&folder).unwrap();
+    stagger::engine::checkpoint::newest(&folder).unwrap();
 }
 
 /// Files longer than this many kilobytes cannot be written: what a full disk does to a checkpoint, and not yet to the logs.
@@ -139,12 +139,12 @@ fn a_full_disk_while_saving() {
     let mut args = vec!["train", "--out", path, "--updates", "30"];
     args.extend(flags.split_whitespace());
     assert!(stagger(&args).status.success());
-    let before = stagger::checkpoint::newest(&folder).unwrap().manifest.gradients;
+    let before = stagger::engine::checkpoint::newest(&folder).unwrap().manifest.gradients;
     let output = with_files_up_to(200, &["train", "--resume", path, "--updates", "90"]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("a checkpoint cannot be written") && error.contains("the run goes on"), "{error}");
     assert!(!error.contains("panicked"), "{error}");
-    assert_eq!(stagger::checkpoint::newest(&folder).unwrap().manifest.gradients, before, "the last one is whole");
+    assert_eq!(stagger::engine::checkpoint::newest(&folder).unwrap().manifest.gradients, before, "the last one is whole");
     // With room again it goes on as if nothing had been.
     assert!(stagger(&["train", "--resume", path, "--updates", "90"]).status.success());
     let calm = train(&format!("{flags} --updates 90"));

@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let manifest = String::from_utf8_lossy(manifest).replace("CHECKSUM", &sum);
     file("checkpoints/7/manifest.json", manifest.as_bytes());
     file("checkpoints/7/state.safetensors", state);
-    if let Ok(checkpoint) = stagger::checkpoint::newest(&scratch()) {
+    if let Ok(checkpoint) = stagger::engine::checkpoint::newest(&scratch()) {
         let _ = checkpoint.tensor("weights", 3);
     }
 });

@@ -7,7 +7,7 @@
 
 use crate::device::{Buffer, Device};
 use crate::layout::Layout;
-use crate::nn::{Lanes, for_each_instruction_set};
+use crate::layers::{Lanes, for_each_instruction_set};
 use crate::update::finite;
 use cubecl::prelude::*;
 

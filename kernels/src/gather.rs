@@ -6,7 +6,7 @@
 
 use crate::device::{Buffer, Device, Pull};
 use crate::launch::launch_bound;
-use crate::nn::Scratch;
+use crate::layers::Scratch;
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;

@@ -33,7 +33,7 @@ mod launch;
 pub mod layout;
 pub mod live;
 pub mod mixing;
-pub mod nn;
+pub mod layers;
 pub mod random;
 pub mod row;
 pub mod stack;

@@ -5,7 +5,7 @@
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::layout::{ALIGNMENT, Layout};
-use crate::nn::Scratch;
+use crate::layers::Scratch;
 use cubecl::prelude::*;
 
 /// A replica's gradient, one buffer per segment of the layout, and its loss.

@@ -3,7 +3,7 @@
 use super::{Bar, BenchOptions, Figure, Report};
 use crate::config::Options;
 use crate::error::{Error, Result};
-use crate::train::measure;
+use crate::run::measure;
 use crossbeam_channel::bounded;
 use serde_json::json;
 use std::path::Path;

@@ -10,9 +10,9 @@ mod plot;
 mod scaling;
 mod time_to_accuracy;
 
-use crate::backend::{self, Backend, Choice, RunsOn};
+use crate::host::backend::{self, Backend, Choice, RunsOn};
 use crate::error::{Error, Result};
-use crate::tuning::Tuning;
+use crate::host::tuning::Tuning;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -155,7 +155,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     }
     // So is the place of the report.
     let name = format!("{:?}", options.subject).to_lowercase();
-    let folder = options.out.clone().unwrap_or_else(|| crate::train::fresh_folder(&format!("bench-{name}")));
+    let folder = options.out.clone().unwrap_or_else(|| crate::run::fresh_folder(&format!("bench-{name}")));
     std::fs::create_dir_all(&folder).map_err(|e| {
         Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
     })?;
@@ -326,7 +326,7 @@ fn write(report: &Report, facts: &Value, options: &BenchOptions, folder: &Path) 
     }
     std::fs::write(folder.join("bench.csv"), csv).map_err(failed)?;
     if let Some(svg) = plot::draw(report, facts)? {
-        crate::figure::save(folder, "bench", &svg)?;
+        crate::view::figure::save(folder, "bench", &svg)?;
     }
     Ok(())
 }

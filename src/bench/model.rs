@@ -1,23 +1,23 @@
 //! A worker's step taken apart.
 
 use super::{Bar, BenchOptions, Figure, Report, median_seconds};
-use crate::backend::Backend;
+use crate::host::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::Net;
-use crate::params::{attach, burn_device, initial_weights, layout_of, tensor};
+use crate::problem::model::Net;
+use crate::problem::params::{attach, burn_device, initial_weights, layout_of, tensor};
 use crate::problem::{ImageOptions, Problem, Snapshot, StepKind, images};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde_json::json;
 use stagger_datasets::{ImageData, synthetic};
 use stagger_kernels::gather::Augment;
-use stagger_kernels::nn::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
+use stagger_kernels::layers::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 use stagger_kernels::update;
 use stagger_kernels::{Device, Fold, Incoming, Method, Seal, Step, Update};
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     // The threads of the CPU's workers are a pool's; one of one thread is this thread alone.
-    let threads = bench.threads_per_worker.unwrap_or_else(crate::backend::cores);
+    let threads = bench.threads_per_worker.unwrap_or_else(crate::host::backend::cores);
     match &backend.device {
         Device::Cpu => {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();

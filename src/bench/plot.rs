@@ -2,7 +2,7 @@
 
 use super::{Bar, Figure, Report, cell};
 use crate::error::{Error, Result};
-use crate::figure::{COLOURS, Legend, field, named_bars};
+use crate::view::figure::{COLOURS, Legend, field, named_bars};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;

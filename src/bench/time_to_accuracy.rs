@@ -2,10 +2,10 @@
 
 use super::scaling::{options, workers};
 use super::{BenchOptions, Figure, Report};
-use crate::backend::Backend;
+use crate::host::backend::Backend;
 use crate::config::Options;
 use crate::error::{Error, Result};
-use crate::train::{Measured, measure};
+use crate::run::{Measured, measure};
 use serde_json::{Value, json};
 
 /// Updates between two evaluations.

@@ -3,12 +3,12 @@
 use crate::bench::BenchOptions;
 use crate::compare::CompareOptions;
 use crate::config::Options;
-use crate::data;
+use crate::run::data;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
-use crate::train::{Place, resumed};
+use crate::run::{Place, resumed};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use stagger_datasets::{cifar10, default_folder};
 use std::io::{ErrorKind, Write};
@@ -214,7 +214,7 @@ pub fn run() -> Result<()> {
                 Some(folder) => (resumed(&folder, &options, anyway)?, Place::Resumed { folder, anyway }),
                 None => (Options::layered(&options, config.as_deref(), &sets)?, Place::New(out)),
             };
-            crate::train::train(&options, place, profile, tui)
+            crate::run::train(&options, place, profile, tui)
         }
         Command::Bench(options) => crate::bench::bench(&options),
         Command::Compare { options, compare } => crate::compare::compare(&options, &compare),

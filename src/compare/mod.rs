@@ -211,7 +211,7 @@ impl Cell {
     /// The settings of its run with this seed, checked as far as that is possible before it begins.
     fn check(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
         let options = self.options(scenario, seed)?;
-        crate::train::check(&options).map_err(|error| Error::usage(format!("{}: {error}", self.name())))?;
+        crate::run::check(&options).map_err(|error| Error::usage(format!("{}: {error}", self.name())))?;
         Ok(options)
     }
 
@@ -279,7 +279,7 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
     let mut cells = plan.cells();
     // Every mistake of a setting is found before the first run.
     for cell in &cells {
-        crate::data::is_there(&cell.check(&scenario, plan.seeds[0])?.resolve()?)?;
+        crate::run::data::is_there(&cell.check(&scenario, plan.seeds[0])?.resolve()?)?;
     }
     let folder = options.out.clone().unwrap_or_else(|| {
         let text = toml::to_string(&scenario).unwrap_or_default() + &format!("{plan:?}");
@@ -299,7 +299,7 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
     }
     let set = |cell: &Cell| cell.settings().into_iter().find(|(key, _)| key == "dataset").map(|(_, set)| set);
     let theory = cells.iter().all(|cell| is_theory(set(cell).as_ref().or(scenario.get("dataset"))));
-    let jobs = plan.jobs.unwrap_or(if theory { crate::backend::cores() } else { 1 });
+    let jobs = plan.jobs.unwrap_or(if theory { crate::host::backend::cores() } else { 1 });
     let n = cells.len() * plan.seeds.len();
     say!("compare    {} rows of {} seeds: {n} runs, {jobs} at a time", cells.len(), plan.seeds.len());
 
@@ -369,7 +369,7 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("STAGGER_COMMIT"),
         "device": groups.first().and_then(|g| g.runs.first()).map(|run| run.summary["device"].clone()),
-        "host": crate::backend::processor(),
+        "host": crate::host::backend::processor(),
         "seeds": plan.seeds,
         "target": plan.target,
         "tuned_over": plan.tune,
@@ -405,7 +405,7 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
     write("compare.json", serde_json::to_string_pretty(&facts).expect("plain data") + "\n")?;
     let mut drawn = 0;
     for (name, figure) in figures(groups).into_iter().filter(|(_, figure)| !figure.is_empty()) {
-        crate::figure::save(folder, name, &figure.svg((860, 520))?)?;
+        crate::view::figure::save(folder, name, &figure.svg((860, 520))?)?;
         drawn += 1;
     }
     if drawn == 0 {
@@ -422,7 +422,7 @@ fn ended_by_updates(groups: &[Group]) -> bool {
 }
 
 /// The figures of a comparison, with their names.
-pub fn figures(groups: &[Group]) -> Vec<(&'static str, crate::figure::Figure)> {
+pub fn figures(groups: &[Group]) -> Vec<(&'static str, crate::view::figure::Figure)> {
     let accuracy = |p: &Point| p.test_accuracy.map(|a| 100.0 * a);
     let loss = |p: &Point| p.train_loss;
     let norm = |p: &Point| p.grad_norm;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::record::{Effect, LATEST, device_spans, recorded};
-use crate::timeline;
+use crate::engine::timeline;
 use serde_json::Value;
 use std::path::Path;
 

@@ -5,7 +5,7 @@
 
 use super::hash;
 use crate::config::Options;
-use crate::crew::INTERRUPTED;
+use crate::host::signals::INTERRUPTED;
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -91,7 +91,7 @@ impl Run {
 
 /// Runs those that have not finished, `jobs` at a time. One that fails does not stop the others; then the first reason is told.
 pub fn run_all(runs: &[Run], jobs: usize) -> Result<()> {
-    crate::train::catch_signals();
+    crate::host::signals::catch_signals();
     let mut waiting: Vec<&Run> = Vec::new();
     for run in runs.iter().filter(|run| !run.is_finished()) {
         // Two rows may ask for the same run.

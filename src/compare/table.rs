@@ -1,7 +1,7 @@
 //! The table of a comparison: means with standard errors over the seeds.
 
 use super::reading::Reading;
-use crate::figure::{Curve, Figure, short};
+use crate::view::figure::{Curve, Figure, short};
 use serde_json::{Value, json};
 
 /// Mean and standard error of the mean, and of how many.

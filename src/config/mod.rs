@@ -1,8 +1,8 @@
 //! The settings of a run. The command line, a TOML file and `--set` all fill the same [`Options`]; [`Options::resolve`]
 //! turns them into typed [`Settings`], and back into the complete `config.toml` of the run's folder.
 
-use crate::backend::Choice;
-use crate::clock::DelayModel;
+use crate::host::backend::Choice;
+use crate::engine::clock::delay::DelayModel;
 use crate::error::{Error, Result};
 use crate::fault::{Faults, Kind, Policy};
 use crate::problem::{Regularizer, StepKind};
@@ -11,7 +11,7 @@ use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use stagger_datasets::partition::Partition;
 use stagger_kernels::Dtype;
-use stagger_kernels::nn::Precision;
+use stagger_kernels::layers::Precision;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

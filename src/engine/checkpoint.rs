@@ -10,10 +10,9 @@
 //!
 //! Nothing that is read is trusted: lengths are those of the files, names are not used as paths, the state must fit its checksum and the run.
 
-use crate::error::{Error, Result};
-use crate::fault::Failure;
-use crate::record::Evaluation;
-use crate::state::Counts;
+use crate::error::{Error, Failure, Result};
+use crate::problem::Evaluation;
+use crate::record::LogPositions;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -65,14 +64,9 @@ pub struct Manifest {
     pub evaluation: Evaluation,
     /// The same as one number, if it was of this version: the larger the better.
     pub score: Option<f64>,
-    /// Bytes of `events.jsonl` that belong to it, and likewise of `metrics.csv` and of TensorBoard's file.
-    pub events: u64,
-    /// See `events`.
-    pub metrics: u64,
-    /// See `events`.
-    pub board: u64,
-    /// Which staleness how many arrivals had since the last evaluation.
-    pub staleness: Vec<(u64, u64)>,
+    /// How much of the logs belongs to it.
+    #[serde(flatten)]
+    pub logs: LogPositions,
     /// Workers that failed and were dropped, each with the number of gradients that had arrived then.
     pub lost: Vec<(usize, u64)>,
     /// Failures of workers so far.
@@ -83,6 +77,14 @@ pub struct Manifest {
     pub counts: Counts,
     /// SHA-256 of the state's file.
     pub sha256: String,
+}
+
+/// What the server counts beside versions: see the fields of `State` and `Drive`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    pub(super) arrivals: u64,
+    pub(super) since: u64,
+    pub(super) counted: Vec<bool>,
 }
 
 /// A state's buffers, each with its name, in host memory that nobody writes any more.

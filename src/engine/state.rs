@@ -6,14 +6,14 @@
 //! * I8: a gradient's seal is bound by the update's launch; the server seals what it enqueued after each arrival, and no job is sent
 //!   without the latest of these seals.
 
-use crate::checkpoint::{Checkpoint, Tensors};
+use crate::engine::checkpoint::{Checkpoint, Counts, Tensors};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
-use crate::timeline::{Timeline, Work};
-use crate::worker::{Gradient, Job};
-use serde::{Deserialize, Serialize};
+use crate::engine::timeline::Timeline;
+use crate::record::Work;
+use crate::engine::worker::{Gradient, Job};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::Guard;
@@ -106,14 +106,6 @@ impl Drive {
             }
         }
     }
-}
-
-/// What the server counts beside versions: see the fields of `State` and `Drive`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Counts {
-    arrivals: u64,
-    since: u64,
-    counted: Vec<bool>,
 }
 
 /// A worker's gradient as an update takes it.

@@ -5,63 +5,13 @@
 //! part of it. The events are read when the run is over.
 
 use crate::error::{Error, Result};
-use crate::stopwatch::Stopwatch;
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::record::{Span, Work};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use serde::Serialize;
 use stagger_kernels::timing::Stretch;
 use stagger_kernels::{Device, Seal, Stream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// What the device did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// A gradient, on its worker's stream.
-    Gradient,
-    /// The launch of the server's that an arrival brought about, on the server's stream.
-    Update,
-}
-
-/// A line of `device.csv`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span {
-    /// What.
-    pub work: Work,
-    /// Whose gradient.
-    pub worker: usize,
-    /// Of which job.
-    pub job: u64,
-    /// When the device began, in seconds of the run's real time (without evaluations).
-    pub began: f64,
-    /// When it was through.
-    pub ended: f64,
-}
-
-/// How busy the device was.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Occupancy {
-    /// Gradients and updates in flight at once, on average over the time in which there was any.
-    pub at_once: f64,
-    /// Share of the time in which there was none.
-    pub idle: f64,
-}
-
-impl Occupancy {
-    /// Of spans in the order of their beginnings: from the first to where the last gradient began, for who computed beside that one was
-    /// not noted any more. Nothing if that is no time.
-    pub fn of(spans: &[Span]) -> Option<Self> {
-        let begin = spans.first()?.began;
-        let end = spans.iter().rfind(|span| span.work == Work::Gradient)?.began;
-        let (mut until, mut busy, mut all) = (begin, 0.0, 0.0);
-        for span in spans.iter().filter(|span| span.began < end) {
-            let ended = span.ended.min(end);
-            all += ended - span.began;
-            busy += (ended - span.began.max(until)).max(0.0);
-            until = until.max(ended);
-        }
-        (busy > 0.0).then(|| Occupancy { at_once: all / busy, idle: (1.0 - busy / (end - begin)).max(0.0) })
-    }
-}
 
 /// What was done, whose gradient it was, and of which job.
 type Done = (Work, usize, u64);
@@ -151,25 +101,6 @@ pub fn check(device: &Device, gradients: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn occupancy_counts_what_overlaps_and_what_is_empty() {
-        let span = |work, worker, began, ended| Span { work, worker, job: 3, began, ended };
-        let gradient = |worker, began, ended| span(Work::Gradient, worker, began, ended);
-        assert_eq!(Occupancy::of(&[]), None);
-        assert_eq!(Occupancy::of(&[gradient(0, 1.0, 2.0)]), None, "nobody knows what was beside it");
-        let alone = [gradient(0, 1.0, 3.0), span(Work::Update, 0, 3.0, 4.0), gradient(0, 4.0, 6.0)];
-        assert_eq!(Occupancy::of(&alone), Some(Occupancy { at_once: 1.0, idle: 0.0 }));
-        // Two beside each other, one within another, a gap of two, and one that is still going when the last begins.
-        let spans = [
-            gradient(0, 1.0, 4.0),
-            gradient(1, 2.0, 5.0),
-            span(Work::Update, 0, 3.0, 4.0),
-            gradient(0, 7.0, 12.0),
-            gradient(2, 9.0, 11.0),
-        ];
-        assert_eq!(Occupancy::of(&spans), Some(Occupancy { at_once: 1.5, idle: 0.25 }));
-    }
 
     #[test]
     fn the_first_gradients_are_noted_and_the_updates_until_the_last_of_them() {

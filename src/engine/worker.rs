@@ -12,11 +12,13 @@
 //! disconnects.
 
 use crate::fault::{Fault, Kind};
-use crate::gate::{Gate, Permit, Turn};
+use crate::engine::gate::{Gate, Permit, Turn};
 use crate::problem::{Objective, Snapshot};
+use crate::error::panic_text;
 use crate::rule::Local;
-use crate::stopwatch::Stopwatch;
-use crate::timeline::{Timeline, Work};
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::timeline::Timeline;
+use crate::record::Work;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Stream, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -371,13 +373,4 @@ impl Worker {
 /// What a device's failure means, as a sentence.
 fn said(error: stagger_kernels::DeviceError) -> String {
     crate::error::Error::from(error).to_string()
-}
-
-/// The sentence inside a panic.
-pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
-        .unwrap_or_else(|| "panic without a message".into())
 }

@@ -17,12 +17,13 @@
 //! Or its jobs are computed together ([`Crew::together`]): whoever is asked for is computed with others who have a job, in one pass,
 //! and their gradients are kept until their turn. Who is computed with whom follows from the clock, so a run repeats itself.
 
-use crate::cores;
-use crate::error::{Error, Result};
-use crate::fault::{Failure, OnFailure, Policy};
-use crate::gate::Gate;
+use crate::host::cores;
+use crate::host::signals::INTERRUPTED;
+use crate::error::{Error, Failure, Handled, Result, panic_text};
+use crate::fault::{OnFailure, Policy};
+use crate::engine::gate::Gate;
 use crate::problem::{Asked, Snapshot, Stacked};
-use crate::worker::{Gradient, Job, Message, Order, Worker, panic_text};
+use crate::engine::worker::{Gradient, Job, Message, Order, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use stagger_kernels::{Device, Layout, Seal, Stream, clip};
 use std::collections::VecDeque;
@@ -36,9 +37,6 @@ const ATTEMPTS: u32 = 3;
 
 /// How often it is looked whether a run is interrupted or somebody hangs.
 const WATCH: Duration = Duration::from_millis(200);
-
-/// Set by SIGINT and SIGTERM; a run ends at the next arrival.
-pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 fn while_warming_up() -> Error {
     Error::Interrupted(
@@ -532,15 +530,15 @@ impl Crew {
         let Some(running) = &mut slot.running else { return Ok(()) };
         slot.attempts += 1;
         let handled = match self.policy.on_failure {
-            OnFailure::Restart if hung => "dropped",
-            OnFailure::Restart if slot.attempts <= ATTEMPTS => "restarted",
-            OnFailure::Drop => "dropped",
-            OnFailure::Restart => "given up",
-            OnFailure::Stop => "stopped",
+            OnFailure::Restart if hung => Handled::Dropped,
+            OnFailure::Restart if slot.attempts <= ATTEMPTS => Handled::Restarted,
+            OnFailure::Drop => Handled::Dropped,
+            OnFailure::Restart => Handled::GivenUp,
+            OnFailure::Stop => Handled::Stopped,
         };
-        let failure = Failure { worker, job: running.number, reason, hung, handled: handled.into() };
+        let failure = Failure { worker, job: running.number, reason, hung, handled };
         self.failures.push(failure.clone());
-        if handled != "restarted" {
+        if handled != Handled::Restarted {
             slot.early = Some(Err(failure));
             return Ok(());
         }
@@ -571,7 +569,7 @@ impl Crew {
             Ok(gradients) => gradients,
             Err(e) => {
                 let (job, reason, hung) = (asked[0].job, e.to_string(), false);
-                let handled = "given up, with those that were computed together".into();
+                let handled = Handled::GivenUpStacked;
                 return Err(Error::Worker(Failure { worker, job, reason, hung, handled }));
             }
         };

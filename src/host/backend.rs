@@ -1,7 +1,6 @@
 //! Picks the device: asks each backend whether it really works here, with a sentence for every answer.
 
-use crate::error::{Error, Result};
-use crate::worker::panic_text;
+use crate::error::{Error, Result, panic_text};
 use cubecl::cuda::CudaDevice;
 use stagger_kernels::Device;
 use stagger_kernels::cuda::{Card, cuda_card};

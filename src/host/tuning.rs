@@ -2,11 +2,11 @@
 //!
 //! With the same file the same kernels run, so a run repeats itself; without one the choice is the library's.
 
-use crate::backend::Backend;
+use crate::host::backend::Backend;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use stagger_kernels::Device;
-use stagger_kernels::nn::tuning::{self, Table};
+use stagger_kernels::layers::tuning::{self, Table};
 use std::path::{Path, PathBuf};
 
 /// What the file holds.

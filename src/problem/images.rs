@@ -3,9 +3,9 @@
 use super::stacked::Stack;
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot, Stacked};
 use crate::error::{Error, Result};
-use crate::model::Net;
-use crate::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor, total};
-use crate::record::{Columns, Evaluation};
+use crate::problem::model::Net;
+use crate::problem::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor, total};
+use super::{Columns, Evaluation};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use stagger_datasets::ImageData;
@@ -13,7 +13,7 @@ use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::graph::Recorded;
-use stagger_kernels::nn::{Pass, Precision, cross_entropies, sums};
+use stagger_kernels::layers::{Pass, Precision, cross_entropies, sums};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 

@@ -1,14 +1,17 @@
 //! What is minimised: a model, its data and who holds them.
 
+mod evaluation;
 mod images;
+pub mod model;
+pub mod params;
 mod stacked;
 mod theory;
 
+pub use evaluation::{Columns, Evaluation};
 pub use images::{ImageOptions, StepKind, images};
 pub use theory::{Regularizer, libsvm, quadratic};
 
 use crate::error::Result;
-use crate::record::{Columns, Evaluation};
 use stagger_kernels::{Buffer, Layout, Seal};
 use std::sync::Arc;
 

@@ -6,10 +6,10 @@
 use super::images::pass;
 use super::{Asked, Stacked};
 use crate::error::Result;
-use crate::model::Net;
-use crate::params::{attach, detach};
+use crate::problem::model::Net;
+use crate::problem::params::{attach, detach};
 use stagger_kernels::gather::{Augment, Draw, Images, Part};
-use stagger_kernels::nn::{Pass, Precision};
+use stagger_kernels::layers::{Pass, Precision};
 use stagger_kernels::stack::{stack, unstack};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;

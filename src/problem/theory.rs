@@ -5,8 +5,8 @@
 
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot};
 use crate::error::{Error, Result};
-use crate::params::{buffer, tensor, total};
-use crate::record::{Columns, Evaluation};
+use crate::problem::params::{buffer, tensor, total};
+use super::{Columns, Evaluation};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
 use stagger_datasets::libsvm::SparseRows;

@@ -1,156 +1,30 @@
 //! What a run leaves behind: its folder with the event log, metrics, summary, configuration and weights.
 
 mod device;
+mod event;
 mod log;
 mod outcome;
+mod summary;
 mod tensorboard;
 
-pub use device::{device_spans, device_times};
+pub use device::{Occupancy, Span, Work, device_spans, device_times};
+pub use event::{Effect, Event};
 pub use log::{LATEST, recorded};
 pub use outcome::{Limits, Outcome};
+pub use summary::Summary;
 
-use crate::checkpoint::Manifest;
 use crate::error::{Error, Result};
-use crate::fault::Failure;
-use crate::timeline::{Occupancy, Span};
+use crate::problem::{Columns, Evaluation};
 use crossbeam_channel::Receiver;
 use log::EventLog;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use stagger_kernels::Layout;
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tensorboard::TensorBoard;
-
-/// One arrival, one line of `events.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Event {
-    /// Its number, from 0.
-    pub seq: u64,
-    /// When, in seconds on the run's axis.
-    pub time: f64,
-    /// Who.
-    pub worker: usize,
-    /// The version v at which it was computed.
-    pub version: u64,
-    /// t - v before the update.
-    pub staleness: u64,
-    /// The batch loss; null where it is not finite.
-    pub loss: Option<f32>,
-    /// What became of it.
-    pub effect: Effect,
-    /// The version after it.
-    pub t: u64,
-}
-
-/// What became of an arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Effect {
-    /// The server stepped.
-    Step,
-    /// It was folded into the server's state.
-    Fold,
-    /// It was not applied.
-    Drop,
-}
-
-impl Effect {
-    /// Whether it made a version.
-    pub fn is_step(self) -> bool {
-        self == Effect::Step
-    }
-}
-
-impl fmt::Display for Effect {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Effect::Step => "step",
-            Effect::Fold => "fold",
-            Effect::Drop => "drop",
-        })
-    }
-}
-
-/// What an evaluation found. What does not apply is absent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// The full objective, for the problems of theory.
-    pub train_loss: Option<f64>,
-    /// Norm of the full objective's gradient.
-    pub grad_norm: Option<f64>,
-    /// Mean loss over the test set.
-    pub test_loss: Option<f64>,
-    /// Share of the test set that is classified correctly.
-    pub test_accuracy: Option<f64>,
-}
-
-impl Evaluation {
-    /// The larger, the better the model is.
-    pub fn score(&self) -> Option<f64> {
-        self.test_accuracy.or(self.train_loss.map(|loss| -loss)).filter(|x| x.is_finite())
-    }
-}
-
-/// `summary.json`.
-#[derive(Clone, Debug, Serialize)]
-#[allow(missing_docs)]
-pub struct Summary {
-    pub rule: String,
-    pub workers: usize,
-    pub backend: String,
-    pub device: String,
-    pub clock: String,
-    pub dataset: String,
-    pub partition: String,
-    pub model: String,
-    pub parameters: usize,
-    pub batch: usize,
-    pub lr: f64,
-    pub seed: u64,
-    pub threads_per_worker: Option<usize>,
-    /// Server updates: the final version.
-    pub updates: u64,
-    /// Arrivals.
-    pub gradients: u64,
-    /// Arrivals that were not applied.
-    pub dropped: u64,
-    /// Jobs that were given up and never arrived.
-    pub restarted: u64,
-    /// Arrivals whose gradient or loss was not finite; what was not was left out.
-    pub not_finite: u64,
-    /// The last arrival's time on the run's axis, in seconds.
-    pub time: f64,
-    /// Real seconds from the first job to the last arrival, without evaluation.
-    pub wall_seconds: f64,
-    pub gradients_per_second: f64,
-    pub samples_per_second: f64,
-    pub mean_staleness: f64,
-    pub max_staleness: u64,
-    /// Mean of the latest batch losses, or the full objective where it is evaluated.
-    pub final_train_loss: Option<f64>,
-    pub final_grad_norm: Option<f64>,
-    pub final_test_loss: Option<f64>,
-    pub final_test_accuracy: Option<f64>,
-    /// Launches of the fused update kernel (0 on the CPU).
-    pub update_launches: u64,
-    /// Cores of the host that computed, on average (evaluations included); unknown where the system does not tell.
-    pub cores_busy: Option<f64>,
-    /// Bytes that the run was expected to need.
-    pub memory_estimate: u64,
-    /// Bytes that it took: of the process on the CPU, of the device's pools on a GPU.
-    pub memory: Option<u64>,
-    /// Workers that failed, in which job, why, and what was done about it.
-    pub failures: Vec<Failure>,
-    /// How busy the device was while it was noted when it computed what (`device.csv`).
-    pub occupancy: Option<Occupancy>,
-    pub weights_sha256: String,
-    pub version: String,
-    pub interrupted: bool,
-}
 
 /// Nobody else writes this log, as long as it is open.
 fn lock(log: &File) -> std::io::Result<()> {
@@ -224,6 +98,19 @@ fn behind(path: &Path, bytes: u64) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// How much of each log belongs to a checkpoint.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LogPositions {
+    /// Bytes of `events.jsonl`.
+    pub events: u64,
+    /// Bytes of `metrics.csv`.
+    pub metrics: u64,
+    /// Bytes of TensorBoard's event file.
+    pub board: u64,
+    /// Pairs (staleness, number of arrivals with it) since the last evaluation.
+    pub staleness: Vec<(u64, u64)>,
+}
+
 /// A run's folder.
 pub struct RunFolder {
     path: PathBuf,
@@ -235,15 +122,6 @@ pub struct RunFolder {
     /// Of a run that goes on: files that are still as long as they were, and how long they are to be; and its settings.
     uncut: Vec<(File, u64)>,
     config: String,
-}
-
-/// What `metrics.csv` holds besides update and time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Columns {
-    /// `train_loss,grad_norm` of the full objective.
-    Theory,
-    /// `train_loss,test_loss,test_accuracy`.
-    Images,
 }
 
 impl RunFolder {
@@ -280,20 +158,20 @@ impl RunFolder {
     }
 
     /// Opens the folder of a run that is to go on from a checkpoint; nothing in it is changed before [`RunFolder::go_on`].
-    pub fn reopen(path: &Path, config: &str, manifest: &Manifest) -> Result<Self> {
+    pub fn reopen(path: &Path, config: &str, positions: &LogPositions) -> Result<Self> {
         let wrong = |e: std::io::Error| Error::usage(format!("the run in {} cannot go on: {e}", path.display()));
-        let log = behind(&path.join("events.jsonl"), manifest.events).map_err(wrong)?;
+        let log = behind(&path.join("events.jsonl"), positions.events).map_err(wrong)?;
         lock(&log).map_err(wrong)?;
-        let metrics = behind(&path.join("metrics.csv"), manifest.metrics).map_err(wrong)?;
-        let (board, written) = TensorBoard::open(path, manifest.board).map_err(wrong)?;
+        let metrics = behind(&path.join("metrics.csv"), positions.metrics).map_err(wrong)?;
+        let (board, written) = TensorBoard::open(path, positions.board).map_err(wrong)?;
         let copy = |file: &File| file.try_clone().map_err(wrong);
         let uncut =
-            vec![(copy(&log)?, manifest.events), (copy(&metrics)?, manifest.metrics), (written, manifest.board)];
+            vec![(copy(&log)?, positions.events), (copy(&metrics)?, positions.metrics), (written, positions.board)];
         let events = EventLog::new(log).map_err(wrong)?;
         let (metrics, staleness) = (BufWriter::new(metrics), Vec::new());
         let mut folder =
             RunFolder { path: path.into(), events, metrics, board, staleness, uncut, config: config.into() };
-        for (staleness, count) in &manifest.staleness {
+        for (staleness, count) in &positions.staleness {
             folder.count(*staleness as usize, *count);
         }
         Ok(folder)
@@ -316,17 +194,17 @@ impl RunFolder {
         self.staleness[staleness] += arrivals;
     }
 
-    /// Notes in `manifest` how long the logs are, and gives what they still need before that is on the disk: the files to synchronise,
+    /// Notes in `positions` how long the logs are, and gives what they still need before that is on the disk: the files to synchronise,
     /// and where the length of the event log will be told.
-    pub fn mark(&mut self, manifest: &mut Manifest) -> Result<(Vec<File>, Receiver<std::io::Result<u64>>)> {
+    pub fn mark(&mut self, positions: &mut LogPositions) -> Result<(Vec<File>, Receiver<std::io::Result<u64>>)> {
         let lost = |e: std::io::Error| Error::failed(format!("cannot write to {}: {e}", self.path.display()));
         self.metrics.flush().map_err(lost)?;
-        manifest.metrics = self.metrics.stream_position().map_err(lost)?;
+        positions.metrics = self.metrics.stream_position().map_err(lost)?;
         let metrics = self.metrics.get_ref().try_clone().map_err(lost)?;
         let (board, length) = self.board.mark().map_err(lost)?;
-        manifest.board = length;
+        positions.board = length;
         let some = self.staleness.iter().enumerate().filter(|(_, count)| **count > 0);
-        manifest.staleness = some.map(|(staleness, count)| (staleness as u64, *count)).collect();
+        positions.staleness = some.map(|(staleness, count)| (staleness as u64, *count)).collect();
         Ok((vec![metrics, board], self.events.mark().map_err(lost)?))
     }
 

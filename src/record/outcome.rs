@@ -1,8 +1,8 @@
 //! When a run stops, and what it came to: plain numbers.
 
-use super::Evaluation;
-use crate::fault::Failure;
-use crate::timeline::Occupancy;
+use super::device::Occupancy;
+use crate::error::Failure;
+use crate::problem::Evaluation;
 
 /// When to stop; whichever comes first.
 #[derive(Clone, Copy, Debug, Default)]

@@ -6,7 +6,7 @@
 //! Tan, Zhu, Zhang 2023 (arXiv 2301.08895). Proved: rate O(1/√(TKU)) for nonconvex f. Their formulas of K and τ_max were not
 //! available: these schedules are ours (`loss` with p = 1/2 is AdaSync's). K never shrinks; F comes some arrivals late.
 
-use super::shared::{Bound, KEYS, Schedule};
+use super::support::shared::{Bound, KEYS, Schedule};
 use super::{Arrival, Cost, Decision, Entry, Fold, Local, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {

@@ -7,7 +7,8 @@
 //! With an unlimited age it is ACE; a worker that is never young enough does not count, so a small age is a bias. Proved for
 //! ACE; the bound is the authors' practical form. The paper fixes no age; ours is twice the workers.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, crowd::Ages};
+use super::support::crowd::Ages;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "aced",

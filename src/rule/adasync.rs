@@ -5,7 +5,8 @@
 //! Dutta, Wang, Joshi 2020 (arXiv 2003.10579): K minimises the bound A F(x) E[time](K)/(ηT) + B ησ²/K at every moment. F is the
 //! mean of recent batch losses, known some arrivals late; K is chosen anew at every update (theirs: every so many seconds).
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Keys, Needs, Rule, Setting, Start, shared::LossRatio};
+use super::support::shared::LossRatio;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Keys, Needs, Rule, Setting, Start};
 use crate::error::Result;
 
 pub(super) const ENTRY: Entry = Entry {

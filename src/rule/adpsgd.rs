@@ -8,7 +8,8 @@
 //! step more often and weigh more. The models live on one device; averages happen one after the other, so no deadlock can arise
 //! and the graph need not be bipartite. What is evaluated and saved is the mean of all x_i. The version counts gradients.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, draw::pick};
+use super::support::draw::pick;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "adpsgd",

@@ -9,7 +9,7 @@
 //! N is the number of workers. Speeds are those of each worker's last job; a job of fewer steps takes proportionally less
 //! simulated time. H, η_o, β, the inner AdamW and what a --schedule does as in `diloco`.
 
-use super::shared::{OUTER, Outer};
+use super::support::shared::{OUTER, Outer};
 use super::{Arrival, Cost, Decision, Entry, Needs, Optimizer, Rule};
 
 pub(super) const ENTRY: Entry = Entry {

@@ -8,7 +8,7 @@
 //! inner moments begin at zero in every job (theirs go on), since here a job's answer depends on its snapshot alone. v gathers
 //! sums of directions and is multiplied by today's η, which differs from theirs under a --schedule.
 
-use super::shared::{OUTER, Outer};
+use super::support::shared::{OUTER, Outer};
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Optimizer, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {

@@ -5,7 +5,8 @@
 //! Wang, Sun, Wai, Zhang 2024 (arXiv 2405.16966; IA²SGD). Proved: mean ‖∇f‖² falls as √(L τ_max F0/(nT)), no ζ anywhere. c = n is
 //! `sync`. Its start was not available to us: `barrier` waits for all, `keep-busy` renews rows at x_0, `zero` steps at once.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, crowd::Awaited};
+use super::support::crowd::Awaited;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "dude",

@@ -7,7 +7,8 @@
 //! proved. Whether a flush is a mean or a sum and whether K ends at n is not stated; here K does. At its end it is K-batch-async
 //! with K = n: fast workers keep weighing more.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, shared::Threshold};
+use super::support::shared::Threshold;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "hybrid",

@@ -9,7 +9,8 @@
 //! worker's mean is kept as it grows (row += (g - row)/B), so an arrival costs one update whatever n. Without `s` it stops
 //! once everybody has answered.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, crowd::Tally};
+use super::support::crowd::Tally;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "malenia",

@@ -8,7 +8,8 @@
 //! data. The first round waits for all. Presence comes from outside in the paper; here worker i is there in a round with a
 //! probability, drawn from the seed (1: everybody is always there, and it is synchronous SGD).
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, draw::present};
+use super::support::draw::present;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "mifa",

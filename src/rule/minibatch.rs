@@ -8,7 +8,8 @@
 //! with 20 L η <= 1: L F0/T + (L F0 ζ²/(Tb))^{1/2}. Draws are with replacement, so a worker that is drawn twice computes twice.
 //! The paper fixes no b; ours is the number of workers.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, draw::pick};
+use super::support::draw::pick;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "minibatch",

@@ -15,11 +15,9 @@ mod adpsgd;
 mod asgd;
 mod async_diloco;
 mod ca2fl;
-mod crowd;
 mod dcasgd;
 mod delay_adaptive;
 mod diloco;
-mod draw;
 mod dude;
 mod easgd;
 mod fadas;
@@ -45,14 +43,13 @@ mod ringleader;
 mod ringmaster;
 mod rr;
 mod sa_adasync;
-mod shared;
 mod shuffled;
 mod staleness;
+mod support;
 mod sync;
 mod waiting;
-mod without;
 
-pub use without::goes_on_without_a_worker;
+pub use support::without::goes_on_without_a_worker;
 
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};

@@ -9,7 +9,8 @@
 //! worker caps the pace. The authors' public code evaluates a new job on the data of the worker that just finished; here, as
 //! in the paper, a job uses its own worker's data and the snapshot of the version at which it was assigned.
 
-use super::{Arrival, Cost, Decision, Entry, Rule, Start, draw::pick};
+use super::support::draw::pick;
+use super::{Arrival, Cost, Decision, Entry, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "random",

@@ -8,7 +8,8 @@
 //! 30 L η max(b, n) <= b): the rate of random ASGD with noise and ζ² terms divided by b, no floor. Draws are with replacement;
 //! a busy worker queues. The paper fixes no b; ours is half the workers.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start, draw::pick};
+use super::support::draw::pick;
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "random-waiting",

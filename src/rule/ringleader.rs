@@ -7,7 +7,7 @@
 //! Maranjyan, Richtárik 2026 (ICLR; arXiv 2509.22860). Proved: optimal time for heterogeneous data, delays at most 2n-2. The
 //! G_j/b_j are kept as running means. A worker that never answers blocks phase 1.
 
-use super::crowd::{Awaited, Tally};
+use super::support::crowd::{Awaited, Tally};
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {

@@ -8,7 +8,8 @@
 //! 20 L η n <= 1: L F0 n/T + (L F0 √n ζ/T)^{2/3}. Data points are the workers; the rule's time is the sum of all job times,
 //! so it is a baseline over updates, not over time.
 
-use super::{Arrival, Cost, Decision, Entry, Key, Needs, Rule, Start, draw::Order};
+use super::support::draw::Order;
+use super::{Arrival, Cost, Decision, Entry, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "rr",

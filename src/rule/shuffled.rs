@@ -8,7 +8,8 @@
 //! as (L F0 √n ζ/T)^{2/3}, better than random ASGD once ζ >= √(nε). A busy worker queues the job with its snapshot and begins
 //! it at once when it is free (the authors' public code leaves such a worker idle).
 
-use super::{Arrival, Cost, Decision, Entry, Key, Rule, Start, draw::Order};
+use super::support::draw::Order;
+use super::{Arrival, Cost, Decision, Entry, Key, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "shuffled",

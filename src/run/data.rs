@@ -7,7 +7,7 @@ use stagger_datasets::partition::{self, Partition};
 use stagger_datasets::{ImageData, cifar10, clusters, default_folder, libsvm, mnist, quadratic, syn, synthetic};
 use stagger_kernels::Device;
 use stagger_kernels::gather::Augment;
-use stagger_kernels::nn::Precision;
+use stagger_kernels::layers::Precision;
 use std::path::Path;
 
 /// Training data, read and checked.

@@ -1,27 +1,31 @@
 //! `stagger train`: puts the pieces together, runs them, and says what came of it.
 
-use crate::backend::{self, Backend};
-use crate::checkpoint::{self, Checkpoint, Manifest, Saver};
-use crate::clock::DelayModel;
+pub mod data;
+pub mod memory;
+
+use crate::host::backend::{self, Backend};
+use crate::engine::checkpoint::{self, Checkpoint, Manifest, Saver};
+use crate::engine::clock::delay::DelayModel;
 use crate::config::{Clock, OnNan, Options, Settings};
-use crate::cores;
-use crate::crew::{Crew, INTERRUPTED, Together};
-use crate::data::{self, Data};
+use crate::host::{cores, signals};
+use crate::engine::worker_pool::{Crew, Together};
+use crate::run::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::fault::OnFailure;
-use crate::gate::Gate;
-use crate::memory::{Come, Need, gib};
+use crate::engine::gate::Gate;
+use crate::run::memory::{Come, Need, gib};
 use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
-use crate::progress::{Progress, span};
-use crate::record::{Columns, Evaluation, Event, Limits, Outcome, RunFolder, Summary};
+use crate::view::progress::{Progress, span};
+use crate::problem::{Columns, Evaluation};
+use crate::record::{Event, Limits, Occupancy, Outcome, RunFolder, Summary};
 use crate::rule::{Needs, Optimizer, Setting};
-use crate::server::Server;
-use crate::state::Descent;
-use crate::stopwatch::Stopwatch;
-use crate::timeline::{self, Occupancy, Timeline};
-use crate::transport::{Replay, Transport, Virtual, Wall};
-use crate::tuning::Tuning;
-use crate::worker::Worker;
+use crate::engine::server::Server;
+use crate::engine::state::Descent;
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::timeline::{self, Timeline};
+use crate::engine::clock::{Replay, Transport, Virtual, Wall};
+use crate::host::tuning::Tuning;
+use crate::engine::worker::Worker;
 use stagger_datasets::default_folder;
 use stagger_kernels::update::Guard;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
@@ -263,11 +267,11 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     };
     let config = toml::to_string(&resolved).expect("options are plain data");
     let mut folder = match (&past, place) {
-        (Some(past), Place::Resumed { folder, .. }) => RunFolder::reopen(&folder, &config, &past.manifest)?,
+        (Some(past), Place::Resumed { folder, .. }) => RunFolder::reopen(&folder, &config, &past.manifest.logs)?,
         (_, Place::New(Some(path))) => RunFolder::create(&path, &config, problem.columns)?,
         _ => RunFolder::create(&fresh_folder(settings.rule.name()), &config, problem.columns)?,
     };
-    catch_signals();
+    signals::catch_signals();
 
     let mut problem = problem;
     if audience == (Audience::Program { target: None }) {
@@ -635,19 +639,6 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// From now on the first signal ends what runs in good order.
-pub fn catch_signals() {
-    // The first signal lets the run end at its next arrival; the second ends the process at once.
-    let handler = || {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        note!("stagger: stopping after the arrival in hand; again to stop at once");
-    };
-    // A handler that is already set is ours: a process trains once, tests more often.
-    let _ = ctrlc::set_handler(handler);
 }
 
 /// `runs/<time>-<rule>`, with a number behind it if it is taken.

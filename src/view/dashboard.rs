@@ -1,6 +1,6 @@
 //! `--tui`: a run on a whole terminal. Curves of loss and accuracy, and a lane per worker.
 
-use crate::progress;
+use crate::console;
 use crate::record::{Effect, Outcome};
 use ratatui::Terminal;
 use ratatui::backend::{Backend, CrosstermBackend};
@@ -52,7 +52,7 @@ impl Dashboard {
         let mut terminal = Terminal::new(CrosstermBackend::new(stderr()))?;
         terminal.clear()?;
         terminal.hide_cursor()?;
-        progress::hold();
+        console::hold();
         Ok(Dashboard { terminal, view: View::new(title, workers) })
     }
 
@@ -76,7 +76,7 @@ impl Drop for Dashboard {
     fn drop(&mut self) {
         let _ = self.terminal.show_cursor();
         let _ = execute!(stderr(), LeaveAlternateScreen);
-        progress::let_go();
+        console::release();
     }
 }
 

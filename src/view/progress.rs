@@ -1,13 +1,11 @@
 //! What a person sees while a run goes on: a bar on a terminal (or, if asked for, the whole terminal), plain lines otherwise.
 
-use crate::dashboard::Dashboard;
+use crate::view::dashboard::Dashboard;
 use crate::error::{Error, Result};
 use crate::record::{Effect, Limits, Outcome};
-use crate::stopwatch::Stopwatch;
+use crate::engine::clock::stopwatch::Stopwatch;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::fmt::Arguments;
-use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Between two refreshes of the bar, and between two plain lines.
@@ -113,29 +111,6 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
-}
-
-/// What was to be said while a dashboard has the terminal; `None` while none has.
-static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
-
-/// Prints a line, or keeps it until the terminal is free. Use `note!`.
-pub fn note(line: Arguments) {
-    match &mut *HELD.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(held) => held.push(line.to_string()),
-        None => _ = writeln!(std::io::stderr(), "{line}"),
-    }
-}
-
-/// From now on lines are kept, those of panics too.
-pub fn hold() {
-    *HELD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
-    std::panic::set_hook(Box::new(|panic| note!("{panic}")));
-}
-
-/// Prints what was kept; from now on nothing is.
-pub fn let_go() {
-    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
-    held.into_iter().flatten().for_each(|line| note!("{line}"));
 }
 
 /// Seconds for people.

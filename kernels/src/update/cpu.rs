@@ -1,7 +1,7 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
 use super::{EARLIER, Fold, Guard, Incoming, Method, SQUARE_FLOOR, Step, Update};
-use crate::nn::{Lanes, for_each_instruction_set};
+use crate::layers::{Lanes, for_each_instruction_set};
 use crate::row::Entries;
 
 /// Floats per block of the loop. So few that the passes over one and over the next overlap in the processor, which then reads all

@@ -8,10 +8,10 @@ pub use channel::Wall;
 pub use replay::Replay;
 pub use virtual_time::Virtual;
 
-use crate::crew::Crew;
+use crate::engine::worker_pool::Crew;
 use crate::error::Result;
 use crate::record::{Effect, Event};
-use crate::worker::Gradient;
+use crate::engine::worker::Gradient;
 
 /// A clock.
 pub trait Transport: Send {

@@ -4,12 +4,12 @@
 //! of (seed, worker, job) and its gradient of (snapshot, seed, worker, job), the run does not depend on thread timing.
 
 use super::Transport;
-use crate::clock::DelayModel;
-use crate::crew::Crew;
+use crate::engine::clock::delay::DelayModel;
+use crate::engine::worker_pool::Crew;
 use crate::error::{Error, Result};
 use crate::fault::Faults;
 use crate::record::Event;
-use crate::worker::Gradient;
+use crate::engine::worker::Gradient;
 use std::hint::select_unpredictable;
 
 /// Simulated time.

@@ -1,12 +1,12 @@
 //! The wall clock: whichever worker's message comes first through the channel is next.
 
 use super::Transport;
-use crate::clock::DelayModel;
-use crate::crew::Crew;
+use crate::engine::clock::delay::DelayModel;
+use crate::engine::worker_pool::Crew;
 use crate::error::Result;
 use crate::fault::Faults;
-use crate::stopwatch::Stopwatch;
-use crate::worker::Gradient;
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::worker::Gradient;
 use std::sync::Arc;
 
 /// Real time. Injected delays are waited for by the workers.

@@ -5,19 +5,20 @@
 //! * I6: only this thread touches weights, slots and rule (but for a rule whose workers write the weights: Hogwild!).
 //! * I7: every arrival is applied once, or logged as dropped: arrivals = applied + dropped.
 
-use crate::checkpoint::{Checkpoint, Draft, Manifest, Saver};
-use crate::crew::Crew;
-use crate::error::{Error, Result};
-use crate::gate::Gate;
+use crate::engine::checkpoint::{Checkpoint, Draft, Manifest, Saver};
+use crate::engine::worker_pool::Crew;
+use crate::error::{Error, Handled, Result};
+use crate::engine::gate::Gate;
 use crate::problem::{Evaluator, Snapshot};
-use crate::progress::Progress;
-use crate::record::{Columns, Effect, Event, Limits, Outcome, RunFolder, recorded};
+use crate::view::progress::Progress;
+use crate::problem::Columns;
+use crate::record::{Effect, Event, Limits, Occupancy, Outcome, RunFolder, recorded};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
-use crate::state::{Descent, State};
-use crate::stopwatch::Stopwatch;
-use crate::timeline::{Occupancy, Timeline};
-use crate::transport::Transport;
-use crate::worker::Job;
+use crate::engine::state::{Descent, State};
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::timeline::Timeline;
+use crate::engine::clock::Transport;
+use crate::engine::worker::Job;
 use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -208,7 +209,7 @@ impl Server<'_> {
         self.crew.recall();
         self.begin(state)?;
         let log = self.folder.path().join("events.jsonl");
-        for event in recorded(&log, past.manifest.events, self.crew.workers())? {
+        for event in recorded(&log, past.manifest.logs.events, self.crew.workers())? {
             let event = event?;
             self.lose_again(&past.manifest, outcome);
             self.transport.passed(&self.crew, &event)?;
@@ -297,7 +298,7 @@ impl Server<'_> {
             score: outcome.evaluation.score().filter(|_| outcome.evaluated == Some(state.version)),
             ..self.manifest.clone()
         };
-        let (files, log) = self.folder.mark(&mut manifest)?;
+        let (files, log) = self.folder.mark(&mut manifest.logs)?;
         let mut jobs: BTreeMap<String, Buffer> = BTreeMap::new();
         let own = state.has_own();
         for (worker, place, job) in self.crew.jobs().filter(|job| job.2.version != state.version) {
@@ -389,7 +390,7 @@ impl Server<'_> {
         let (time, gradient) = match self.transport.next(&mut self.crew) {
             Ok(Some(next)) => next,
             Ok(None) => return self.crew.waits_for_ever().filter(|_| !self.replays).map_or(Ok(over), Err),
-            Err(Error::Worker(failure)) if failure.handled == "dropped" => {
+            Err(Error::Worker(failure)) if failure.handled == Handled::Dropped => {
                 note!("NOTE       {failure}; the run goes on without it");
                 self.lose(failure.worker, outcome);
                 return Ok(Pause::default());

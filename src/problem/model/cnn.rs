@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Pass, conv2d, group_norm_max_pool};
+use stagger_kernels::layers::{Pass, conv2d, group_norm_max_pool};
 
 /// Channels per group of every normalisation.
 const GROUP: usize = 8;

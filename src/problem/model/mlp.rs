@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::Pass;
+use stagger_kernels::layers::Pass;
 
 /// One hidden layer of 128.
 #[derive(Module, Debug)]

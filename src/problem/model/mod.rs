@@ -1,4 +1,4 @@
-//! The networks. Shapes are at the line ends; B is the batch. Images lie channels last ([`stagger_kernels::nn`] says why).
+//! The networks. Shapes are at the line ends; B is the batch. Images lie channels last ([`stagger_kernels::layers`] says why).
 
 mod cnn;
 mod mlp;
@@ -11,7 +11,7 @@ pub use resnet18::ResNet18;
 use burn::module::Module;
 use burn::nn::{GroupNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Conv, Pass, Precision, group_norm, linear};
+use stagger_kernels::layers::{Conv, Pass, Precision, group_norm, linear};
 
 /// A network that classifies images [B, side, side, channels] into [B, classes] logits.
 #[derive(Module, Debug)]

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use stagger_kernels::nn::{Pass, conv2d, mean_pool};
+use stagger_kernels::layers::{Pass, conv2d, mean_pool};
 
 /// Groups of every normalisation.
 const GROUPS: usize = 32;

@@ -3,33 +3,33 @@
 use std::collections::BTreeSet;
 
 /// Workers who are awaited.
-pub(super) struct Awaited {
+pub(in crate::rule) struct Awaited {
     who: Vec<bool>,
     count: usize,
 }
 
 impl Awaited {
     /// Everybody or nobody of `n`.
-    pub(super) fn new(n: usize, everybody: bool) -> Self {
+    pub(in crate::rule) fn new(n: usize, everybody: bool) -> Self {
         Awaited { who: vec![everybody; n], count: if everybody { n } else { 0 } }
     }
 
-    pub(super) fn has(&self, worker: usize) -> bool {
+    pub(in crate::rule) fn has(&self, worker: usize) -> bool {
         self.who[worker]
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::rule) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// The worker is no more; gives whether nobody is.
-    pub(super) fn remove(&mut self, worker: usize) -> bool {
+    pub(in crate::rule) fn remove(&mut self, worker: usize) -> bool {
         self.count -= std::mem::take(&mut self.who[worker]) as usize;
         self.is_empty()
     }
 
     /// Everybody is.
-    pub(super) fn refill_if(&mut self, begins: bool) {
+    pub(in crate::rule) fn refill_if(&mut self, begins: bool) {
         if begins {
             self.who.fill(true);
             self.count = self.who.len();
@@ -38,7 +38,7 @@ impl Awaited {
 }
 
 /// How many gradients came from each worker.
-pub(super) struct Tally {
+pub(in crate::rule) struct Tally {
     counts: Vec<u32>,
     silent: usize,
     /// The sum of 1/count over those who are not silent, but for rounding.
@@ -46,16 +46,16 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(n: usize) -> Self {
+    pub(in crate::rule) fn new(n: usize) -> Self {
         Tally { counts: vec![0; n], silent: n, inverses: 0.0 }
     }
 
-    pub(super) fn workers(&self) -> usize {
+    pub(in crate::rule) fn workers(&self) -> usize {
         self.counts.len()
     }
 
     /// One more; gives how many they are now.
-    pub(super) fn add(&mut self, worker: usize) -> u32 {
+    pub(in crate::rule) fn add(&mut self, worker: usize) -> u32 {
         let before = self.counts[worker];
         self.counts[worker] += 1;
         self.silent -= (before == 0) as usize;
@@ -64,47 +64,47 @@ impl Tally {
     }
 
     /// Everybody has sent one.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::rule) fn is_whole(&self) -> bool {
         self.silent == 0
     }
 
     /// The harmonic mean of the counts is larger. Near the bound it is computed anew, so that what was rounded on the way decides nothing.
-    pub(super) fn exceeds(&self, bound: f64) -> bool {
+    pub(in crate::rule) fn exceeds(&self, bound: f64) -> bool {
         let n = self.counts.len() as f64;
         let is_near = || n / self.inverses >= bound * (1.0 - 1e-6);
         self.is_whole() && is_near() && n / self.counts.iter().map(|b| 1.0 / *b as f64).sum::<f64>() > bound
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(in crate::rule) fn clear(&mut self) {
         self.counts.fill(0);
         (self.silent, self.inverses) = (self.counts.len(), 0.0);
     }
 }
 
 /// At which version something of a worker began, for those who have it.
-pub(super) struct Ages {
+pub(in crate::rule) struct Ages {
     began: Vec<Option<u64>>,
     /// The same, the oldest first.
     sorted: BTreeSet<(u64, usize)>,
 }
 
 impl Ages {
-    pub(super) fn new(n: usize) -> Self {
+    pub(in crate::rule) fn new(n: usize) -> Self {
         Ages { began: vec![None; n], sorted: BTreeSet::new() }
     }
 
     /// How many have it.
-    pub(super) fn count(&self) -> usize {
+    pub(in crate::rule) fn count(&self) -> usize {
         self.sorted.len()
     }
 
     /// Everybody has.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::rule) fn is_whole(&self) -> bool {
         self.count() == self.began.len()
     }
 
     /// It began at `version`; gives whether the worker had one before.
-    pub(super) fn renew(&mut self, worker: usize, version: u64) -> bool {
+    pub(in crate::rule) fn renew(&mut self, worker: usize, version: u64) -> bool {
         let before = self.began[worker].replace(version);
         before.inspect(|version| _ = self.sorted.remove(&(*version, worker)));
         self.sorted.insert((version, worker));
@@ -112,7 +112,7 @@ impl Ages {
     }
 
     /// Takes those that began before `version` away; gives whose they were, in order.
-    pub(super) fn retire(&mut self, version: u64) -> Vec<usize> {
+    pub(in crate::rule) fn retire(&mut self, version: u64) -> Vec<usize> {
         let mut gone = Vec::new();
         while let Some((_, worker)) = self.sorted.first().copied().filter(|(began, _)| *began < version) {
             self.sorted.pop_first();

@@ -1,6 +1,6 @@
 //! Random draws of rules: functions of (seed, number of the draw), so that a run repeats itself under every clock.
 
-use super::{Keys, Setting};
+use super::super::{Keys, Setting};
 use crate::error::{Error, Result};
 use rand_distr::{Distribution, Uniform};
 use stagger_datasets::keyed;
@@ -9,12 +9,12 @@ use stagger_datasets::keyed;
 const PURPOSE: u64 = 0x72756c65;
 
 /// Draw `k`: one of `0..n`, each as likely.
-pub(super) fn pick(seed: u64, k: u64, n: usize) -> usize {
+pub(in crate::rule) fn pick(seed: u64, k: u64, n: usize) -> usize {
     Uniform::new(0, n as u64).expect("somebody to pick").sample(&mut keyed([seed, PURPOSE, k, 0])) as usize
 }
 
 /// Draw `k`: a permutation of `0..n` (Fisher and Yates).
-pub(super) fn permutation(seed: u64, k: u64, n: usize) -> Vec<usize> {
+pub(in crate::rule) fn permutation(seed: u64, k: u64, n: usize) -> Vec<usize> {
     let mut random = keyed([seed, PURPOSE, k, 1]);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
@@ -24,7 +24,7 @@ pub(super) fn permutation(seed: u64, k: u64, n: usize) -> Vec<usize> {
 }
 
 /// Draw `k`: those of `0..n` that are there with probability `p` each; drawn again until somebody is.
-pub(super) fn present(seed: u64, k: u64, n: usize, p: f64) -> Vec<usize> {
+pub(in crate::rule) fn present(seed: u64, k: u64, n: usize, p: f64) -> Vec<usize> {
     let mut random = keyed([seed, PURPOSE, k, 2]);
     let unit = Uniform::new(0.0, 1.0).expect("a range");
     loop {
@@ -36,7 +36,7 @@ pub(super) fn present(seed: u64, k: u64, n: usize, p: f64) -> Vec<usize> {
 }
 
 /// The workers in shuffled order, round after round.
-pub(super) struct Order {
+pub(in crate::rule) struct Order {
     setting: Setting,
     once: bool,
     fixed: Option<Vec<usize>>,
@@ -46,7 +46,7 @@ pub(super) struct Order {
 
 impl Order {
     /// An order by the parameters `once` and `order`.
-    pub(super) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
+    pub(in crate::rule) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
         let mut fixed = None;
         if let Some(text) = keys.text("order") {
             let order: Vec<usize> = text.split('-').map(|i| i.parse().unwrap_or(usize::MAX)).collect();
@@ -59,7 +59,7 @@ impl Order {
     }
 
     /// Whose turn it is.
-    pub(super) fn turn(&mut self) -> usize {
+    pub(in crate::rule) fn turn(&mut self) -> usize {
         let n = self.setting.workers;
         if self.turns.is_multiple_of(n) {
             let number = if self.once { 0 } else { (self.turns / n) as u64 };

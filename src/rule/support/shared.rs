@@ -1,18 +1,18 @@
 //! Parameters that several rules share: how many answers to wait for as a run goes on (by the loss, or by the number of
 //! updates), how stale a job may be, and the outer step of DiLoCo.
 
-use super::{Key, Keys, Local, Setting};
+use super::super::{Key, Keys, Local, Setting};
 use crate::error::{Error, Result};
 
 /// F(w_0)/F(w_t), from the batch losses that a rule is told.
 #[derive(Default)]
-pub(super) struct LossRatio {
+pub(in crate::rule) struct LossRatio {
     first: Option<f64>,
 }
 
 impl LossRatio {
     /// The ratio now; 1 as long as nothing is known, and large when the loss has gone to nothing.
-    pub(super) fn of(&mut self, loss: Option<f64>) -> f64 {
+    pub(in crate::rule) fn of(&mut self, loss: Option<f64>) -> f64 {
         let Some(now) = loss.filter(|l| l.is_finite()) else { return 1.0 };
         (*self.first.get_or_insert(now) / now.max(1e-12)).max(0.0)
     }
@@ -20,7 +20,7 @@ impl LossRatio {
 
 /// K as a function of the update t, the loss ratio and K at the start.
 #[derive(Clone, Copy)]
-pub(super) enum Growth {
+pub(in crate::rule) enum Growth {
     Loss,
     Linear,
     Geometric,
@@ -28,8 +28,8 @@ pub(super) enum Growth {
 }
 
 /// A schedule with its parameters `k0`, `schedule`, `a` and `p`.
-pub(super) struct Schedule {
-    pub(super) k0: usize,
+pub(in crate::rule) struct Schedule {
+    pub(in crate::rule) k0: usize,
     n: usize,
     growth: Growth,
     a: f64,
@@ -38,7 +38,7 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub(super) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
+    pub(in crate::rule) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
         let names = [
             ("loss", Growth::Loss),
             ("linear", Growth::Linear),
@@ -53,7 +53,7 @@ impl Schedule {
     }
 
     /// K after update `t`, from 1 to n.
-    pub(super) fn k(&mut self, t: u64, loss: Option<f64>) -> usize {
+    pub(in crate::rule) fn k(&mut self, t: u64, loss: Option<f64>) -> usize {
         let (k0, t, ratio) = (self.k0 as f64, t as f64, self.ratio.of(loss));
         let k = match self.growth {
             Growth::Loss => (k0 * ratio.powf(self.p)).ceil(),
@@ -66,14 +66,14 @@ impl Schedule {
 }
 
 /// τ_max, the staleness beyond which a running job is given up.
-pub(super) enum Bound {
+pub(in crate::rule) enum Bound {
     Fixed(u64),
     /// max(1, ceil(β n / K)): with equal speeds a worker contributes every n/K updates.
     MeanStaleness(f64),
 }
 
 impl Bound {
-    pub(super) fn new(keys: &Keys) -> Result<Self> {
+    pub(in crate::rule) fn new(keys: &Keys) -> Result<Self> {
         let fixed = keys.text("tau").filter(|tau| *tau != "mean-staleness");
         if fixed.is_some() && keys.text("beta").is_some() {
             return Err(Error::usage("--rule abs: beta is for tau=mean-staleness"));
@@ -86,7 +86,7 @@ impl Bound {
         }
     }
 
-    pub(super) fn of(&self, n: usize, k: usize) -> u64 {
+    pub(in crate::rule) fn of(&self, n: usize, k: usize) -> u64 {
         match self {
             Bound::Fixed(tau) => *tau,
             Bound::MeanStaleness(beta) => (beta * n as f64 / k as f64).ceil().max(1.0) as u64,
@@ -95,7 +95,7 @@ impl Bound {
 }
 
 /// The threshold of hybrid SGD: gradients per step, by the number u of gradients received. It never falls.
-pub(super) struct Threshold {
+pub(in crate::rule) struct Threshold {
     kind: &'static str,
     step: f64,
     horizon: f64,
@@ -107,7 +107,7 @@ pub(super) struct Threshold {
 }
 
 impl Threshold {
-    pub(super) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
+    pub(in crate::rule) fn new(keys: &Keys, setting: &Setting) -> Result<Self> {
         let names = ["step", "linear", "exp", "sigmoid", "loss"].map(|name| (name, name));
         Ok(Threshold {
             kind: keys.choice("threshold", &names)?,
@@ -122,12 +122,12 @@ impl Threshold {
     }
 
     /// Whether it follows the loss.
-    pub(super) fn by_loss(&self) -> bool {
+    pub(in crate::rule) fn by_loss(&self) -> bool {
         self.kind == "loss"
     }
 
     /// The threshold after one more gradient, from 1 to n.
-    pub(super) fn next(&mut self, loss: Option<f64>) -> usize {
+    pub(in crate::rule) fn next(&mut self, loss: Option<f64>) -> usize {
         self.u += 1;
         let (n, u, share) = (self.n as f64, self.u as f64, self.u as f64 / self.horizon);
         let k = match self.kind {
@@ -143,7 +143,7 @@ impl Threshold {
 }
 
 /// The parameters of ABS.
-pub(super) const KEYS: [Key; 7] = [
+pub(in crate::rule) const KEYS: [Key; 7] = [
     Key { name: "k0", default: "1", meaning: "K at the start" },
     Key { name: "u", default: "5", meaning: "local steps per job" },
     Key { name: "schedule", default: "loss", meaning: "of K: loss, linear, geometric or step" },
@@ -154,7 +154,7 @@ pub(super) const KEYS: [Key; 7] = [
 ];
 
 /// The parameters of DiLoCo and its asynchronous form.
-pub(super) const OUTER: [Key; 5] = [
+pub(in crate::rule) const OUTER: [Key; 5] = [
     Key { name: "h", default: "500", meaning: "local steps per job" },
     Key { name: "outer_lr", default: "0.7", meaning: "factor of the server's step; --lr is the local rate" },
     Key { name: "momentum", default: "0.9", meaning: "β of the server's Nesterov momentum" },
@@ -163,14 +163,14 @@ pub(super) const OUTER: [Key; 5] = [
 ];
 
 /// Their values.
-pub(super) struct Outer {
-    pub(super) local: Local,
-    pub(super) lr: f64,
-    pub(super) momentum: f64,
+pub(in crate::rule) struct Outer {
+    pub(in crate::rule) local: Local,
+    pub(in crate::rule) lr: f64,
+    pub(in crate::rule) momentum: f64,
 }
 
 impl Outer {
-    pub(super) fn new(keys: &Keys) -> Result<Self> {
+    pub(in crate::rule) fn new(keys: &Keys) -> Result<Self> {
         let adamw = keys.choice("inner", &[("adamw", true), ("sgd", false)])?;
         let decay = keys.number("decay", 0.1, 0.0..=1e6)?;
         let steps = keys.count("h", 500, 1..=1 << 20)? as u32;

@@ -1,6 +1,6 @@
 //! What a rule does without one of its workers: found out by playing it, so that it cannot be told wrongly.
 
-use super::{Arrival, Entry, Keys, Setting};
+use super::super::{Arrival, Entry, Keys, Setting};
 use std::collections::VecDeque;
 
 /// Workers of the play, the arrival after which the last of them is gone, and arrivals in all.
@@ -36,7 +36,7 @@ pub fn goes_on_without_a_worker(entry: &Entry) -> bool {
 #[cfg(test)]
 #[test]
 fn barriers_wait_and_others_go_on() {
-    let goes_on = |name: &str| goes_on_without_a_worker(super::RULES.iter().find(|e| e.name == name).unwrap());
+    let goes_on = |name: &str| goes_on_without_a_worker(super::super::RULES.iter().find(|e| e.name == name).unwrap());
     for (name, expected) in
         [("sync", false), ("asgd", true), ("dude", true), ("malenia", false), ("ringmaster", true), ("random", false)]
     {

@@ -8,7 +8,7 @@
 
 use super::tile::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, rows_by_panels, tile_size, zeros};
 use super::{Scratch, parallel, winograd};
-use crate::nn::Conv;
+use crate::layers::Conv;
 
 /// Output pixels at least of one piece of work: enough to use a panel of weights well.
 const PIXELS: usize = 256;

@@ -3,7 +3,7 @@
 use super::conv::{forward_piece, weight_sums};
 use super::tile::{LANES, tile_size};
 use super::{Scratch, parallel};
-use crate::nn::{Conv, Precision};
+use crate::layers::{Conv, Precision};
 
 /// Such a convolution.
 pub(super) fn plan(batch: usize, from: usize, to: usize) -> Conv {

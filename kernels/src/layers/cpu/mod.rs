@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_convolution_is_the_same_by_every_set_of_instructions() {
-        use crate::nn::{Conv, Precision};
+        use crate::layers::{Conv, Precision};
         // Sizes that no tile divides, a stride, a pixel's own convolution, and those with fewer products: several pieces of work and one
         // that is not whole, half a column of the widest tile, many inputs.
         for (height, width, from, to, kernel, stride, pad) in [
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "nothing unsafe that the others lack, and slow there")]
     fn a_convolution_is_the_same_on_any_number_of_threads() {
-        use crate::nn::{Conv, Precision};
+        use crate::layers::{Conv, Precision};
         for (side, from, to) in [(7, 16, 32), (18, 32, 32), (4, 48, 160)] {
             let (batch, kernel, stride, pad, precision) = (3, 3, 1, 1, Precision::F32);
             let plan = Conv { batch, height: side, width: side, from, to, kernel, stride, pad, precision, replicas: 1 };
@@ -348,7 +348,7 @@ mod tests {
     /// Root mean square of the errors of Y, by that of Y, at a side that is whole tiles or not.
     #[cfg(not(miri))]
     fn error(side: usize) -> f64 {
-        use crate::nn::{Conv, Precision};
+        use crate::layers::{Conv, Precision};
         let (batch, from, to, kernel, stride, pad, precision) = (2, 64, 32, 3, 1, 1, Precision::F32);
         let plan = Conv { batch, height: side, width: side, from, to, kernel, stride, pad, precision, replicas: 1 };
         // Without a pattern that sums could profit from, images above zero as after a relu.
@@ -480,7 +480,7 @@ mod tests {
     /// came from AVX2 while the compiler chose the registers, and half of the second while it did not inline what is called for them.
     #[cfg(target_arch = "x86_64")]
     fn busy(side: usize, from: usize, least: [f64; 3]) {
-        use crate::nn::{Conv, Precision};
+        use crate::layers::{Conv, Precision};
         use std::time::{Duration, Instant};
         const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -6,7 +6,7 @@
 
 use super::tile::{Lanes, for_each_instruction_set};
 use super::{Scratch, parallel};
-use crate::nn::Norm;
+use crate::layers::Norm;
 
 /// Pixels whose values are added in one sum before it joins the others: keeps rounding small.
 const RUN: usize = 64;

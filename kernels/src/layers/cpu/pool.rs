@@ -2,7 +2,7 @@
 
 use super::parallel;
 use super::tile::{Lanes, for_each_instruction_set};
-use crate::nn::Pool;
+use crate::layers::Pool;
 
 /// The largest of each 2×2 pixels.
 pub fn max(plan: &Pool, x: &[f32], y: &mut [f32]) {

@@ -19,7 +19,7 @@
 use super::conv::{forward_piece, turn};
 use super::tile::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, tile_size, zeros};
 use super::{Scratch, linear, parallel};
-use crate::nn::Conv;
+use crate::layers::Conv;
 use std::ops::Range;
 
 /// Points of a tile: 4 lines of 4.

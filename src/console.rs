@@ -1,0 +1,46 @@
+//! Lines on standard output and standard error.
+//!
+//! While the dashboard owns the terminal, lines for standard error are held and printed afterwards.
+
+use std::fmt::Arguments;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+
+/// Prints a line on standard output. If nobody reads it any more (`stagger train | head`, a closed terminal), the line is lost and
+/// the program goes on.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// Prints a line on standard error, or holds it while the dashboard owns the terminal.
+macro_rules! note {
+    ($($text:tt)*) => {
+        $crate::console::note(format_args!($($text)*))
+    };
+}
+
+/// Lines that wait until the dashboard releases the terminal; `None` while there is no dashboard.
+static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
+
+/// Prints a line on standard error, or holds it. Use `note!`.
+pub fn note(line: Arguments) {
+    match &mut *HELD.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(held) => held.push(line.to_string()),
+        None => _ = writeln!(std::io::stderr(), "{line}"),
+    }
+}
+
+/// Holds all lines from now on, the messages of panics included.
+pub fn hold() {
+    *HELD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    std::panic::set_hook(Box::new(|panic| note!("{panic}")));
+}
+
+/// Prints the held lines. Lines are no longer held.
+pub fn release() {
+    let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    held.into_iter().flatten().for_each(|line| note!("{line}"));
+}
