@@ -2,8 +2,9 @@
 //!
 //! While the dashboard owns the terminal, lines for standard error are held and printed afterwards.
 
+use crate::error::{Error, Result};
 use std::fmt::Arguments;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
 /// Prints a line on standard output. If nobody reads it any more (`stagger train | head`, a closed terminal), the line is lost and
@@ -43,4 +44,12 @@ pub fn hold() {
 pub fn release() {
     let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
     held.into_iter().flatten().for_each(|line| note!("{line}"));
+}
+
+/// Prints a whole text on standard output. A reader that has closed the pipe (`stagger rules | head`) is not an error.
+pub fn print(text: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(text) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| Error::failed(format!("cannot print: {e}"))),
+    }
 }

@@ -1,7 +1,7 @@
 //! Errors and the exit code of each kind. Only the command line prints them.
 
-use stagger_kernels::Cause;
 use serde::{Deserialize, Serialize};
+use stagger_kernels::Cause;
 use std::fmt;
 
 /// Why a command did not end well.

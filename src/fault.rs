@@ -1,7 +1,6 @@
 //! Faults on purpose, and what a run does about those that come by themselves. Plain data.
 
 use crate::error::{Error, Result};
-use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 

@@ -87,7 +87,7 @@ pub fn recipe(command: Recipe) -> Result<()> {
             let text = text_of(&name)?.replace("{data}", &folder);
             let (scenario, quick) = text.split_at(text.find("\n[quick").map_or(text.len(), |at| at + 1));
             let quick: Vec<_> = quick.lines().map(|line| format!("# {line}")).collect();
-            crate::cli::print(format!("{}\n", format!("{scenario}{}", quick.join("\n")).trim_end()).as_bytes())
+            crate::console::print(format!("{}\n", format!("{scenario}{}", quick.join("\n")).trim_end()).as_bytes())
         }
         Recipe::Run { name, quick, data, backend, sets, jobs, out } => {
             let text = text_of(&name)?;

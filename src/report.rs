@@ -3,9 +3,9 @@
 use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figures};
 use crate::config::shortened;
 use crate::error::{Error, Result};
-use crate::view::figure::{bars, heat_map, lanes};
 use crate::record::Effect;
 use crate::record::{Occupancy, Span, Work};
+use crate::view::figure::{bars, heat_map, lanes};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 

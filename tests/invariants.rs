@@ -3,12 +3,12 @@
 mod common;
 
 use common::{serve, serve_by};
+use stagger::engine::clock::Wall;
+use stagger::engine::clock::stopwatch::Stopwatch;
 use stagger::error::Result;
 use stagger::problem::{Objective, Problem, Snapshot, quadratic};
 use stagger::record::{Effect, Event, Limits};
 use stagger::rule::{Arrival, Decision, Fold, Local, Needs, Rule, RuleSpec, Setting, Start, Step};
-use stagger::engine::clock::stopwatch::Stopwatch;
-use stagger::engine::clock::Wall;
 use stagger_kernels::{Buffer, Device};
 use std::sync::{Arc, Mutex};
 
@@ -206,7 +206,7 @@ fn a_worker_that_panics_ends_the_run_with_its_name() {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         serve("sync".parse::<RuleSpec>().unwrap().build(&Setting::of(3)).unwrap(), problem, "fixed:1", updates(5), 0.1)
     }));
-    let text = stagger::engine::worker::panic_text(&*caught.unwrap_err());
+    let text = stagger::error::panic_text(&*caught.unwrap_err());
     assert!(text.contains("worker 1") && text.contains("out of luck in job 0"), "{text}");
 }
 

@@ -144,7 +144,11 @@ fn a_full_disk_while_saving() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("a checkpoint cannot be written") && error.contains("the run goes on"), "{error}");
     assert!(!error.contains("panicked"), "{error}");
-    assert_eq!(stagger::engine::checkpoint::newest(&folder).unwrap().manifest.gradients, before, "the last one is whole");
+    assert_eq!(
+        stagger::engine::checkpoint::newest(&folder).unwrap().manifest.gradients,
+        before,
+        "the last one is whole"
+    );
     // With room again it goes on as if nothing had been.
     assert!(stagger(&["train", "--resume", path, "--updates", "90"]).status.success());
     let calm = train(&format!("{flags} --updates 90"));

@@ -1,8 +1,8 @@
 //! The fused updates against a copy and against Burn's tensor operations, at the size of ResNet-18.
 
 use super::{Bar, BenchOptions, Figure, Report, in_turn};
-use crate::host::backend::{Backend, RunsOn};
 use crate::error::Result;
+use crate::host::backend::{Backend, RunsOn};
 use crate::problem::params::{tensor, total};
 use burn::tensor::Tensor;
 use serde_json::json;

@@ -10,8 +10,8 @@ mod plot;
 mod scaling;
 mod time_to_accuracy;
 
-use crate::host::backend::{self, Backend, Choice, RunsOn};
 use crate::error::{Error, Result};
+use crate::host::backend::{self, Backend, Choice, RunsOn};
 use crate::host::tuning::Tuning;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

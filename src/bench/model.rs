@@ -1,8 +1,8 @@
 //! A worker's step taken apart.
 
 use super::{Bar, BenchOptions, Figure, Report, median_seconds};
-use crate::host::backend::Backend;
 use crate::error::{Error, Result};
+use crate::host::backend::Backend;
 use crate::problem::model::Net;
 use crate::problem::params::{attach, burn_device, initial_weights, layout_of, tensor};
 use crate::problem::{ImageOptions, Problem, Snapshot, StepKind, images};

@@ -2,13 +2,13 @@
 
 use super::model::one_worker;
 use super::{BenchOptions, Figure, Report};
-use crate::host::backend::{self, Backend, RunsOn};
 use crate::config::Options;
 use crate::error::{Error, Result};
+use crate::host::backend::{self, Backend, RunsOn};
+use crate::host::tuning::Tuning;
 use crate::problem::{Snapshot, StepKind};
 use crate::record::Occupancy;
 use crate::run::{Measured, measure};
-use crate::host::tuning::Tuning;
 use serde_json::json;
 use stagger_datasets::synthetic;
 use stagger_kernels::{Device, Seal};

@@ -2,9 +2,9 @@
 
 use super::scaling::{options, workers};
 use super::{BenchOptions, Figure, Report};
-use crate::host::backend::Backend;
 use crate::config::Options;
 use crate::error::{Error, Result};
+use crate::host::backend::Backend;
 use crate::run::{Measured, measure};
 use serde_json::{Value, json};
 

@@ -3,15 +3,15 @@
 use crate::bench::BenchOptions;
 use crate::compare::CompareOptions;
 use crate::config::Options;
-use crate::run::data;
+use crate::console::print;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::report::ReportOptions;
 use crate::rule::{self, Cost};
+use crate::run::data;
 use crate::run::{Place, resumed};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use stagger_datasets::{cifar10, default_folder};
-use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -241,14 +241,6 @@ pub fn run() -> Result<()> {
         }
         Command::Man => print(&manual()?),
         Command::Rules { name, json } => print(rules(name, json)?.as_bytes()),
-    }
-}
-
-/// Prints what a command was asked for: all of it, or the command fails. But whoever reads may have read enough (`stagger rules | head`).
-pub fn print(text: &[u8]) -> Result<()> {
-    match std::io::stdout().write_all(text) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(|e| Error::failed(format!("cannot print: {e}"))),
     }
 }
 

@@ -12,12 +12,11 @@ pub use reading::{Point, Reading, Span};
 pub use table::{Axis, Group, Mean, Table, figure};
 
 use crate::config::Options;
+use crate::config::section::{self, Plan};
 use crate::error::{Error, Result};
 use runs::{Run, run_all};
-use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Images of the training set that are held out for `--tune`.
@@ -58,42 +57,10 @@ pub struct CompareOptions {
     pub out: Option<PathBuf>,
 }
 
-/// The section `[compare]` of a scenario.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Plan {
-    rules: Vec<String>,
-    seeds: Vec<u64>,
-    vary: BTreeMap<String, Vec<toml::Value>>,
-    target: Option<f64>,
-    tune: Vec<f64>,
-    jobs: Option<usize>,
-}
-
-/// Keys of `[compare]` and what they take, for messages.
-const KEYS: [(&str, &str); 6] = [
-    ("rules", "a list of rules, such as [\"dude\", \"asgd\"]"),
-    ("seeds", "a list of whole numbers of at least 0, such as [1, 2, 3]"),
-    ("vary", "keys of a run with a list of values each, such as { workers = [4, 8] }"),
-    ("target", "a percentage"),
-    ("tune", "a list of learning rates, such as [0.02, 0.1]"),
-    ("jobs", "a whole number of at least 1"),
-];
-
-/// What is wrong with a key of `[compare]` and its value, if that can be seen from them alone.
-pub fn mistake(key: &str, value: &toml::Value) -> Option<String> {
-    let Some((_, takes)) = KEYS.iter().find(|(name, _)| *name == key) else {
-        let names = KEYS.map(|(name, _)| name);
-        return Some(crate::config::unknown(&format!("compare.{key}"), "a key of [compare]", names));
-    };
-    let alone = toml::Table::from_iter([(key.to_string(), value.clone())]);
-    let wrong = || format!("[compare] {key} = {}: it takes {takes}", crate::config::shortened(&value.to_string()));
-    alone.try_into::<Plan>().is_err().then(wrong)
-}
-
 impl Plan {
+    /// The keys of the section `[compare]`, with the flags over them.
     fn of(section: toml::Table, options: &CompareOptions) -> Result<Plan> {
-        if let Some(why) = section.iter().find_map(|(key, value)| mistake(key, value)) {
+        if let Some(why) = section.iter().find_map(|(key, value)| section::mistake(key, value)) {
             return Err(Error::usage(why));
         }
         let mut plan: Plan =

@@ -1,8 +1,7 @@
 //! What a finished run's folder says: its curve, its arrivals, its summary.
 
 use crate::error::{Error, Result};
-use crate::record::{Effect, LATEST, device_spans, recorded};
-use crate::engine::timeline;
+use crate::record::{self, Effect, LATEST, device_spans, recorded};
 use serde_json::Value;
 use std::path::Path;
 
@@ -53,7 +52,7 @@ pub struct Reading {
     /// How many arrivals had which staleness, from 0.
     pub staleness: Vec<u64>,
     /// `device.csv`, if there is one: when the device computed the first gradients and updates, in the order of their beginnings.
-    pub device: Vec<timeline::Span>,
+    pub device: Vec<record::Span>,
     /// `partition.csv`, if there is one: the classes, and worker by worker how many samples of each.
     pub partition: Option<(Vec<String>, Vec<Vec<f64>>)>,
 }

@@ -5,8 +5,8 @@
 
 use super::hash;
 use crate::config::Options;
-use crate::host::signals::INTERRUPTED;
 use crate::error::{Error, Result};
+use crate::host::signals::INTERRUPTED;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

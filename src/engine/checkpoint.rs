@@ -216,7 +216,7 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
         std::io::copy(&mut file, &mut hash)?;
         manifest.sha256 = hex(&hash.finalize());
         let gone = || Err(std::io::Error::other("the event log is closed"));
-        manifest.events = log.recv().unwrap_or_else(|_| gone())?;
+        manifest.logs.events = log.recv().unwrap_or_else(|_| gone())?;
         files.iter().try_for_each(File::sync_all)?;
         put(&partial.join(MANIFEST), &serde_json::to_vec_pretty(&manifest).expect("plain data"))?;
         synchronise(&partial)?;
@@ -364,7 +364,7 @@ mod tests {
             kept.iter().map(|p| p.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap()).collect();
         assert_eq!(names, [40, 30, 10]);
         let newest_one = newest(&run).unwrap();
-        assert_eq!((newest_one.manifest.gradients, newest_one.manifest.events), (40, 7));
+        assert_eq!((newest_one.manifest.gradients, newest_one.manifest.logs.events), (40, 7));
         assert_eq!(newest_one.tensor("weights", 3).unwrap(), [40.0; 3]);
         assert!(newest_one.tensor("weights", 4).is_err() && newest_one.tensor("../sums", 3).is_err());
         let state = kept[0].join(STATE);

@@ -2,7 +2,6 @@
 
 pub mod checkpoint;
 pub mod clock;
-pub mod executor;
 pub mod gate;
 pub mod server;
 pub mod state;

@@ -7,13 +7,13 @@
 //!   without the latest of these seals.
 
 use crate::engine::checkpoint::{Checkpoint, Counts, Tensors};
+use crate::engine::timeline::Timeline;
+use crate::engine::worker::{Gradient, Job};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
+use crate::record::Work;
 use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
 use crate::schedule::Schedule;
-use crate::engine::timeline::Timeline;
-use crate::record::Work;
-use crate::engine::worker::{Gradient, Job};
 use stagger_kernels::device::Recycler;
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::Guard;

@@ -4,8 +4,8 @@
 //! them, stands between two events in its stream, behind an empty launch for every seal, so that what the stream waits for there is no
 //! part of it. The events are read when the run is over.
 
-use crate::error::{Error, Result};
 use crate::engine::clock::stopwatch::Stopwatch;
+use crate::error::{Error, Result};
 use crate::record::{Span, Work};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use stagger_kernels::timing::Stretch;

@@ -11,14 +11,14 @@
 //! Shutdown: the server drops the outboxes and leaves the room open, `recv` fails, the thread ends, and with the last thread the inbox
 //! disconnects.
 
-use crate::fault::{Fault, Kind};
-use crate::engine::gate::{Gate, Permit, Turn};
-use crate::problem::{Objective, Snapshot};
-use crate::error::panic_text;
-use crate::rule::Local;
 use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::gate::{Gate, Permit, Turn};
 use crate::engine::timeline::Timeline;
+use crate::error::panic_text;
+use crate::fault::{Fault, Kind};
+use crate::problem::{Objective, Snapshot};
 use crate::record::Work;
+use crate::rule::Local;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Stream, Update, clip};
 use std::panic::{AssertUnwindSafe, catch_unwind};

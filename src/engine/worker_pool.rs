@@ -17,18 +17,18 @@
 //! Or its jobs are computed together ([`Crew::together`]): whoever is asked for is computed with others who have a job, in one pass,
 //! and their gradients are kept until their turn. Who is computed with whom follows from the clock, so a run repeats itself.
 
-use crate::host::cores;
-use crate::host::signals::INTERRUPTED;
+use crate::engine::gate::Gate;
+use crate::engine::worker::{Gradient, Job, Message, Order, Worker};
 use crate::error::{Error, Failure, Handled, Result, panic_text};
 use crate::fault::{OnFailure, Policy};
-use crate::engine::gate::Gate;
+use crate::host::cores;
+use crate::host::signals::INTERRUPTED;
 use crate::problem::{Asked, Snapshot, Stacked};
-use crate::engine::worker::{Gradient, Job, Message, Order, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use stagger_kernels::{Device, Layout, Seal, Stream, clip};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 

@@ -2,8 +2,8 @@
 //!
 //! With the same file the same kernels run, so a run repeats itself; without one the choice is the library's.
 
-use crate::host::backend::Backend;
 use crate::error::{Error, Result};
+use crate::host::backend::Backend;
 use serde::{Deserialize, Serialize};
 use stagger_kernels::Device;
 use stagger_kernels::layers::tuning::{self, Table};

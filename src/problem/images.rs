@@ -1,11 +1,14 @@
 //! Image classification: every worker draws from its own part of a set that lies on the device once.
 
 use super::stacked::Stack;
+use super::step::pass;
+use super::{Columns, Evaluation};
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot, Stacked};
 use crate::error::{Error, Result};
 use crate::problem::model::Net;
-use crate::problem::params::{attach, buffer, burn_device, detach, gradients, initial_weights, layout_of, tensor, total};
-use super::{Columns, Evaluation};
+use crate::problem::params::{
+    attach, buffer, burn_device, detach, initial_weights, layout_of, tensor, total,
+};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use stagger_datasets::ImageData;
@@ -13,7 +16,7 @@ use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::graph::Recorded;
-use stagger_kernels::layers::{Pass, Precision, cross_entropies, sums};
+use stagger_kernels::layers::{Pass, Precision};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
@@ -223,24 +226,6 @@ struct Classify {
 
 /// What a step gives: a gradient per segment of the layout, and the batch loss.
 type Step = (Arc<[Buffer]>, Buffer);
-
-/// Forward and backward of a net that is attached to weights of this layout: a gradient per segment, and a loss per replica.
-pub(super) fn pass(
-    net: &Net,
-    device: &Device,
-    layout: &Layout,
-    (shape, x, y): (ImageShape, &Buffer, &Buffer),
-    how: Pass,
-) -> Result<(Vec<Buffer>, Buffer)> {
-    let batch = y.len() / shape.classes;
-    let x = tensor::<4>(device, x, [batch, shape.side, shape.side, shape.channels]);
-    let y = tensor::<2>(device, y, [batch, shape.classes]);
-    let logits = net.forward(Tensor::from_inner(x), how);
-    let losses = cross_entropies(logits, Tensor::from_inner(y), net.scale(), how.replicas);
-    let mut found = sums::together(layout, || losses.backward());
-    let buffers = gradients(net, device, layout, &mut found)?;
-    Ok((buffers, buffer(device, losses.inner())?))
-}
 
 impl Classify {
     /// Forward and backward at `weights` on images and targets.

@@ -5,6 +5,7 @@ mod images;
 pub mod model;
 pub mod params;
 mod stacked;
+mod step;
 mod theory;
 
 pub use evaluation::{Columns, Evaluation};

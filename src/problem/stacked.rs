@@ -3,7 +3,7 @@
 //! A launch then serves all of them, which is what a small network on a large device needs when one thread is to feed it. The models
 //! are copied into one buffer first and the gradients out of one afterwards, so a gradient costs two passes over the weights more.
 
-use super::images::pass;
+use super::step::pass;
 use super::{Asked, Stacked};
 use crate::error::Result;
 use crate::problem::model::Net;

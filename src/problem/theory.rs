@@ -3,10 +3,10 @@
 //! Workers compute in f32 on the device by explicit formulas; the full objective and its gradient are evaluated in f64 on
 //! the host, from the data as read, which makes the evaluation an independent check of the workers.
 
+use super::{Columns, Evaluation};
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot};
 use crate::error::{Error, Result};
 use crate::problem::params::{buffer, tensor, total};
-use super::{Columns, Evaluation};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Int, Tensor};
 use stagger_datasets::libsvm::SparseRows;

@@ -455,7 +455,7 @@ pub const RULES: &[Entry] = &[
 
 static REGISTERED: Mutex<Vec<&'static Entry>> = Mutex::new(Vec::new());
 
-/// Adds a rule of a program's own, before it calls [`crate::cli::run`]. A name can be taken once.
+/// Adds a rule of a program's own, before it starts the command line. A name can be taken once.
 pub fn register(entry: &'static Entry) -> Result<()> {
     if entries().any(|e| e.name == entry.name) {
         return Err(Error::usage(format!("a rule called `{}` is there already", entry.name)));

@@ -3,11 +3,11 @@
 //! The numbers of floats that a step keeps ([`Net::activations`](crate::problem::model::Net::activations)) were read off runs; what follows from
 //! numbers of workers, tables and parameters is counted. `tests/memory.rs` holds the sum against what runs really took.
 
-use crate::host::backend::{self, Backend};
+use crate::engine::state::Descent;
 use crate::error::{Error, Result};
+use crate::host::backend::{self, Backend};
 use crate::problem::Problem;
 use crate::rule::{Needs, Optimizer};
-use crate::engine::state::Descent;
 use stagger_kernels::{Device, Dtype, Row, Segment, update};
 
 /// Bytes of the program itself, and of a worker's thread, where they lie in the same memory. Drivers that were asked for a device take

@@ -3,29 +3,29 @@
 pub mod data;
 pub mod memory;
 
-use crate::host::backend::{self, Backend};
+use self::data::Data;
+use crate::config::{ClockChoice, OnNan, Options, Settings};
 use crate::engine::checkpoint::{self, Checkpoint, Manifest, Saver};
 use crate::engine::clock::delay::DelayModel;
-use crate::config::{Clock, OnNan, Options, Settings};
-use crate::host::{cores, signals};
-use crate::engine::worker_pool::{Crew, Together};
-use crate::run::data::{self, Data};
-use crate::error::{Error, Result};
-use crate::fault::OnFailure;
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::clock::{Replay, Transport, Virtual, Wall};
 use crate::engine::gate::Gate;
-use crate::run::memory::{Come, Need, gib};
-use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
-use crate::view::progress::{Progress, span};
-use crate::problem::{Columns, Evaluation};
-use crate::record::{Event, Limits, Occupancy, Outcome, RunFolder, Summary};
-use crate::rule::{Needs, Optimizer, Setting};
 use crate::engine::server::Server;
 use crate::engine::state::Descent;
-use crate::engine::clock::stopwatch::Stopwatch;
 use crate::engine::timeline::{self, Timeline};
-use crate::engine::clock::{Replay, Transport, Virtual, Wall};
-use crate::host::tuning::Tuning;
 use crate::engine::worker::Worker;
+use crate::engine::worker_pool::{Crew, Together};
+use crate::error::{Error, Result};
+use crate::fault::OnFailure;
+use crate::host::backend::{self, Backend};
+use crate::host::tuning::Tuning;
+use crate::host::{cores, signals};
+use crate::problem::{Columns, Evaluation};
+use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
+use crate::record::{Event, Limits, Occupancy, Outcome, RunFolder, Summary};
+use crate::rule::{Needs, Optimizer, Setting};
+use crate::run::memory::{Come, Need, gib};
+use crate::view::progress::{Progress, span};
 use stagger_datasets::default_folder;
 use stagger_kernels::update::Guard;
 use stagger_kernels::{Buffer, Device, Dtype, Live, row, update};
@@ -174,7 +174,7 @@ impl Evaluator for Unevaluated {
 /// What a rule is told before the run.
 fn setting(settings: &Settings, workers: usize) -> Setting {
     // Without a delay model only the virtual clock knows how long a job takes.
-    let known = settings.delay != DelayModel::None || settings.clock == Clock::Virtual;
+    let known = settings.delay != DelayModel::None || settings.clock == ClockChoice::Virtual;
     let seconds = known.then(|| (0..workers).map(|i| settings.delay.mean(settings.seed, i)).collect());
     Setting { workers, seed: settings.seed, lr: settings.lr, seconds }
 }
@@ -237,18 +237,18 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         table_dtype: settings.table_dtype,
         guard: if settings.on_nan == OnNan::Clip { Guard::Elements } else { Guard::Whole },
     };
-    let waits = settings.clock == Clock::Wall && settings.delay != DelayModel::None;
+    let waits = settings.clock == ClockChoice::Wall && settings.delay != DelayModel::None;
     // Gradients that cost the host next to nothing are not worth a thread each: where the clock asks for one at a time anyway, and
     // where all that a worker does is to launch what it has recorded.
     let recorded = problem.recorded && !needs.local.walks() && !needs.live;
     let on_the_spot =
-        if threads.is_some() { problem.cheap && settings.clock != Clock::Wall } else { recorded && !waits };
+        if threads.is_some() { problem.cheap && settings.clock != ClockChoice::Wall } else { recorded && !waits };
     // Only from a thread of its own can a worker be seen to hang.
     let on_the_spot = (on_the_spot && settings.policy.timeout.is_none()) || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
     let come = match settings.clock {
-        Clock::Wall if !waits => Come::AtOnce,
-        Clock::Virtual if settings.delay.is_constant() => Come::InOrder,
+        ClockChoice::Wall if !waits => Come::AtOnce,
+        ClockChoice::Virtual if settings.delay.is_constant() => Come::InOrder,
         _ => Come::AtTheirTime,
     };
     let memory = Need::of(&problem, workers, threads_taken, come, &needs, &descent);
@@ -259,7 +259,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
 
     // A log is read before the folder is made: it may be the folder's own.
     let replay = match &settings.clock {
-        Clock::Replay(log) => {
+        ClockChoice::Replay(log) => {
             compare_with_log(log, &resolved)?;
             Some(Replay::open(log, workers)?)
         }
@@ -287,7 +287,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let (delay, seed) = (settings.delay.clone(), settings.seed);
     let transport: Box<dyn Transport> = match (&settings.clock, replay) {
         (_, Some(replay)) => Box::new(replay),
-        (Clock::Virtual, None) => Box::new(Virtual::new(delay, seed).with(settings.faults.clone())),
+        (ClockChoice::Virtual, None) => Box::new(Virtual::new(delay, seed).with(settings.faults.clone())),
         (_, None) => {
             let faults = settings.faults.clone();
             Box::new(Wall { stopwatch: stopwatch.clone(), delay, time_scale: settings.time_scale, seed, faults })
@@ -402,7 +402,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
         losses: Default::default(),
         rehearsal,
         live,
-        replays: matches!(settings.clock, Clock::Replay(_)),
+        replays: matches!(settings.clock, ClockChoice::Replay(_)),
         stops_at_nan: settings.on_nan == OnNan::Stop,
         saver,
         save_every: settings.checkpoint_every.unwrap_or(0),
@@ -613,7 +613,7 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
                 "--inject, --worker-timeout and --on-failure are for workers that compute by themselves; leave --step stacked out",
             ));
         }
-        if settings.clock == Clock::Wall {
+        if settings.clock == ClockChoice::Wall {
             return Err(Error::usage(
                 "--step stacked computes whole groups of workers at once, so they have no time of their own: use --clock virtual",
             ));
@@ -632,7 +632,7 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
             return refuse("--step stacked", "its workers take steps of their own between two models");
         }
     }
-    if needs.live && settings.clock != Clock::Wall {
+    if needs.live && settings.clock != ClockChoice::Wall {
         return refuse(
             "--clock virtual or replay",
             "its workers write the weights whenever they can, which no clock can order; use --clock wall",

@@ -1,9 +1,8 @@
 //! What a person sees while a run goes on: a bar on a terminal (or, if asked for, the whole terminal), plain lines otherwise.
 
-use crate::view::dashboard::Dashboard;
 use crate::error::{Error, Result};
 use crate::record::{Effect, Limits, Outcome};
-use crate::engine::clock::stopwatch::Stopwatch;
+use crate::view::dashboard::Dashboard;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -54,13 +53,13 @@ impl Progress {
     }
 
     /// Called at every arrival; shows something every so often.
-    pub fn show(&mut self, stopwatch: &Stopwatch, updates: u64, outcome: &Outcome) {
+    pub fn show(&mut self, seconds: impl FnOnce() -> f64, updates: u64, outcome: &Outcome) {
         let every = if self.bar.is_some() || self.dashboard.is_some() { BAR_EVERY } else { LINE_EVERY };
         if (self.silent && self.dashboard.is_none()) || self.shown.elapsed() < every {
             return;
         }
         self.shown = Instant::now();
-        let seconds = stopwatch.seconds().max(1e-9);
+        let seconds = seconds().max(1e-9);
         let share = |now: f64, limit: Option<f64>| limit.map_or(0.0, |limit| now / limit);
         let done = share(updates as f64, self.limits.updates.map(|u| u as f64))
             .max(share(outcome.time, self.limits.time))

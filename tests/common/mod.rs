@@ -4,17 +4,17 @@
 pub mod reference;
 pub mod simulate;
 
-use stagger::engine::worker_pool::Crew;
-use stagger::engine::gate::Gate;
-use stagger::problem::Problem;
-use stagger::view::progress::Progress;
-use stagger::record::{Event, Limits, Outcome, RunFolder};
-use stagger::rule::Rule;
-use stagger::engine::server::Server;
-use stagger::engine::state::Descent;
 use stagger::engine::clock::stopwatch::Stopwatch;
 use stagger::engine::clock::{Transport, Virtual};
+use stagger::engine::gate::Gate;
+use stagger::engine::server::Server;
+use stagger::engine::state::Descent;
 use stagger::engine::worker::Worker;
+use stagger::engine::worker_pool::Crew;
+use stagger::problem::Problem;
+use stagger::record::{Event, Limits, Outcome, RunFolder};
+use stagger::rule::Rule;
+use stagger::view::progress::Progress;
 use stagger_kernels::Device;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -246,7 +246,9 @@ pub fn serve_by(
 /// The WGPU device of this machine, opened once; `None` without an adapter.
 pub fn wgpu() -> Option<Device> {
     static OPENED: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
-    OPENED.get_or_init(|| stagger::host::backend::open(stagger::host::backend::Choice::Wgpu).ok().map(|b| b.device)).clone()
+    OPENED
+        .get_or_init(|| stagger::host::backend::open(stagger::host::backend::Choice::Wgpu).ok().map(|b| b.device))
+        .clone()
 }
 
 /// Whether the program can use WGPU here.

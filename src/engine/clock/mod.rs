@@ -1,17 +1,19 @@
 //! The three clocks: each decides whose gradient is next and what time it is. Everything else is the same for all.
 
-mod channel;
+pub mod delay;
 mod replay;
+pub mod stopwatch;
 mod virtual_time;
+mod wall;
 
-pub use channel::Wall;
 pub use replay::Replay;
 pub use virtual_time::Virtual;
+pub use wall::Wall;
 
+use crate::engine::worker::Gradient;
 use crate::engine::worker_pool::Crew;
 use crate::error::Result;
 use crate::record::{Effect, Event};
-use crate::engine::worker::Gradient;
 
 /// A clock.
 pub trait Transport: Send {

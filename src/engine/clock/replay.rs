@@ -1,10 +1,10 @@
 //! The replay clock: the order and the times of a recorded event log.
 
 use super::Transport;
+use crate::engine::worker::Gradient;
 use crate::engine::worker_pool::Crew;
 use crate::error::{Error, Result};
 use crate::record::{Effect, Event, recorded};
-use crate::engine::worker::Gradient;
 use std::path::{Path, PathBuf};
 
 /// Recorded time.

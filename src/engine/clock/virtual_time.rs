@@ -5,11 +5,11 @@
 
 use super::Transport;
 use crate::engine::clock::delay::DelayModel;
+use crate::engine::worker::Gradient;
 use crate::engine::worker_pool::Crew;
 use crate::error::{Error, Result};
 use crate::fault::Faults;
 use crate::record::Event;
-use crate::engine::worker::Gradient;
 use std::hint::select_unpredictable;
 
 /// Simulated time.

@@ -2,11 +2,11 @@
 
 use super::Transport;
 use crate::engine::clock::delay::DelayModel;
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::worker::Gradient;
 use crate::engine::worker_pool::Crew;
 use crate::error::Result;
 use crate::fault::Faults;
-use crate::engine::clock::stopwatch::Stopwatch;
-use crate::engine::worker::Gradient;
 use std::sync::Arc;
 
 /// Real time. Injected delays are waited for by the workers.

@@ -6,19 +6,19 @@
 //! * I7: every arrival is applied once, or logged as dropped: arrivals = applied + dropped.
 
 use crate::engine::checkpoint::{Checkpoint, Draft, Manifest, Saver};
+use crate::engine::clock::Transport;
+use crate::engine::clock::stopwatch::Stopwatch;
+use crate::engine::gate::Gate;
+use crate::engine::state::{Descent, State};
+use crate::engine::timeline::Timeline;
+use crate::engine::worker::Job;
 use crate::engine::worker_pool::Crew;
 use crate::error::{Error, Handled, Result};
-use crate::engine::gate::Gate;
-use crate::problem::{Evaluator, Snapshot};
-use crate::view::progress::Progress;
 use crate::problem::Columns;
+use crate::problem::{Evaluator, Snapshot};
 use crate::record::{Effect, Event, Limits, Occupancy, Outcome, RunFolder, recorded};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
-use crate::engine::state::{Descent, State};
-use crate::engine::clock::stopwatch::Stopwatch;
-use crate::engine::timeline::Timeline;
-use crate::engine::clock::Transport;
-use crate::engine::worker::Job;
+use crate::view::progress::Progress;
 use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -347,7 +347,7 @@ impl Server<'_> {
                 (Device::Gpu(_), true) => device.issue(|| self.stretch(state, outcome, pending))??,
                 _ => self.stretch(state, outcome, pending)?,
             };
-            self.progress.show(&self.stopwatch, state.version, outcome);
+            self.progress.show(|| self.stopwatch.seconds(), state.version, outcome);
             if pause.note || pause.save || (pause.evaluate && self.columns == Columns::Images) {
                 self.note(state, outcome, pending)?;
             }
@@ -373,7 +373,7 @@ impl Server<'_> {
             let pause = self.turn(state, outcome, pending)?;
             // Looked at after each arrival only where arrivals are few.
             if !self.crew.is_on_the_spot() {
-                self.progress.show(&self.stopwatch, state.version, outcome);
+                self.progress.show(|| self.stopwatch.seconds(), state.version, outcome);
             }
             if pause != Pause::default() {
                 return Ok(pause);

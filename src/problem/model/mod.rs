@@ -96,7 +96,7 @@ impl Net {
     }
 
     /// Floats that a step and an evaluation keep per image, beside patches, on the CPU or on a GPU (for the memory estimate): read
-    /// off runs, see [`crate::memory`].
+    /// off runs, see the memory estimate.
     pub fn activations(&self, channels: usize, side: usize, on_cpu: bool) -> (usize, usize) {
         let pixels = side * side;
         let (step, evaluation) = match (self, on_cpu) {
