@@ -155,7 +155,9 @@ fn circle(imports: &Imports) -> Option<Vec<String>> {
     loop {
         let free = |module: &&Vec<String>| {
             !done.contains(*module)
-                && imports[*module].iter().all(|to| !counts(module, to) || done.contains(to) || !imports.contains_key(to))
+                && imports[*module]
+                    .iter()
+                    .all(|to| !counts(module, to) || done.contains(to) || !imports.contains_key(to))
         };
         let next: Vec<_> = imports.keys().filter(free).collect();
         if next.is_empty() {

@@ -6,8 +6,8 @@
 //! f32: a norm beyond 1e19 counts as infinite there, and the gradient as nothing.
 
 use crate::device::{Buffer, Device};
-use crate::layers::{Lanes, for_each_instruction_set};
 use crate::layout::Layout;
+use crate::simd::{Lanes, for_each_instruction_set};
 use crate::update::finite;
 use cubecl::prelude::*;
 

@@ -8,7 +8,7 @@
 
 use crate::failure::DeviceError;
 use crate::launch::launch_bound;
-use crate::layers::Scratch;
+use crate::scratch::Scratch;
 use burn::tensor::StreamId;
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;

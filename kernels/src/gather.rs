@@ -6,8 +6,8 @@
 
 use crate::device::{Buffer, Device, Pull};
 use crate::launch::launch_bound;
-use crate::layers::Scratch;
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
+use crate::scratch::Scratch;
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
 use cubecl::server::Handle;

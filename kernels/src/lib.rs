@@ -36,6 +36,8 @@ pub mod live;
 pub mod mixing;
 pub mod random;
 pub mod row;
+mod scratch;
+mod simd;
 pub mod stack;
 pub mod timing;
 pub mod update;

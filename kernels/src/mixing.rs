@@ -13,7 +13,7 @@
 //! Invariant I2: all new models go to fresh buffers.
 
 use crate::device::{Buffer, Device, Gpu};
-use crate::layers::{Lanes, for_each_instruction_set};
+use crate::simd::{Lanes, for_each_instruction_set};
 use crate::update::{Block, Guard, Incoming, clean, clipped, count_launch, guarded};
 use cubecl::prelude::*;
 

@@ -4,8 +4,8 @@
 //! All launches are made by the stream that owns the models, so no seal is needed.
 
 use crate::device::{Buffer, Device, Gpu};
-use crate::layers::Scratch;
 use crate::layout::{ALIGNMENT, Layout};
+use crate::scratch::Scratch;
 use cubecl::prelude::*;
 
 /// A replica's gradient, one buffer per segment of the layout, and its loss.

@@ -6,9 +6,7 @@ use super::{Columns, Evaluation};
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot, Stacked};
 use crate::error::{Error, Result};
 use crate::problem::model::Net;
-use crate::problem::params::{
-    attach, buffer, burn_device, detach, initial_weights, layout_of, tensor, total,
-};
+use crate::problem::params::{attach, burn_device, detach, initial_weights, layout_of, tensor, total};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use stagger_datasets::ImageData;
@@ -16,7 +14,7 @@ use stagger_datasets::partition::{self, Partition};
 use stagger_kernels::device::Replica;
 use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::graph::Recorded;
-use stagger_kernels::layers::{Pass, Precision};
+use stagger_kernels::layers::Precision;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! The layers on Burn's CPU backend: its tensors, our loops.
 
-use super::cpu::{self, Scratch};
+use super::cpu;
 use super::{Conv, Layers, Norm, Pass, Pool, Precision};
+use crate::scratch::Scratch;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};

@@ -18,16 +18,12 @@ mod autodiff;
 pub(crate) mod cpu;
 mod flex;
 mod gpu;
-mod head;
-mod product;
-pub mod sums;
-pub mod tuning;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
-pub(crate) use cpu::{Lanes, Scratch, for_each_instruction_set};
 use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind};
+pub use gpu::{sums, tuning};
 
 /// What the factors of the matrix products of convolutions and linear layers are rounded to. Products are added up in f32, and
 /// everything else is f32: normalisation, losses, gradients, weights (mixed precision: Micikevicius et al., 2018).

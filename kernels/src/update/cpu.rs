@@ -1,8 +1,8 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
 use super::{EARLIER, Fold, Guard, Incoming, Method, SQUARE_FLOOR, Step, Update};
-use crate::layers::{Lanes, for_each_instruction_set};
 use crate::row::Entries;
+use crate::simd::{Lanes, for_each_instruction_set};
 
 /// Floats per block of the loop. So few that the passes over one and over the next overlap in the processor, which then reads all
 /// buffers at a time: blocks of 1,024 reach two thirds of this speed.

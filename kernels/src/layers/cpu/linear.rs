@@ -1,9 +1,10 @@
 //! Linear layers on the CPU: convolutions of images of one pixel, but for the order of their weights, [in, out].
 
-use super::conv::{forward_piece, weight_sums};
-use super::tile::{LANES, tile_size};
-use super::{Scratch, parallel};
+use super::direct::{forward_piece, weight_sums};
+use super::parallel;
 use crate::layers::{Conv, Precision};
+use crate::scratch::Scratch;
+use crate::simd::{LANES, tile_size};
 
 /// Such a convolution.
 pub(super) fn plan(batch: usize, from: usize, to: usize) -> Conv {

@@ -4,9 +4,10 @@
 //! dx = (γ dz - mean(γ dz) - x̂ mean(γ dz x̂)) / σ, dγ = Σ dz x̂, dβ = Σ dz (Wu & He, 2018; the derivative is ours).
 //! Sums run over the pixels channel by channel, so that a vector of channels is added at a time.
 
-use super::tile::{Lanes, for_each_instruction_set};
-use super::{Scratch, parallel};
+use super::parallel;
 use crate::layers::Norm;
+use crate::scratch::Scratch;
+use crate::simd::{Lanes, for_each_instruction_set};
 
 /// Pixels whose values are added in one sum before it joins the others: keeps rounding small.
 const RUN: usize = 64;

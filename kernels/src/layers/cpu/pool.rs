@@ -1,8 +1,8 @@
 //! Pooling on the CPU.
 
 use super::parallel;
-use super::tile::{Lanes, for_each_instruction_set};
 use crate::layers::Pool;
+use crate::simd::{Lanes, for_each_instruction_set};
 
 /// The largest of each 2×2 pixels.
 pub fn max(plan: &Pool, x: &[f32], y: &mut [f32]) {

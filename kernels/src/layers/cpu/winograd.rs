@@ -16,10 +16,11 @@
 //! Vectors go through small functions that are always inlined, not through closures: those would not be compiled for the same
 //! instructions, and each addition would be a call.
 
-use super::conv::{forward_piece, turn};
-use super::tile::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, tile_size, zeros};
-use super::{Scratch, linear, parallel};
+use super::direct::{forward_piece, turn};
+use super::{linear, parallel};
 use crate::layers::Conv;
+use crate::scratch::Scratch;
+use crate::simd::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, tile_size, zeros};
 use std::ops::Range;
 
 /// Points of a tile: 4 lines of 4.

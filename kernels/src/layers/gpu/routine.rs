@@ -1,9 +1,5 @@
-//! Matrix products by the library's kernels, each kernel chosen once.
-//!
-//! To choose a kernel takes the library longer than to launch it, and a step has the same products every time. So each thread keeps what
-//! was chosen for its products: what the [`tuning`](super::tuning) knows to be fastest, or else what the library chooses unasked.
+//! One kernel of the library for one matrix product: planned for its shapes, and launched.
 
-use super::tuning;
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
@@ -21,8 +17,6 @@ use cubek::matmul::multi_level::routines::batch::simple_unit::SimpleUnitAlgorith
 use cubek::matmul::multi_level::{BatchMatmulRoutine, LaunchInfo};
 use cubek::matmul::routine::BlueprintStrategy;
 use cubek::std::InputBinding;
-use std::cell::RefCell;
-use std::rc::Rc;
 
 /// The library's kernels that serve any product: on tensor cores with one stage, with two, with two in turn; and without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,34 +80,7 @@ pub(super) struct Choice {
     pub(super) routine: Routine,
 }
 
-thread_local! {
-    /// Chosen since tuning last began. Few: a step has some eleven to sixty different products.
-    static CHOICES: RefCell<(u64, Vec<Rc<Choice>>)> = const { RefCell::new((0, Vec::new())) };
-}
-
-/// The product of two matrices, or of two batches of them, written to `out`, which is contiguous. A factor may be transposed.
-pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
-    let known = CHOICES.with_borrow_mut(|(begun, all)| {
-        if *begun != tuning::begun() {
-            (*begun, *all) = (tuning::begun(), Vec::new());
-        }
-        all.iter().find(|choice| choice.fits(&lhs, &rhs, &out)).cloned()
-    });
-    let choice = known.unwrap_or_else(|| {
-        let choice = Rc::new(Choice::of(&lhs, &rhs, &out));
-        CHOICES.with_borrow_mut(|(_, all)| all.push(choice.clone()));
-        choice
-    });
-    choice.run(lhs, rhs, out);
-}
-
 impl Choice {
-    fn of(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Self {
-        tuning::choose(lhs, rhs, out)
-            .or_else(|| Choice::usual(lhs, rhs, out))
-            .unwrap_or_else(|| panic!("no kernel for the product of {lhs:?} and {rhs:?}"))
-    }
-
     /// What the library takes where nothing was measured.
     pub(super) fn usual(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Self> {
         [Routine::Simple, Routine::SimpleUnit].into_iter().find_map(|routine| Choice::with(routine, lhs, rhs, out))
@@ -161,7 +128,7 @@ impl Choice {
         Ok((problem, info))
     }
 
-    fn fits(&self, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> bool {
+    pub(super) fn fits(&self, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> bool {
         let problem = &self.problem;
         *lhs.meta.shape() == problem.lhs_shape
             && *rhs.meta.shape() == problem.rhs_shape

@@ -1,6 +1,6 @@
 //! Small linear layers, such as the heads of classifiers: one launch forward, with the bias, and one for each derivative. In f32.
 
-use super::gpu::{UNITS, cubes, fresh, len};
+use super::buffers::{UNITS, cubes, fresh, len};
 use crate::launch::launch;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;

@@ -323,13 +323,13 @@ macro_rules! for_each_instruction_set {
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,fma")]
                 fn avx512($($arg: $type),*) {
-                    $body::<$crate::layers::cpu::tile::Avx512, 8, 2>($($arg),*)
+                    $body::<$crate::simd::Avx512, 8, 2>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) {
-                    $body::<$crate::layers::cpu::tile::Avx2, 6, 1>($($arg),*)
+                    $body::<$crate::simd::Avx2, 6, 1>($($arg),*)
                 }
-                use $crate::layers::cpu::tile::{Instructions, instructions};
+                use $crate::simd::{Instructions, instructions};
                 match instructions() {
                     // SAFETY: the processor has said that it knows these instructions.
                     Instructions::Avx512 => return unsafe { avx512($($arg),*) },
@@ -338,7 +338,7 @@ macro_rules! for_each_instruction_set {
                     Instructions::Plain => {}
                 }
             }
-            $body::<$crate::layers::cpu::tile::Plain, 4, 1>($($arg),*)
+            $body::<$crate::simd::Plain, 4, 1>($($arg),*)
         }
     };
 }

@@ -3,7 +3,7 @@
 //! Invariant: inside [`together`] such a gradient has its place but not yet its values; nobody reads it before [`together`] returns.
 //! A backward pass keeps to that as long as no parameter is used twice, for then Burn would add two of them up.
 
-use super::gpu::{UNITS, arg, fresh, len, view};
+use super::buffers::{UNITS, arg, fresh, len, view};
 use crate::launch;
 use crate::layout::{ALIGNMENT, Layout};
 use burn::tensor::DType;

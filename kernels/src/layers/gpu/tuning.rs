@@ -3,7 +3,7 @@
 //! Not part of a run unless it is asked for: what is fastest depends on the minute, and another kernel adds up in another order. With
 //! the same table of results the same kernels run, and the same bytes come out.
 
-use super::product::{Choice, Routine};
+use super::routine::{Choice, Routine};
 use burn_cubecl::tensor::CubeTensor;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
