@@ -9,7 +9,7 @@
 //!  │ batch k of part i, gathered on the device    │                                                     │
 //!  │ forward, backward → gradient buffers         │   problem::Objective::gradient                      │
 //!  └──────────────┬───────────────────────────────┘                                                     │
-//!   Gradient { i, k, buffers, loss, seal }                                                              │
+//!   Gradient { i, k, buffers, loss, fence }                                                              │
 //!                 ▼  inbox: crew::Crew                                                                  │
 //!   transport::Transport::next   whose gradient is next, and when (wall, virtual, replay)               │
 //!                 ▼                                                                                     │
@@ -63,7 +63,7 @@
 //! I1 a worker has at most one message in flight, so no send blocks · I2 a published snapshot is never written again · I3 the
 //! version grows by one per server update and by nothing else · I4 staleness is computed by the server, never reported · I5 a
 //! gradient depends on (snapshot, seed, worker, job) alone · I6 only the server touches weights, slots and rule · I7 every
-//! gradient is applied once, or logged as dropped: arrivals = applied + dropped · I8 no buffer crosses a stream unsealed.
+//! gradient is applied once, or logged as dropped: arrivals = applied + dropped · I8 no buffer crosses a stream unfenced.
 //! Each is written at the head of the module that keeps it; `tests/invariants.rs` holds them to it. Shutdown: the server
 //! drops the outboxes, the workers leave, the inbox disconnects.
 #![deny(missing_docs)]

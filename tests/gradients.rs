@@ -26,7 +26,7 @@ fn check(problem: &mut Problem, step: f32, tolerance: f64) {
     use rand_chacha::rand_core::RngCore;
     let layout = problem.layout.clone();
     let mut at = |weights: &[f32]| {
-        let snapshot = Snapshot { weights: Device::Cpu.upload(weights.to_vec()), seal: Default::default() };
+        let snapshot = Snapshot { weights: Device::Cpu.upload(weights.to_vec()), fence: Default::default() };
         problem.objectives[0].gradient(&snapshot, 3).unwrap()
     };
     let weights = problem.initial.clone();

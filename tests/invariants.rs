@@ -122,7 +122,7 @@ fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
     };
     let gradient = |seed, worker: usize, jobs: &[u64]| {
         let mut problem = stagger::problem::images(&Device::Cpu, copy(), &options(seed)).unwrap();
-        let snapshot = Snapshot { weights: Device::Cpu.upload(problem.initial.clone()), seal: Default::default() };
+        let snapshot = Snapshot { weights: Device::Cpu.upload(problem.initial.clone()), fence: Default::default() };
         jobs.iter()
             .map(|&k| problem.objectives[worker].gradient(&snapshot, k).unwrap().0[0].host().to_vec())
             .last()

@@ -9,8 +9,8 @@ use stagger_kernels::gather::{Augment, Draw, ImageShape, Images, Part};
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::Guard;
 use stagger_kernels::{
-    Adam, Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Live, Method, Row, Seal, Segment, Step, Update, clip,
-    row, update,
+    Adam, Buffer, Device, Dtype, Fence, FoldOp, GradientInput, Layout, Live, OptimizerStep, PendingGradient, Row,
+    Segment, StepOp, Update, clip, row, update,
 };
 
 /// Random floats within ±1.
@@ -79,14 +79,14 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
         let retired = if case.fold.contains("retire") { others[..k as usize].iter().collect() } else { vec![] };
         let mean = case.fold.contains("mean");
         let fold = match case.fold {
-            "nothing" => Fold::Nothing,
-            "direct" => Fold::Direct { scale: 0.5 },
-            "sum" | "based" => Fold::Sum { sum: &mut sum, scale: 0.5, earlier: vec![] },
-            "compensated" => Fold::Compensated { sent: &sent, lambda: 0.3, square: None },
-            "adaptive" => Fold::Compensated { sent: &sent, lambda: 0.3, square: Some((&mut square, 0.9)) },
-            "local" => Fold::Local { sum: &mut sum, proximal: None },
-            "proximal" => Fold::Local { sum: &mut sum, proximal: Some((&sent, 0.2)) },
-            _ => Fold::Row {
+            "nothing" => FoldOp::Nothing,
+            "direct" => FoldOp::Direct { scale: 0.5 },
+            "sum" | "based" => FoldOp::Sum { sum: &mut sum, scale: 0.5, earlier: vec![] },
+            "compensated" => FoldOp::Compensated { sent: &sent, lambda: 0.3, square: None },
+            "adaptive" => FoldOp::Compensated { sent: &sent, lambda: 0.3, square: Some((&mut square, 0.9)) },
+            "local" => FoldOp::Local { sum: &mut sum, proximal: None },
+            "proximal" => FoldOp::Local { sum: &mut sum, proximal: Some((&sent, 0.2)) },
+            _ => FoldOp::Row {
                 sum: &mut sum,
                 row: &mut row[0],
                 mix: if mean { 1.0 / (k + 1) as f32 } else { 1.0 },
@@ -97,18 +97,21 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
         };
         let constants = Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-3, correction1: 0.5, correction2: 0.25 };
         let method = match case.method {
-            "plain" => Method::Plain,
-            "heavy ball" => Method::HeavyBall { velocity: &mut first, beta: 0.9 },
-            "nesterov" => Method::Nesterov { velocity: &mut first, beta: 0.9, pending: None, turn: true },
-            "delayed" => {
-                Method::Nesterov { velocity: &mut first, beta: 0.9, pending: Some(&mut second), turn: k % 2 == 1 }
-            }
-            "adam" => Method::Adam { first: &mut first, second: &mut second, largest: None, constants },
-            _ => Method::Adam { first: &mut first, second: &mut second, largest: Some(&mut third), constants },
+            "plain" => OptimizerStep::Plain,
+            "heavy ball" => OptimizerStep::HeavyBall { velocity: &mut first, beta: 0.9 },
+            "nesterov" => OptimizerStep::Nesterov { velocity: &mut first, beta: 0.9, pending: None, turn: true },
+            "delayed" => OptimizerStep::Nesterov {
+                velocity: &mut first,
+                beta: 0.9,
+                pending: Some(&mut second),
+                turn: k % 2 == 1,
+            },
+            "adam" => OptimizerStep::Adam { first: &mut first, second: &mut second, largest: None, constants },
+            _ => OptimizerStep::Adam { first: &mut first, second: &mut second, largest: Some(&mut third), constants },
         };
         let based = (case.fold == "based").then_some((&mut base, 0.4));
         let factor_of_step = if case.clipped { 0.6 } else { 1.0 };
-        let step = Step {
+        let step = StepOp {
             fresh: &mut fresh,
             lr: 0.1,
             factor: factor_of_step,
@@ -118,11 +121,11 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
             method,
         };
         Update {
-            gradient: Incoming {
+            gradient: GradientInput {
                 layout,
                 buffers: &gradient,
                 factor: case.clipped.then_some(&factor),
-                seal: &Seal::default(),
+                fence: &Fence::default(),
                 loss: &device.upload(vec![k as f32 + 0.5]),
                 losses: &mut losses,
                 slot: k as usize,
@@ -177,11 +180,11 @@ fn exchanges(device: &Device, layout: &Layout, clipped: bool) -> Vec<Vec<f32>> {
             }
             _ => Mixing::Pair { own: &own, fresh_own: &mut fresh_own, peer: None, share: 1.0 },
         };
-        let incoming = Incoming {
+        let incoming = GradientInput {
             layout,
             buffers: &gradient,
             factor: clipped.then_some(&factor),
-            seal: &Seal::default(),
+            fence: &Fence::default(),
             loss: &device.upload(vec![slot as f32 + 0.5]),
             losses: &mut losses,
             slot,
@@ -241,21 +244,21 @@ fn update_by_hand(device: &Device) {
     let (w, mut fresh, mut sum) = (pad(1.0, 2.0), pad(0.0, 0.0), pad(0.5, -0.5));
     let mut row = Row::zeros(device, &layout, Dtype::F32);
     for (gradient, scale, steps) in [([1.0, 1.0], 0.0, false), ([3.0, -1.0], 0.25, true)] {
-        let method = Method::Plain;
-        let step = Step { fresh: &mut fresh, lr: 0.5, factor: 1.0, keep: 1.0, weight_decay: 0.0, base: None, method };
+        let method = OptimizerStep::Plain;
+        let step = StepOp { fresh: &mut fresh, lr: 0.5, factor: 1.0, keep: 1.0, weight_decay: 0.0, base: None, method };
         Update {
-            gradient: Incoming {
+            gradient: GradientInput {
                 layout: &layout,
                 buffers: &[device.upload(gradient.to_vec())],
                 factor: None,
-                seal: &Seal::default(),
+                fence: &Fence::default(),
                 loss: &device.upload(vec![7.0]),
                 losses: &mut update::ring(device, 1),
                 slot: 0,
                 guard: Guard::Whole,
             },
             weights: &w,
-            fold: Fold::Row { sum: &mut sum, row: &mut row, mix: 1.0, scale, forget: false, retired: vec![] },
+            fold: FoldOp::Row { sum: &mut sum, row: &mut row, mix: 1.0, scale, forget: false, retired: vec![] },
             step: steps.then_some(step),
         }
         .run(device);
@@ -269,10 +272,10 @@ fn update_by_hand(device: &Device) {
 /// Gradients that one launch folds one after the other leave what a launch for each leaves: the same bits where a run does so.
 fn several_in_one_launch(device: &Device) {
     // Three where a driver lets a launch bind more than 18 buffers, as those for Vulkan and CUDA do.
-    let most = update::earlier_at_most(device);
+    let most = update::pending_bindable(device);
     assert!(most > 0, "a launch that binds fewer than 13 buffers");
     for layout in [odd_layout(), even_layout(), two_layout()] {
-        let exact = update::earlier(device, &layout) > 0;
+        let exact = update::pending_foldable(device, &layout) > 0;
         assert_eq!(exact, matches!(device, Device::Cpu));
         let total = layout.total();
         let gradient = |key: u64| -> Vec<Buffer> {
@@ -281,36 +284,36 @@ fn several_in_one_launch(device: &Device) {
         };
         let gradients: Vec<_> = (1..=most as u64 + 1).map(gradient).collect();
         let loss: Vec<_> = (0..=most).map(|k| device.upload(vec![k as f32 + 0.5])).collect();
-        let none = Seal::default();
+        let none = Fence::default();
         let run = |waiting: usize, steps: bool| {
             let w = device.upload(floats(total, 1));
             let (mut sum, mut losses) = (device.upload(floats(total, 2)), update::ring(device, 4));
             let mut fresh = device.upload(vec![f32::NAN; total]);
             for last in waiting..=most {
                 let before = if last == waiting { 0..waiting } else { 0..0 };
-                let earlier = before.map(|k| Earlier { buffers: &gradients[k], seal: &none, loss: &loss[k] });
-                let step = Step {
+                let earlier = before.map(|k| PendingGradient { buffers: &gradients[k], fence: &none, loss: &loss[k] });
+                let step = StepOp {
                     fresh: &mut fresh,
                     lr: 0.1,
                     factor: 1.0,
                     keep: 0.5,
                     weight_decay: 0.0,
                     base: None,
-                    method: Method::Plain,
+                    method: OptimizerStep::Plain,
                 };
                 Update {
-                    gradient: Incoming {
+                    gradient: GradientInput {
                         layout: &layout,
                         buffers: &gradients[last],
                         factor: None,
-                        seal: &Seal::default(),
+                        fence: &Fence::default(),
                         loss: &loss[last],
                         losses: &mut losses,
                         slot: last,
                         guard: Guard::Whole,
                     },
                     weights: &w,
-                    fold: Fold::Sum { sum: &mut sum, scale: 0.3, earlier: earlier.collect() },
+                    fold: FoldOp::Sum { sum: &mut sum, scale: 0.3, earlier: earlier.collect() },
                     step: (steps && last == most).then_some(step),
                 }
                 .run(device);
@@ -340,7 +343,7 @@ fn several_in_one_launch(device: &Device) {
 fn what_is_not_finite_is_left_out(device: &Device) {
     for layout in [odd_layout(), even_layout(), two_layout()] {
         let total = layout.total();
-        let none = Seal::default();
+        let none = Fence::default();
         let (good, bad_loss) = (device.upload(vec![0.5]), device.upload(vec![f32::NAN]));
         for kind in ["direct", "sum", "waited", "row", "bf16 row", "towards"] {
             for (guard, loss, whole) in
@@ -359,18 +362,18 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                     let mut fill = |gradient: &[Buffer], row: &mut Row, loss, guard, slot, step| {
                         let is_row = kind.ends_with("row");
                         let fold = match kind {
-                            "direct" => Fold::Direct { scale: 1.0 },
+                            "direct" => FoldOp::Direct { scale: 1.0 },
                             _ if is_row => {
-                                Fold::Row { sum: &mut sum, row, mix: 1.0, scale: 0.3, forget: false, retired: vec![] }
+                                FoldOp::Row { sum: &mut sum, row, mix: 1.0, scale: 0.3, forget: false, retired: vec![] }
                             }
-                            _ => Fold::Sum { sum: &mut sum, scale: 0.3, earlier: vec![] },
+                            _ => FoldOp::Sum { sum: &mut sum, scale: 0.3, earlier: vec![] },
                         };
                         let step = step_to(&mut fresh, step);
-                        let incoming = Incoming {
+                        let incoming = GradientInput {
                             layout: &layout,
                             buffers: gradient,
                             factor: None,
-                            seal: &none,
+                            fence: &none,
                             loss,
                             losses: &mut losses,
                             slot,
@@ -398,11 +401,11 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                     let loss = if broken { loss } else { &good };
                     match kind {
                         "towards" => Exchange {
-                            gradient: Incoming {
+                            gradient: GradientInput {
                                 layout: &layout,
                                 buffers: &second,
                                 factor: None,
-                                seal: &none,
+                                fence: &none,
                                 loss,
                                 losses: &mut losses,
                                 slot: 1,
@@ -415,22 +418,22 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                         }
                         .run(device),
                         // Not on every device does a gradient wait.
-                        "waited" if update::earlier(device, &layout) > 0 => Update {
-                            gradient: Incoming {
+                        "waited" if update::pending_foldable(device, &layout) > 0 => Update {
+                            gradient: GradientInput {
                                 layout: &layout,
                                 buffers: &first,
                                 factor: None,
-                                seal: &none,
+                                fence: &none,
                                 loss: &good,
                                 losses: &mut losses,
                                 slot: 2,
                                 guard,
                             },
                             weights: &w,
-                            fold: Fold::Sum {
+                            fold: FoldOp::Sum {
                                 sum: &mut sum,
                                 scale: 0.3,
-                                earlier: vec![Earlier { buffers: &second, seal: &none, loss }],
+                                earlier: vec![PendingGradient { buffers: &second, fence: &none, loss }],
                             },
                             step: step_to(&mut fresh, true),
                         }
@@ -460,15 +463,15 @@ fn what_is_not_finite_is_left_out(device: &Device) {
 }
 
 /// A plain step, if there is to be one.
-fn step_to(fresh: &mut Buffer, steps: bool) -> Option<Step<'_>> {
-    steps.then_some(Step {
+fn step_to(fresh: &mut Buffer, steps: bool) -> Option<StepOp<'_>> {
+    steps.then_some(StepOp {
         fresh,
         lr: 0.1,
         factor: 1.0,
         keep: 0.5,
         weight_decay: 0.01,
         base: None,
-        method: Method::Plain,
+        method: OptimizerStep::Plain,
     })
 }
 

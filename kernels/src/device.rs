@@ -1,10 +1,10 @@
-//! Devices, flat f32 buffers on them, and the seals with which a buffer may cross from one thread's stream to another's.
+//! Devices, flat f32 buffers on them, and the fences with which a buffer may cross from one thread's stream to another's.
 //!
 //! # Threads
 //! On WGPU and CUDA every OS thread has its own stream (CubeCL keys streams by thread). Guaranteed: work submitted by one
 //! thread runs in its order; a buffer that is still bound by enqueued work is not reused. Not guaranteed: that a reader on
-//! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::seal`], and the
-//! consumer's first launch binds that seal.
+//! another stream waits for the last write. Therefore (invariant I8) a producer ends with [`Device::fence`], and the
+//! consumer's first launch binds that fence.
 
 use crate::failure::DeviceError;
 use crate::launch::launch_bound;
@@ -36,7 +36,7 @@ pub struct Gpu {
     pub device: cubecl::Device,
     /// Bound where a kernel has a slot that a specialisation does not touch.
     unused: Handle,
-    /// Streams overlap here, so that a hand-over needs a seal (CUDA); WGPU has one in-order queue.
+    /// Streams overlap here, so that a hand-over needs a fence (CUDA); WGPU has one in-order queue.
     pub(crate) overlaps: bool,
 }
 
@@ -71,13 +71,13 @@ impl From<Scratch> for Buffer {
 /// A buffer to bind, and its length in vectors.
 pub(crate) type Slot = (Handle, usize);
 
-/// Orders a consumer behind everything that the producer's thread had enqueued when the seal was made.
+/// Orders a consumer behind everything that the producer's thread had enqueued when the fence was made.
 ///
 /// Why it works: CubeCL makes a stream wait for another when it binds a buffer that was *allocated* there after its last
-/// wait. A seal is a small allocation made after the last write, so binding it forces a wait behind every write, unless
+/// wait. A fence is a small allocation made after the last write, so binding it forces a wait behind every write, unless
 /// a later wait already covers them.
 #[derive(Clone, Default)]
-pub struct Seal(Option<Arc<Handle>>);
+pub struct Fence(Option<Arc<Handle>>);
 
 /// A stream that a thread can work on instead of its own.
 #[derive(Clone, Copy, Debug)]
@@ -180,21 +180,21 @@ impl Device {
         self.sync()
     }
 
-    /// Ends a run of work whose result goes to another thread: see [`Seal`].
-    pub fn seal(&self) -> Seal {
+    /// Ends a run of work whose result goes to another thread: see [`Fence`].
+    pub fn fence(&self) -> Fence {
         match self {
-            Device::Gpu(gpu) if gpu.overlaps => Seal(Some(Arc::new(gpu.client.empty(16)))),
-            _ => Seal(None),
+            Device::Gpu(gpu) if gpu.overlaps => Fence(Some(Arc::new(gpu.client.empty(16)))),
+            _ => Fence(None),
         }
     }
 
-    /// Makes another thread's stream wait for what the seal covers, now. If that thread's first launch did so, it would wait for all that
-    /// the seal's stream has been given until then: for work of others that it does not need.
-    pub fn put_behind(&self, stream: Stream, seal: &Seal) {
-        if let (Device::Gpu(gpu), Seal(Some(seal))) = (self, seal) {
+    /// Makes another thread's stream wait for what the fence covers, now. If that thread's first launch did so, it would wait for all that
+    /// the fence's stream has been given until then: for work of others that it does not need.
+    pub fn wait_fence(&self, stream: Stream, fence: &Fence) {
+        if let (Device::Gpu(gpu), Fence(Some(fence))) = (self, fence) {
             // SAFETY: the kernel touches nothing.
             stream.enter(|| unsafe {
-                launch_bound!(nothing_kernel, &gpu.client, CubeCount::new_single(), 1; (seal.as_ref().clone(), 4, false);;)
+                launch_bound!(nothing_kernel, &gpu.client, CubeCount::new_single(), 1; (fence.as_ref().clone(), 4, false);;)
             })
         }
     }
@@ -257,9 +257,9 @@ fn failed(error: impl std::fmt::Display) -> DeviceError {
 }
 
 impl Gpu {
-    /// The seal's buffer, or a stand-in where no seal is needed.
-    pub(crate) fn sealed(&self, seal: &Seal) -> Handle {
-        seal.0.as_deref().unwrap_or(&self.unused).clone()
+    /// The fence's buffer, or a stand-in where no fence is needed.
+    pub(crate) fn fenced(&self, fence: &Fence) -> Handle {
+        fence.0.as_deref().unwrap_or(&self.unused).clone()
     }
 
     /// Bytes of device memory that all streams' pools hold.
@@ -367,10 +367,10 @@ pub struct Replica {
     own: Option<(StreamId, Buffer)>,
 }
 
-/// Published weights on their way to a replica: ordered behind `seal`, to be copied by a launch.
-pub struct Pull {
+/// Published weights on their way to a replica: ordered behind `fence`, to be copied by a launch.
+pub struct WeightCopy {
     pub(crate) from: Buffer,
-    pub(crate) seal: Seal,
+    pub(crate) fence: Fence,
     pub(crate) to: Buffer,
 }
 
@@ -380,24 +380,30 @@ impl Replica {
         Replica { own: None }
     }
 
-    /// The weights to read for the job at hand, valid until the next pull. The launch binds `seal`, and everything that this
+    /// The weights to read for the job at hand, valid until the next pull. The launch binds `fence`, and everything that this
     /// thread enqueues afterwards is ordered behind it (I8).
-    pub fn pull(&mut self, device: &Device, published: &Buffer, seal: &Seal) -> Buffer {
-        let (weights, pull) = self.pulling(device, published, seal, false);
-        if let (Device::Gpu(gpu), Some(Pull { from, seal, to })) = (device, pull) {
-            copy_sealed(gpu, &from, gpu.sealed(&seal), &to);
+    pub fn pull(&mut self, device: &Device, published: &Buffer, fence: &Fence) -> Buffer {
+        let (weights, pull) = self.copy_weights(device, published, fence, false);
+        if let (Device::Gpu(gpu), Some(WeightCopy { from, fence, to })) = (device, pull) {
+            copy_sealed(gpu, &from, gpu.fenced(&fence), &to);
         }
         weights
     }
 
     /// The same, but the copy, if there is one, is left to a launch that does more. With `fixed` the weights are always brought to
     /// the replica's own buffer, whose place a recorded step knows.
-    pub fn pulling(&mut self, device: &Device, published: &Buffer, seal: &Seal, fixed: bool) -> (Buffer, Option<Pull>) {
-        if seal.0.is_none() && !fixed {
+    pub fn copy_weights(
+        &mut self,
+        device: &Device,
+        published: &Buffer,
+        fence: &Fence,
+        fixed: bool,
+    ) -> (Buffer, Option<WeightCopy>) {
+        if fence.0.is_none() && !fixed {
             return (published.clone(), None);
         }
         let own = self.fixed(device, published.len());
-        (own.clone(), Some(Pull { from: published.clone(), seal: seal.clone(), to: own }))
+        (own.clone(), Some(WeightCopy { from: published.clone(), fence: fence.clone(), to: own }))
     }
 
     /// The replica's own buffer of `len` floats, on this thread's stream.
@@ -418,9 +424,9 @@ pub fn copy(device: &Device, from: &Buffer, to: &mut Buffer) {
     }
 }
 
-fn copy_sealed(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer) {
+fn copy_sealed(gpu: &Gpu, from: &Buffer, fence: Handle, to: &Buffer) {
     let len = from.len() / 4;
-    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the seal has four.
+    // SAFETY: both buffers hold the same number of floats, a multiple of the alignment; the fence has four.
     unsafe {
         pull_kernel::launch_unchecked(
             &gpu.client,
@@ -428,7 +434,7 @@ fn copy_sealed(gpu: &Gpu, from: &Buffer, seal: Handle, to: &Buffer) {
             CubeDim::new_1d(256),
             4,
             BufferArg::from_raw_parts(from.handle(), len),
-            BufferArg::from_raw_parts(seal, 4),
+            BufferArg::from_raw_parts(fence, 4),
             BufferArg::from_raw_parts(to.handle(), len),
         )
     }
@@ -466,16 +472,16 @@ pub fn gradient_on_host(len: usize, write: impl FnOnce(&mut [f32]) -> f32) -> (A
 ///
 /// On the CPU a buffer is reused once its last holder gives it back; one that is dropped instead comes round too, with the other
 /// buffers that nobody holds. On a GPU CubeCL's own pools do this.
-pub struct Recycler {
+pub struct BufferPool {
     device: Device,
     len: usize,
     free: Vec<Buffer>,
 }
 
-impl Recycler {
+impl BufferPool {
     /// Buffers of `len` floats on `device`.
     pub fn new(device: Device, len: usize) -> Self {
-        Recycler { device, len, free: Vec::new() }
+        BufferPool { device, len, free: Vec::new() }
     }
 
     /// A buffer to be overwritten whole.
@@ -527,7 +533,7 @@ mod tests {
 
     #[test]
     fn a_recycled_buffer_is_never_one_that_somebody_still_reads() {
-        let mut pool = Recycler::new(Device::Cpu, 8);
+        let mut pool = BufferPool::new(Device::Cpu, 8);
         let first = pool.take();
         let snapshot = first.clone();
         let address = first.host().as_ptr();

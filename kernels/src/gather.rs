@@ -4,7 +4,7 @@
 //! a function of (seed, i, k, j): the worker walks through a pseudo-random permutation of its part, a new one every
 //! epoch, without ever storing it. Crops and flips are drawn the same way.
 
-use crate::device::{Buffer, Device, Pull};
+use crate::device::{Buffer, Device, WeightCopy};
 use crate::launch::launch_bound;
 use crate::random::{self, Purpose, device_mix, device_permute, half_bits, mix, permute};
 use crate::scratch::Scratch;
@@ -146,7 +146,7 @@ impl Images {
 
     /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes]. On a GPU the same
     /// launch does the `pull`, if there is one.
-    pub fn draw(&self, device: &Device, draw: Draw, size: usize, pull: Option<Pull>) -> (Buffer, Buffer) {
+    pub fn draw(&self, device: &Device, draw: Draw, size: usize, pull: Option<WeightCopy>) -> (Buffer, Buffer) {
         let (x, target) = match device {
             Device::Cpu => return self.on_cpu(&[draw], size),
             Device::Gpu(_) => self.batch(device, size),
@@ -193,7 +193,7 @@ impl Images {
         first: usize,
         x: &Buffer,
         target: &Buffer,
-        pull: Option<Pull>,
+        pull: Option<WeightCopy>,
     ) {
         let (mut plan, at) = (self.plan(&draw, size), Place::of(&draw, size));
         plan.pulls = pull.is_some();
@@ -208,7 +208,7 @@ impl Images {
         let samples = target.len() / self.shape.classes;
         assert!(x.len() == samples * self.shape.pixels() && first + size <= samples, "a batch's room");
         let cubes = cubes((size * self.shape.pixels().max(self.shape.classes)).max(vectors));
-        let seal = pull.as_ref().map_or(gpu.unused(), |pull| gpu.sealed(&pull.seal));
+        let fence = pull.as_ref().map_or(gpu.unused(), |pull| gpu.fenced(&pull.fence));
         let (from, to) = pull.map_or((gpu.unused(), gpu.unused()), |pull| (pull.from.handle(), pull.to.handle()));
         // SAFETY: the samples lie inside the buffers; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
         // buffers hold the same number of floats, a multiple of four, and stand-ins take their place where there is none.
@@ -222,7 +222,7 @@ impl Images {
                 (x.handle(), 4, true),
                 (target.handle(), 4, true),
                 (from, 16, false),
-                (seal, 4, false),
+                (fence, 4, false),
                 (to, 16, true);
                 at.order_key,
                 at.augment_key,

@@ -58,11 +58,11 @@ impl<T> Recorded<T> {
     }
 
     /// Enqueues the step again, on the stream it was recorded on, and gives what it writes. Whoever reads that on another stream
-    /// orders this stream's next replay behind the reading (with a seal), and this replay before it.
+    /// orders this stream's next replay behind the reading (with a fence), and this replay before it.
     pub fn replay(&self) -> Result<&T, DeviceError> {
         assert!(self.is_here(), "a recording is replayed by the thread that made it");
         // SAFETY: the pages that the recording touches are guarded for its life; inputs are refreshed and replays are made on this
-        // thread alone, which is its stream; other streams are ordered by seals, as said above.
+        // thread alone, which is its stream; other streams are ordered by fences, as said above.
         unsafe { self.graph.replay() }.map_err(|e| DeviceError(e.to_string()))?;
         Ok(&self.output)
     }

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`device`] | a [`Device`] (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, seals |
+//! | [`device`] | a [`Device`] (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, fences |
 //! | [`failure`] | what a device says that failed |
 //! | [`cuda`] | whether CUDA can be used here |
 //! | [`graph`] | launches recorded once and replayed with one |
@@ -42,9 +42,9 @@ pub mod stack;
 pub mod timing;
 pub mod update;
 
-pub use device::{Buffer, Device, Seal, Stream, copy};
+pub use device::{Buffer, Device, Fence, Stream, copy};
 pub use failure::{Cause, DeviceError};
 pub use layout::{Layout, Segment};
 pub use live::Live;
 pub use row::{Dtype, Row};
-pub use update::{Adam, Earlier, Fold, Incoming, Method, Step, Update};
+pub use update::{Adam, FoldOp, GradientInput, OptimizerStep, PendingGradient, StepOp, Update};

@@ -14,7 +14,7 @@
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::simd::{Lanes, for_each_instruction_set};
-use crate::update::{Block, Guard, Incoming, clean, clipped, count_launch, guarded};
+use crate::update::{Block, GradientInput, Guard, clean, clipped, count_launch, guarded};
 use cubecl::prelude::*;
 
 /// What is mixed. The plain loop holds it with slices in the place of buffers.
@@ -51,7 +51,7 @@ pub enum Mixing<'a, B: ?Sized = Buffer> {
 /// One exchange of models.
 pub struct Exchange<'a> {
     /// The gradient, or the sum of a worker's local steps.
-    pub gradient: Incoming<'a>,
+    pub gradient: GradientInput<'a>,
     /// w.
     pub weights: &'a Buffer,
     /// w'.
@@ -144,15 +144,15 @@ impl Exchange<'_> {
         let total = incoming.layout.total() / vector;
         let (none, all) = (|| (gpu.unused(), 1), |buffer: &Buffer| (buffer.handle(), total));
         let (way, own, fresh_own, peer, fresh_peer, alpha) = match &mixing {
-            Mixing::Towards { sent, alpha } => (Way::Towards, all(sent), none(), none(), none(), *alpha),
+            Mixing::Towards { sent, alpha } => (MixingKind::Towards, all(sent), none(), none(), none(), *alpha),
             Mixing::Elastic { own, fresh_own, alpha } => {
-                (Way::Elastic, all(own), all(fresh_own), none(), none(), *alpha)
+                (MixingKind::Elastic, all(own), all(fresh_own), none(), none(), *alpha)
             }
             Mixing::Pair { own, fresh_own, peer: Some((peer, fresh_peer)), share } => {
-                (Way::Pair, all(own), all(fresh_own), all(peer), all(fresh_peer), *share)
+                (MixingKind::Pair, all(own), all(fresh_own), all(peer), all(fresh_peer), *share)
             }
             Mixing::Pair { own, fresh_own, peer: None, share } => {
-                (Way::Alone, all(own), all(fresh_own), none(), none(), *share)
+                (MixingKind::Alone, all(own), all(fresh_own), none(), none(), *share)
             }
         };
         let room = gpu.bindings().saturating_sub(10).max(1);
@@ -186,7 +186,7 @@ impl Exchange<'_> {
                     arg(&incoming.factor.map_or(none(), |f| (f.handle(), 1))),
                     BufferArg::from_raw_parts(incoming.loss.handle(), 1),
                     BufferArg::from_raw_parts(incoming.losses.handle(), incoming.losses.len()),
-                    BufferArg::from_raw_parts(gpu.sealed(incoming.seal), 4),
+                    BufferArg::from_raw_parts(gpu.fenced(incoming.fence), 4),
                     lr,
                     alpha,
                     incoming.slot as u32,
@@ -199,7 +199,7 @@ impl Exchange<'_> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Way {
+enum MixingKind {
     Towards,
     Elastic,
     Pair,
@@ -208,7 +208,7 @@ enum Way {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Plan {
-    way: Way,
+    way: MixingKind,
     clipped: bool,
     guard: Guard,
     vector: usize,
@@ -260,24 +260,24 @@ fn mixing_kernel<N: Size>(
             let move_by = g * Vector::new(lr);
             let w = weights[at];
             let x = own[at];
-            if comptime!(plan.way == Way::Towards) {
+            if comptime!(plan.way == MixingKind::Towards) {
                 fresh[at] = w + (x - move_by - w) * Vector::new(alpha);
             }
-            if comptime!(plan.way == Way::Elastic) {
+            if comptime!(plan.way == MixingKind::Elastic) {
                 let y = x - move_by;
                 let pull = (y - w) * Vector::new(alpha);
                 fresh_own[at] = y - pull;
                 fresh[at] = w + pull;
             }
-            if comptime!(plan.way == Way::Pair) {
+            if comptime!(plan.way == MixingKind::Pair) {
                 let mean = (x + peer[at]) * Vector::new(0.5f32);
                 fresh_peer[at] = mean;
                 fresh_own[at] = mean - move_by;
             }
-            if comptime!(plan.way == Way::Alone) {
+            if comptime!(plan.way == MixingKind::Alone) {
                 fresh_own[at] = x - move_by;
             }
-            if comptime!(plan.way == Way::Pair || plan.way == Way::Alone) {
+            if comptime!(plan.way == MixingKind::Pair || plan.way == MixingKind::Alone) {
                 fresh[at] = w - move_by * Vector::new(alpha);
             }
             i += stride;

@@ -1,7 +1,7 @@
 //! Several workers' models seen as one of so many replicas, and the gradients of that one as theirs.
 //!
 //! A stacked buffer has the stacked layout ([`Layout::stacked`]): of each parameter the values of all replicas, one after another.
-//! All launches are made by the stream that owns the models, so no seal is needed.
+//! All launches are made by the stream that owns the models, so no fence is needed.
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::layout::{ALIGNMENT, Layout};

@@ -7,8 +7,11 @@ use crate::problem::params::{tensor, total};
 use burn::tensor::Tensor;
 use serde_json::json;
 use stagger_kernels::mixing::{Exchange, Mixing};
-use stagger_kernels::update::{EARLIER, Guard, earlier_at_most};
-use stagger_kernels::{Adam, Buffer, Device, Dtype, Earlier, Fold, Incoming, Layout, Method, Row, Seal, Step, Update};
+use stagger_kernels::update::{Guard, MOST_PENDING, pending_bindable};
+use stagger_kernels::{
+    Adam, Buffer, Device, Dtype, Fence, FoldOp, GradientInput, Layout, OptimizerStep, PendingGradient, Row, StepOp,
+    Update,
+};
 use stagger_kernels::{clip, copy};
 
 /// Parameters of ResNet-18, rounded to whole vectors.
@@ -93,7 +96,7 @@ impl State {
         let zeros = || device.zeros(LENGTH);
         State {
             gradient: [values(1e-4)],
-            waited: (0..earlier_at_most(device)).map(|i| [values(1e-4 * (i + 2) as f32)]).collect(),
+            waited: (0..pending_bindable(device)).map(|i| [values(1e-4 * (i + 2) as f32)]).collect(),
             weights: values(1e-2),
             models: [1.1e-2, 1.2e-2].map(values),
             fresh: zeros(),
@@ -109,15 +112,15 @@ impl State {
     }
 
     fn update(&mut self, device: &Device, kind: Kind) {
-        let none = Seal::default();
-        let gradient = Incoming {
+        let none = Fence::default();
+        let gradient = GradientInput {
             layout: &self.layout,
             buffers: &self.gradient,
             factor: None,
-            seal: &none,
+            fence: &none,
             loss: &self.loss,
             losses: &mut self.losses,
-            slot: EARLIER,
+            slot: MOST_PENDING,
             guard: if kind == Kind::Local { Guard::Off } else { Guard::Whole },
         };
         let (weights, [sent, peer], fresh) = (&self.weights, &self.models, &mut self.fresh);
@@ -133,34 +136,34 @@ impl State {
         if let Some(mixing) = mixing {
             return Exchange { gradient, weights, fresh, lr: 0.01, mixing }.run(device);
         }
-        let wait = |buffers| Earlier { buffers, seal: &none, loss: &self.loss };
+        let wait = |buffers| PendingGradient { buffers, fence: &none, loss: &self.loss };
         let earlier = self.waited.iter().map(|g| wait(&g[..]));
         let mut base = None;
-        let mut method = Method::Plain;
+        let mut method = OptimizerStep::Plain;
         let fold = match kind {
-            Kind::Sum => Fold::Sum { sum, scale: 0.1, earlier: Vec::new() },
-            Kind::Sums => Fold::Sum { sum, scale: 0.1, earlier: earlier.collect() },
+            Kind::Sum => FoldOp::Sum { sum, scale: 0.1, earlier: Vec::new() },
+            Kind::Sums => FoldOp::Sum { sum, scale: 0.1, earlier: earlier.collect() },
             Kind::Row | Kind::NarrowRow | Kind::CalibratedRow => {
                 base = (kind == Kind::CalibratedRow).then_some((first, 0.1));
                 let row = if kind == Kind::NarrowRow { &mut self.narrow } else { &mut self.row };
-                Fold::Row { sum, row, mix: 1.0, scale: 0.1, forget: false, retired: Vec::new() }
+                FoldOp::Row { sum, row, mix: 1.0, scale: 0.1, forget: false, retired: Vec::new() }
             }
-            Kind::Compensated => Fold::Compensated { sent, lambda: 0.1, square: None },
-            Kind::Adaptive => Fold::Compensated { sent, lambda: 0.1, square: Some((first, 0.9)) },
-            Kind::Local => Fold::Local { sum, proximal: None },
+            Kind::Compensated => FoldOp::Compensated { sent, lambda: 0.1, square: None },
+            Kind::Adaptive => FoldOp::Compensated { sent, lambda: 0.1, square: Some((first, 0.9)) },
+            Kind::Local => FoldOp::Local { sum, proximal: None },
             _ => {
                 method = match kind {
-                    Kind::Momentum => Method::HeavyBall { velocity: first, beta: 0.9 },
+                    Kind::Momentum => OptimizerStep::HeavyBall { velocity: first, beta: 0.9 },
                     Kind::Nesterov => {
-                        Method::Nesterov { velocity: first, beta: 0.9, pending: Some(second), turn: true }
+                        OptimizerStep::Nesterov { velocity: first, beta: 0.9, pending: Some(second), turn: true }
                     }
-                    Kind::AmsGrad => Method::Adam { first, second, largest: Some(third), constants: ADAM },
-                    _ => Method::Plain,
+                    Kind::AmsGrad => OptimizerStep::Adam { first, second, largest: Some(third), constants: ADAM },
+                    _ => OptimizerStep::Plain,
                 };
-                Fold::Direct { scale: 1.0 }
+                FoldOp::Direct { scale: 1.0 }
             }
         };
-        let step = Step { fresh, lr: 0.01, factor: 1.0, keep: 1.0, weight_decay: 0.0, base, method };
+        let step = StepOp { fresh, lr: 0.01, factor: 1.0, keep: 1.0, weight_decay: 0.0, base, method };
         Update { gradient, weights, fold, step: Some(step) }.run(device);
     }
 

@@ -13,7 +13,7 @@ use stagger_datasets::{ImageData, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::layers::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 use stagger_kernels::update;
-use stagger_kernels::{Device, Fold, Incoming, Method, Seal, Step, Update};
+use stagger_kernels::{Device, Fence, FoldOp, GradientInput, OptimizerStep, StepOp, Update};
 
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     // The threads of the CPU's workers are a pool's; one of one thread is this thread alone.
@@ -112,7 +112,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     let rate = |seconds: f64| json!(batch as f64 / seconds);
     report.row(vec![json!("whole net, forward"), json!(1e3 * forward), json!(null), rate(forward)]);
     let mut problem = one_worker(bench, device, set, kind)?;
-    let snapshot = Snapshot { weights: weights.clone(), seal: Seal::default() };
+    let snapshot = Snapshot { weights: weights.clone(), fence: Fence::default() };
     let mut job = 0;
     let gradient = median_seconds(bench.seconds, || {
         job += 1;
@@ -123,28 +123,28 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     let (buffers, loss) = problem.objectives[0].gradient(&snapshot, 0)?;
     let (mut fresh, mut losses) = (device.zeros(layout.total()), update::ring(device, 1));
     let update = median_seconds(bench.seconds / 4.0, || {
-        let (seal, factor) = (Seal::default(), None);
+        let (fence, factor) = (Fence::default(), None);
         let losses = &mut losses;
-        let gradient = Incoming {
+        let gradient = GradientInput {
             layout: &layout,
             buffers: &buffers,
             factor,
-            seal: &seal,
+            fence: &fence,
             loss: &loss,
             losses,
             slot: 0,
             guard: update::Guard::Whole,
         };
-        let step = Step {
+        let step = StepOp {
             fresh: &mut fresh,
             lr: 0.01,
             factor: 1.0,
             keep: 1.0,
             weight_decay: 0.0,
             base: None,
-            method: Method::Plain,
+            method: OptimizerStep::Plain,
         };
-        Update { gradient, weights: &weights, fold: Fold::Direct { scale: 1.0 }, step: Some(step) }.run(device);
+        Update { gradient, weights: &weights, fold: FoldOp::Direct { scale: 1.0 }, step: Some(step) }.run(device);
         Ok(device.sync()?)
     })?;
     report.row(vec![json!("update (asgd)"), json!(1e3 * update), json!(null), json!(null)]);

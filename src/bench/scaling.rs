@@ -11,7 +11,7 @@ use crate::record::Occupancy;
 use crate::run::{Measured, measure};
 use serde_json::json;
 use stagger_datasets::synthetic;
-use stagger_kernels::{Device, Seal};
+use stagger_kernels::{Device, Fence};
 
 /// The settings of a training run that all runs of a benchmark share.
 pub fn options(bench: &BenchOptions, backend: &Backend, workers: usize) -> Options {
@@ -63,7 +63,7 @@ fn step_alone(bench: &BenchOptions, backend: &Backend) -> Result<Option<f64>> {
     let step = step_kind(bench, backend)?;
     let mut problem = one_worker(bench, &backend.device, synthetic::generate(1), step)?;
     let weights = backend.device.upload(problem.initial.clone());
-    let snapshot = Snapshot { weights, seal: Seal::default() };
+    let snapshot = Snapshot { weights, fence: Fence::default() };
     let objective = &mut problem.objectives[0];
     // Compiles and records.
     for job in 0..3 {

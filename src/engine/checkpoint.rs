@@ -79,7 +79,7 @@ pub struct Manifest {
     pub sha256: String,
 }
 
-/// What the server counts beside versions: see the fields of `State` and `Drive`.
+/// What the server counts beside versions: see the fields of `State` and `OptimizerState`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     pub(super) arrivals: u64,

@@ -3,8 +3,8 @@
 //! Invariants kept here:
 //! * I2: new models go to fresh buffers; a published snapshot is never written again.
 //! * I3: the version grows by one per server update and by nothing else.
-//! * I8: a gradient's seal is bound by the update's launch; the server seals what it enqueued after each arrival, and no job is sent
-//!   without the latest of these seals.
+//! * I8: a gradient's fence is bound by the update's launch; the server fences what it enqueued after each arrival, and no job is sent
+//!   without the latest of these fences.
 
 use crate::engine::checkpoint::{Checkpoint, Counts, Tensors};
 use crate::engine::timeline::Timeline;
@@ -12,13 +12,14 @@ use crate::engine::worker::{Gradient, Job};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::record::Work;
-use crate::rule::{self, Arrival, Decision, Fold, Needs, Optimizer, Rule};
+use crate::rule::{self, Arrival, Decision, Fold, Needs, Rule, ServerOptimizer};
 use crate::schedule::Schedule;
-use stagger_kernels::device::Recycler;
+use stagger_kernels::device::BufferPool;
 use stagger_kernels::mixing::{Exchange, Mixing};
 use stagger_kernels::update::Guard;
 use stagger_kernels::{
-    Adam, Buffer, Device, Dtype, Incoming, Layout, Live, Method, Row, Seal, Step, Update, copy, row, update,
+    Adam, Buffer, Device, Dtype, Fence, GradientInput, Layout, Live, OptimizerStep, Row, StepOp, Update, copy, row,
+    update,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ const REHEARSED: usize = 5000;
 
 /// Settings of the update that are not the rule's.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Descent {
+pub struct UpdateSettings {
     /// η.
     pub lr: f64,
     /// Its factor over the updates.
@@ -48,7 +49,7 @@ pub struct Descent {
     pub guard: Guard,
 }
 
-impl Descent {
+impl UpdateSettings {
     /// η for the update that makes version t + 1.
     pub fn rate(&self, t: u64) -> f64 {
         self.lr * self.schedule.factor(t)
@@ -56,16 +57,16 @@ impl Descent {
 }
 
 /// What turns directions into steps, with its state.
-enum Drive {
+enum OptimizerState {
     Plain,
     HeavyBall { velocity: Buffer, beta: f32 },
     Nesterov { velocity: Buffer, pending: Option<Buffer>, beta: f32, every: u64, since: u64 },
     AmsGrad { moments: [Buffer; 3], constants: Adam },
 }
 
-impl Drive {
-    fn new(needs: &Needs, descent: &Descent, zeros: impl Fn() -> Buffer) -> Self {
-        let nesterov = |beta: f64, every: u64| Drive::Nesterov {
+impl OptimizerState {
+    fn new(needs: &Needs, descent: &UpdateSettings, zeros: impl Fn() -> Buffer) -> Self {
+        let nesterov = |beta: f64, every: u64| OptimizerState::Nesterov {
             velocity: zeros(),
             pending: (every > 1).then(&zeros),
             beta: beta as f32,
@@ -73,13 +74,13 @@ impl Drive {
             since: 0,
         };
         match needs.optimizer {
-            Optimizer::Plain if descent.momentum == 0.0 => Drive::Plain,
-            Optimizer::Plain if descent.momentum_every <= 1 => {
-                Drive::HeavyBall { velocity: zeros(), beta: descent.momentum as f32 }
+            ServerOptimizer::Plain if descent.momentum == 0.0 => OptimizerState::Plain,
+            ServerOptimizer::Plain if descent.momentum_every <= 1 => {
+                OptimizerState::HeavyBall { velocity: zeros(), beta: descent.momentum as f32 }
             }
-            Optimizer::Plain => nesterov(descent.momentum, descent.momentum_every),
-            Optimizer::Nesterov { beta, every } => nesterov(beta, every),
-            Optimizer::AmsGrad(beta1, beta2, epsilon) => Drive::AmsGrad {
+            ServerOptimizer::Plain => nesterov(descent.momentum, descent.momentum_every),
+            ServerOptimizer::Nesterov { beta, every } => nesterov(beta, every),
+            ServerOptimizer::AmsGrad(beta1, beta2, epsilon) => OptimizerState::AmsGrad {
                 moments: [zeros(), zeros(), zeros()],
                 constants: Adam {
                     beta1: beta1 as f32,
@@ -93,16 +94,16 @@ impl Drive {
     }
 
     /// The method of the step that comes now.
-    fn method(&mut self) -> Method<'_> {
+    fn method(&mut self) -> OptimizerStep<'_> {
         match self {
-            Drive::Plain => Method::Plain,
-            Drive::HeavyBall { velocity, beta } => Method::HeavyBall { velocity, beta: *beta },
-            Drive::Nesterov { velocity, pending, beta, every, since } => {
+            OptimizerState::Plain => OptimizerStep::Plain,
+            OptimizerState::HeavyBall { velocity, beta } => OptimizerStep::HeavyBall { velocity, beta: *beta },
+            OptimizerState::Nesterov { velocity, pending, beta, every, since } => {
                 *since = (*since + 1) % *every;
-                Method::Nesterov { velocity, beta: *beta, pending: pending.as_mut(), turn: *since == 0 }
+                OptimizerStep::Nesterov { velocity, beta: *beta, pending: pending.as_mut(), turn: *since == 0 }
             }
-            Drive::AmsGrad { moments: [first, second, largest], constants } => {
-                Method::Adam { first, second, largest: Some(largest), constants: *constants }
+            OptimizerState::AmsGrad { moments: [first, second, largest], constants } => {
+                OptimizerStep::Adam { first, second, largest: Some(largest), constants: *constants }
             }
         }
     }
@@ -115,9 +116,9 @@ fn incoming<'a>(
     gradient: &'a Gradient,
     slot: usize,
     guard: Guard,
-) -> Incoming<'a> {
-    let Gradient { buffers, factor, seal, loss, .. } = gradient;
-    Incoming { layout, buffers, factor: factor.as_deref(), seal, loss, losses, slot, guard }
+) -> GradientInput<'a> {
+    let Gradient { buffers, factor, fence, loss, .. } = gradient;
+    GradientInput { layout, buffers, factor: factor.as_deref(), fence, loss, losses, slot, guard }
 }
 
 /// Model and slots on the device.
@@ -125,11 +126,11 @@ pub struct State {
     pub(crate) device: Device,
     /// Of the gradients: the model's, or one flat segment after local steps.
     layout: Layout,
-    descent: Descent,
+    descent: UpdateSettings,
     needs: Needs,
     pub(crate) snapshot: Snapshot,
     pub(crate) version: u64,
-    recycler: Recycler,
+    buffer_pool: BufferPool,
     /// One per table, at least one if the rule asks for a sum.
     sums: Vec<Buffer>,
     tables: Vec<Vec<Row>>,
@@ -139,7 +140,7 @@ pub struct State {
     squares: Vec<Buffer>,
     own: Vec<Snapshot>,
     live: Option<Live>,
-    drive: Drive,
+    drive: OptimizerState,
     arrivals: u64,
     pub(crate) losses: Buffer,
     /// Gradients that are to be folded with the next one, the factor of all, and the last one's place in the ring of losses.
@@ -157,7 +158,7 @@ impl State {
         device: &Device,
         layout: &Layout,
         needs: Needs,
-        descent: Descent,
+        descent: UpdateSettings,
         workers: usize,
         initial: Vec<f32>,
         ring: usize,
@@ -165,7 +166,7 @@ impl State {
         let total = layout.total();
         let layout = if needs.local.walks() { layout.flat() } else { layout.clone() };
         let zeros = || device.zeros(total);
-        let snapshot = Snapshot { weights: device.upload(initial), seal: Seal::default() };
+        let snapshot = Snapshot { weights: device.upload(initial), fence: Fence::default() };
         let rows = |_| (0..workers).map(|_| Row::zeros(device, &layout, descent.table_dtype)).collect();
         State {
             sums: (0..needs.tables.max(needs.sum as usize)).map(|_| zeros()).collect(),
@@ -174,13 +175,13 @@ impl State {
             base: needs.base.then(zeros),
             squares: (0..if needs.squares { workers } else { 0 }).map(|_| zeros()).collect(),
             own: vec![snapshot.clone(); if needs.own { workers } else { 0 }],
-            drive: Drive::new(&needs, &descent, zeros),
-            recycler: Recycler::new(device.clone(), total),
+            drive: OptimizerState::new(&needs, &descent, zeros),
+            buffer_pool: BufferPool::new(device.clone(), total),
             losses: update::ring(device, ring),
             waiting: Vec::new(),
             waiting_scale: 0.0,
             waiting_slot: 0,
-            most_waiting: update::earlier(device, &layout),
+            most_waiting: update::pending_foldable(device, &layout),
             version: 0,
             arrivals: 0,
             device: device.clone(),
@@ -228,14 +229,14 @@ impl State {
     /// A worker's job is over, and with it the server's hold on the model that it was sent.
     pub fn done_with(&mut self, job: Job) {
         if self.live.is_none() {
-            self.recycler.give(job.snapshot.weights);
+            self.buffer_pool.give(job.snapshot.weights);
         }
     }
 
     /// Brings the snapshot up to date where workers write the weights themselves.
     pub fn catch_up(&mut self) {
         if let Some(live) = &self.live {
-            self.snapshot = Snapshot { weights: live.read(&self.device), seal: Seal::default() };
+            self.snapshot = Snapshot { weights: live.read(&self.device), fence: Fence::default() };
         }
     }
 
@@ -253,13 +254,13 @@ impl State {
         let own = self.own.iter_mut().enumerate();
         all.extend(own.map(|(i, own)| (format!("own/{i}"), &mut own.weights)));
         match &mut self.drive {
-            Drive::Plain => {}
-            Drive::HeavyBall { velocity, .. } => all.push(("velocity".into(), velocity)),
-            Drive::Nesterov { velocity, pending, .. } => {
+            OptimizerState::Plain => {}
+            OptimizerState::HeavyBall { velocity, .. } => all.push(("velocity".into(), velocity)),
+            OptimizerState::Nesterov { velocity, pending, .. } => {
                 all.push(("velocity".into(), velocity));
                 all.extend(pending.iter_mut().map(|pending| ("pending".into(), pending)));
             }
-            Drive::AmsGrad { moments, .. } => {
+            OptimizerState::AmsGrad { moments, .. } => {
                 let moments = moments.iter_mut().enumerate();
                 all.extend(moments.map(|(k, moment)| (format!("moment/{k}"), moment)));
             }
@@ -277,7 +278,7 @@ impl State {
     pub fn save(&mut self, jobs: Vec<(String, Buffer)>, last: bool) -> Result<(Counts, Tensors)> {
         debug_assert!(self.waiting.is_empty(), "what waits is folded before a checkpoint");
         self.catch_up();
-        let since = if let Drive::Nesterov { since, .. } = &self.drive { *since } else { 0 };
+        let since = if let OptimizerState::Nesterov { since, .. } = &self.drive { *since } else { 0 };
         let counts = Counts { arrivals: self.arrivals, since, counted: self.counted.clone() };
         let device = self.device.clone();
         let published = |name: &str| name == "weights" || name.starts_with("own/");
@@ -305,7 +306,7 @@ impl State {
             return Err(Error::usage("the checkpoint does not fit the run: its table has other rows"));
         }
         (self.arrivals, self.counted) = (arrivals, counted);
-        if let Drive::Nesterov { since, .. } = &mut self.drive {
+        if let OptimizerState::Nesterov { since, .. } = &mut self.drive {
             *since = turned;
         }
         Ok(())
@@ -313,14 +314,14 @@ impl State {
 
     /// Replaces the server's model: one server update.
     fn publish(&mut self, weights: Buffer) {
-        let snapshot = Snapshot { weights, seal: Seal::default() };
-        self.recycler.give(std::mem::replace(&mut self.snapshot, snapshot).weights);
+        let snapshot = Snapshot { weights, fence: Fence::default() };
+        self.buffer_pool.give(std::mem::replace(&mut self.snapshot, snapshot).weights);
         self.version += 1;
     }
 
     fn publish_own(&mut self, worker: usize, weights: Buffer) {
-        let snapshot = Snapshot { weights, seal: Seal::default() };
-        self.recycler.give(std::mem::replace(&mut self.own[worker], snapshot).weights);
+        let snapshot = Snapshot { weights, fence: Fence::default() };
+        self.buffer_pool.give(std::mem::replace(&mut self.own[worker], snapshot).weights);
     }
 
     /// Takes in a gradient: one launch folds it, and perhaps steps. The loss goes to `slot` of the ring. If it `may_wait` (somebody
@@ -357,9 +358,9 @@ impl State {
     fn apply(&mut self, gradient: &Gradient, job: &Job, decision: &Decision, slot: usize) {
         self.arrivals += 1 + self.waiting.len() as u64;
         let waited = std::mem::take(&mut self.waiting);
-        let seals = waited.iter().chain([gradient]).map(|gradient| &gradient.seal);
+        let fences = waited.iter().chain([gradient]).map(|gradient| &gradient.fence);
         let timeline = self.timeline.clone();
-        timeline.note((Work::Update, gradient.worker, gradient.job), seals, || match (decision.fold, decision.step) {
+        timeline.note((Work::Update, gradient.worker, gradient.job), fences, || match (decision.fold, decision.step) {
             (Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. }, Some(step)) => {
                 self.exchange(gradient, job, decision.fold, step, slot)
             }
@@ -370,8 +371,8 @@ impl State {
 
     /// Mixes models.
     fn exchange(&mut self, gradient: &Gradient, job: &Job, fold: Fold, step: rule::Step, slot: usize) {
-        let (worker, mut fresh) = (gradient.worker, self.recycler.take());
-        let mut take = |wanted: bool| wanted.then(|| self.recycler.take());
+        let (worker, mut fresh) = (gradient.worker, self.buffer_pool.take());
+        let mut take = |wanted: bool| wanted.then(|| self.buffer_pool.take());
         let peer = if let Fold::Pair { peer } = fold { peer } else { None };
         let mut fresh_own = take(self.needs.own && !matches!(fold, Fold::Towards { .. }));
         let mut fresh_peer = take(peer.is_some());
@@ -416,14 +417,16 @@ impl State {
     /// Folds a gradient into the server's own state, with those that waited for it.
     fn fold(&mut self, gradient: &Gradient, waited: &[Gradient], job: &Job, decision: &Decision, slot: usize) {
         let asked = "the rule folds into state that it did not ask for";
-        let earlier =
-            waited.iter().map(|g| update::Earlier { buffers: &g.buffers, seal: &g.seal, loss: &g.loss }).collect();
+        let earlier = waited
+            .iter()
+            .map(|g| update::PendingGradient { buffers: &g.buffers, fence: &g.fence, loss: &g.loss })
+            .collect();
         let fold = match decision.fold {
-            // Of a gradient that its worker has applied itself the loss is noted, behind its seal.
-            Fold::Drop | Fold::Live => update::Fold::Nothing,
-            Fold::Direct => update::Fold::Direct { scale: 1.0 },
+            // Of a gradient that its worker has applied itself the loss is noted, behind its fence.
+            Fold::Drop | Fold::Live => update::FoldOp::Nothing,
+            Fold::Direct => update::FoldOp::Direct { scale: 1.0 },
             Fold::Sum { scale } => {
-                update::Fold::Sum { sum: self.sums.first_mut().expect(asked), scale: scale as f32, earlier }
+                update::FoldOp::Sum { sum: self.sums.first_mut().expect(asked), scale: scale as f32, earlier }
             }
             Fold::Row { table, mix, scale, forget } => {
                 if table == 0 && !self.counted.is_empty() {
@@ -436,7 +439,7 @@ impl State {
                     None => &before[j],
                     Some(k) => &after[k],
                 });
-                update::Fold::Row {
+                update::FoldOp::Row {
                     sum: &mut self.sums[table],
                     row,
                     mix: mix as f32,
@@ -445,7 +448,7 @@ impl State {
                     retired: retired.collect(),
                 }
             }
-            Fold::Compensated { lambda, decay } => update::Fold::Compensated {
+            Fold::Compensated { lambda, decay } => update::FoldOp::Compensated {
                 sent: &job.snapshot.weights,
                 lambda: lambda as f32,
                 square: decay.map(|m| (self.squares.get_mut(gradient.worker).expect(asked), m as f32)),
@@ -454,8 +457,8 @@ impl State {
         };
         let rate = self.descent.rate(self.version);
         let steps = decision.step.filter(|_| decision.fold != Fold::Live);
-        let mut fresh = steps.map(|_| self.recycler.take());
-        let step = steps.zip(fresh.as_mut()).map(|(step, fresh)| Step {
+        let mut fresh = steps.map(|_| self.buffer_pool.take());
+        let step = steps.zip(fresh.as_mut()).map(|(step, fresh)| StepOp {
             fresh,
             lr: (rate * step.rate) as f32,
             factor: step.scale as f32,
@@ -529,7 +532,7 @@ impl State {
                 buffers: buffers.clone(),
                 factor: clipped.then(|| loss.clone().into()),
                 loss: loss.clone(),
-                seal: self.device.seal(),
+                fence: self.device.fence(),
             };
             if matches!(decision.fold, Fold::Sum { .. }) && some_wait && !clipped {
                 sums[decision.step.is_some() as usize].get_or_insert_with(|| (gradient.clone(), decision.clone()));

@@ -1,7 +1,7 @@
 //! Notes when the device computes the first gradients of a run, and the updates meanwhile (`--device-timeline`).
 //!
 //! Nothing of it is on the way of a gradient unless it is asked for. Then each of the first gradients, and each update until the last of
-//! them, stands between two events in its stream, behind an empty launch for every seal, so that what the stream waits for there is no
+//! them, stands between two events in its stream, behind an empty launch for every fence, so that what the stream waits for there is no
 //! part of it. The events are read when the run is over.
 
 use crate::engine::clock::stopwatch::Stopwatch;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::record::{Span, Work};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use stagger_kernels::timing::Stretch;
-use stagger_kernels::{Device, Seal, Stream};
+use stagger_kernels::{Device, Fence, Stream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,7 +37,7 @@ impl Timeline {
         if gradients == 0 {
             return Timeline::default();
         }
-        device.put_behind(Stream::here(), &device.seal());
+        device.wait_fence(Stream::here(), &device.fence());
         device.timed(|| ());
         let (device, stopwatch, (send, noted)) = (device.clone(), stopwatch.clone(), unbounded());
         Timeline(Some(Arc::new(Inner { device, stopwatch, gradients, left: AtomicU64::new(0), send, noted })))
@@ -50,14 +50,14 @@ impl Timeline {
         }
     }
 
-    /// Runs `work`, which enqueues something on this thread's stream behind the seals, and notes it.
-    pub fn note<'a, T>(&self, done: Done, seals: impl Iterator<Item = &'a Seal>, work: impl FnOnce() -> T) -> T {
+    /// Runs `work`, which enqueues something on this thread's stream behind the fences, and notes it.
+    pub fn note<'a, T>(&self, done: Done, fences: impl Iterator<Item = &'a Fence>, work: impl FnOnce() -> T) -> T {
         let Some(inner) = &self.0 else { return work() };
         let one_less = |left: u64| left.checked_sub((done.0 == Work::Gradient) as u64).filter(|_| left > 0);
         if inner.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err() {
             return work();
         }
-        seals.for_each(|seal| inner.device.put_behind(Stream::here(), seal));
+        fences.for_each(|fence| inner.device.wait_fence(Stream::here(), fence));
         let (result, stretch) = inner.device.timed(work);
         // The other end is here, too.
         let _ = inner.send.send((done, stretch));
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn the_first_gradients_are_noted_and_the_updates_until_the_last_of_them() {
         let timeline = Timeline::of(&Device::Cpu, &Arc::default(), 2);
-        let note = |work| timeline.note((work, 0, 0), [Seal::default()].iter(), || 7);
+        let note = |work| timeline.note((work, 0, 0), [Fence::default()].iter(), || 7);
         let noted = || {
             let (spans, untold) = timeline.read().expect("something was to be noted");
             assert!(spans.is_empty(), "the CPU tells nothing");

@@ -6,7 +6,7 @@
 //! * I1: a worker answers each job with one message and takes the next only after that, so neither channel ever holds
 //!   more than it was made for and no send blocks.
 //! * I5: a gradient is a function of (snapshot, seed, worker, job): the objective gets nothing else.
-//! * I8: buffers leave sealed; see [`Seal`].
+//! * I8: buffers leave fenced; see [`Fence`].
 //!
 //! Shutdown: the server drops the outboxes and leaves the room open, `recv` fails, the thread ends, and with the last thread the inbox
 //! disconnects.
@@ -20,7 +20,9 @@ use crate::problem::{Objective, Snapshot};
 use crate::record::Work;
 use crate::rule::Local;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
-use stagger_kernels::{Adam, Buffer, Device, Fold, Incoming, Layout, Live, Method, Seal, Step, Stream, Update, clip};
+use stagger_kernels::{
+    Adam, Buffer, Device, Fence, FoldOp, GradientInput, Layout, Live, OptimizerStep, StepOp, Stream, Update, clip,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -33,7 +35,7 @@ const BETA2: f32 = 0.999;
 pub struct Job {
     /// The worker's job number k, which with the seed decides the batch. Given when the job begins.
     pub number: u64,
-    /// The model. Its seal is given when the job begins.
+    /// The model. Its fence is given when the job begins.
     pub snapshot: Snapshot,
     /// The model's version.
     pub version: u64,
@@ -79,7 +81,7 @@ pub struct Gradient {
     /// The batch loss: one float on the device.
     pub loss: Buffer,
     /// Orders the server behind the backward pass.
-    pub seal: Seal,
+    pub fence: Fence,
 }
 
 /// From a worker to the server: one per job, and one before the first.
@@ -252,24 +254,24 @@ impl Worker {
     fn spoiled(&self, gradient: Gradient) -> Gradient {
         let nothing = |len: usize| self.device.upload(vec![f32::NAN; len]);
         let buffers = gradient.buffers.iter().map(|buffer| nothing(buffer.len())).collect();
-        Gradient { buffers, loss: nothing(1), seal: self.device.seal(), ..gradient }
+        Gradient { buffers, loss: nothing(1), fence: self.device.fence(), ..gradient }
     }
 
     /// Computes the job's gradient; `None` if it was given up before it, or between two local steps.
     fn compute(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
         let turn = self.turn(job);
         let (timeline, done) = (self.timeline.clone(), (Work::Gradient, self.index, job.number));
-        let seals = || std::iter::once(&job.snapshot.seal);
+        let fences = || std::iter::once(&job.snapshot.fence);
         if !self.local.walks() {
             return self.gate.clone().pass(turn, || {
                 if self.given_up(job.number) {
                     return Ok(None);
                 }
                 if !self.objective.is_recorded() {
-                    return timeline.note(done, seals(), || self.once(job)).map(Some);
+                    return timeline.note(done, fences(), || self.once(job)).map(Some);
                 }
                 let device = self.device.clone();
-                device.issue(|| timeline.note(done, seals(), || self.once(job))).map_err(said)?.map(Some)
+                device.issue(|| timeline.note(done, fences(), || self.once(job))).map_err(said)?.map(Some)
             });
         }
         let (total, stride) = (self.layout.total(), self.local.steps.max(1) as u64);
@@ -290,7 +292,7 @@ impl Worker {
                 let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
                 let mut fresh = self.device.uninitialised(total);
                 let power = u as i32 + 1;
-                let method = moments.as_mut().map_or(Method::Plain, |(first, second)| Method::Adam {
+                let method = moments.as_mut().map_or(OptimizerStep::Plain, |(first, second)| OptimizerStep::Adam {
                     first,
                     second,
                     largest: None,
@@ -305,19 +307,19 @@ impl Worker {
                 let proximal =
                     (self.local.proximal > 0.0 && u > 0).then_some((&job.snapshot.weights, self.local.proximal as f32));
                 Update {
-                    gradient: Incoming {
+                    gradient: GradientInput {
                         layout: &self.layout,
                         buffers: &buffers,
                         factor: factor.as_ref(),
-                        seal: &current.seal,
+                        fence: &current.fence,
                         loss: &loss,
                         losses: &mut losses,
                         slot: 0,
                         guard: stagger_kernels::update::Guard::Off,
                     },
                     weights: &current.weights,
-                    fold: Fold::Local { sum: &mut sum, proximal },
-                    step: Some(Step {
+                    fold: FoldOp::Local { sum: &mut sum, proximal },
+                    step: Some(StepOp {
                         fresh: &mut fresh,
                         lr: self.local.lr.map_or(job.lr, |lr| lr as f32),
                         factor: 1.0,
@@ -328,33 +330,33 @@ impl Worker {
                     }),
                 }
                 .run(&self.device);
-                current = Snapshot { weights: fresh, seal: Seal::default() };
+                current = Snapshot { weights: fresh, fence: Fence::default() };
                 self.device.flush().map_err(said)
             };
-            gate.pass(turn, || timeline.note(done, seals(), &mut step))?;
+            gate.pass(turn, || timeline.note(done, fences(), &mut step))?;
         }
         let gate = self.gate.clone();
-        Ok(Some(gate.pass(turn, || self.sealed(job.number, [sum].into(), None, losses))))
+        Ok(Some(gate.pass(turn, || self.fenced(job.number, [sum].into(), None, losses))))
     }
 
     /// One plain gradient.
     fn once(&mut self, job: &Job) -> Result<Gradient, String> {
         let seen = self.live.as_ref().map(|(live, _)| live.read(&self.device));
-        // The seal is the job's: the server must have noted the last loss before it is overwritten.
-        let seen = seen.map(|weights| Snapshot { weights, seal: job.snapshot.seal.clone() });
+        // The fence is the job's: the server must have noted the last loss before it is overwritten.
+        let seen = seen.map(|weights| Snapshot { weights, fence: job.snapshot.fence.clone() });
         let snapshot = seen.as_ref().unwrap_or(&job.snapshot);
         let (buffers, loss) = self.objective.gradient(snapshot, job.number).map_err(|e| e.to_string())?;
         let factor = self.clip.map(|limit| clip::factor(&self.device, &self.layout, &buffers, limit));
         if let Some((live, decay)) = &self.live {
             live.step(&self.device, &self.layout, &buffers, factor.as_ref(), job.lr, *decay);
         }
-        Ok(self.sealed(job.number, buffers, factor, loss))
+        Ok(self.fenced(job.number, buffers, factor, loss))
     }
 
-    /// Invariant I8: the seal is made after the last write is enqueued. Nobody waits: the queue in front of the thread that issues
+    /// Invariant I8: the fence is made after the last write is enqueued. Nobody waits: the queue in front of the thread that issues
     /// launches is one for all, so whoever submits next, a worker or the server, pushes out what is still in it, in order.
-    fn sealed(&self, job: u64, buffers: Arc<[Buffer]>, factor: Option<Buffer>, loss: Buffer) -> Gradient {
-        Gradient { worker: self.index, job, buffers, factor: factor.map(Box::new), loss, seal: self.device.seal() }
+    fn fenced(&self, job: u64, buffers: Arc<[Buffer]>, factor: Option<Buffer>, loss: Buffer) -> Gradient {
+        Gradient { worker: self.index, job, buffers, factor: factor.map(Box::new), loss, fence: self.device.fence() }
     }
 
     /// Whether the job was cancelled, or the run is over.

@@ -23,9 +23,9 @@ use crate::error::{Error, Failure, Handled, Result, panic_text};
 use crate::fault::{OnFailure, Policy};
 use crate::host::cores;
 use crate::host::signals::INTERRUPTED;
-use crate::problem::{Asked, Snapshot, Stacked};
+use crate::problem::{Snapshot, Stacked, StackedJob};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
-use stagger_kernels::{Device, Layout, Seal, Stream, clip};
+use stagger_kernels::{Device, Fence, Layout, Stream, clip};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -50,9 +50,9 @@ pub struct Crew {
     inbox: Receiver<Message>,
     threads: Vec<JoinHandle<()>>,
     restarted: u64,
-    /// Behind everything that the server has enqueued. A job is sent with it, and not with the seal of its snapshot: the worker may
+    /// Behind everything that the server has enqueued. A job is sent with it, and not with the fence of its snapshot: the worker may
     /// write its gradient where the last one lay, which must have been read.
-    order: Seal,
+    order: Fence,
     /// Who was first so far, counted.
     firsts: u64,
     /// Its workers have streams of their own.
@@ -148,7 +148,7 @@ impl Crew {
             inbox,
             threads: Vec::new(),
             restarted: 0,
-            order: Seal::default(),
+            order: Fence::default(),
             firsts: 0,
             on_streams: false,
             together: None,
@@ -253,8 +253,8 @@ impl Crew {
             if INTERRUPTED.load(Ordering::Relaxed) {
                 return Err(while_warming_up());
             }
-            let asked = |worker| Asked { worker, weights: &snapshot.weights, job: 0 };
-            let asked: Vec<Asked> = (0..size).map(asked).collect();
+            let asked = |worker| StackedJob { worker, weights: &snapshot.weights, job: 0 };
+            let asked: Vec<StackedJob> = (0..size).map(asked).collect();
             let gradients = together.stacked.gradients(&asked)?;
             together.device.was_written(gradients.iter().flat_map(|(buffers, loss)| buffers.iter().chain([loss])))?;
         }
@@ -264,9 +264,9 @@ impl Crew {
         Ok(crew)
     }
 
-    /// From now on jobs are ordered behind this seal of the server's.
-    pub fn behind(&mut self, seal: Seal) {
-        self.order = seal;
+    /// From now on jobs are ordered behind this fence of the server's.
+    pub fn behind(&mut self, fence: Fence) {
+        self.order = fence;
     }
 
     /// What is done about workers that fail, and the gates in which one may hang.
@@ -374,7 +374,7 @@ impl Crew {
         (job.number, slot.attempts) = (slot.next_job, 0);
         slot.next_job += 1;
         (job.began, job.delay) = (now, begin(worker, job.number, job.share));
-        job.snapshot.seal = self.order.clone();
+        job.snapshot.fence = self.order.clone();
         slot.running = Some(job);
         if slot.busy {
             slot.held = true;
@@ -484,7 +484,7 @@ impl Crew {
         for worker in 0..self.slots.len() {
             let slot = &mut self.slots[worker];
             if let (true, Some(running)) = (std::mem::take(&mut slot.held), &mut slot.running) {
-                running.snapshot.seal = self.order.clone();
+                running.snapshot.fence = self.order.clone();
                 self.send(worker)?;
             }
         }
@@ -543,7 +543,7 @@ impl Crew {
             return Ok(());
         }
         note!("NOTE       {failure}; it does the job again");
-        (running.snapshot.seal, running.delay) = (self.order.clone(), 0.0);
+        (running.snapshot.fence, running.delay) = (self.order.clone(), 0.0);
         self.send(worker)
     }
 
@@ -558,10 +558,10 @@ impl Crew {
         who.truncate(1 << who.len().ilog2());
         let job = |i: &usize| self.slots[*i].running.as_ref().expect("a job in hand runs").clone();
         let jobs: Vec<Job> = who.iter().map(job).collect();
-        let asked: Vec<Asked> = who
+        let asked: Vec<StackedJob> = who
             .iter()
             .zip(&jobs)
-            .map(|(i, job)| Asked { worker: *i, weights: &job.snapshot.weights, job: job.number })
+            .map(|(i, job)| StackedJob { worker: *i, weights: &job.snapshot.weights, job: job.number })
             .collect();
         let computed = catch_unwind(AssertUnwindSafe(|| together.stacked.gradients(&asked)));
         let computed = computed.unwrap_or_else(|panic| Err(Error::failed(panic_text(&*panic))));
@@ -580,7 +580,7 @@ impl Crew {
             slot.busy = false;
             let (worker, job) = (*i, job.number);
             // On the server's own stream: nothing is to be ordered behind anything.
-            slot.early = Some(Ok(Gradient { worker, job, buffers, factor, loss, seal: Seal::default() }));
+            slot.early = Some(Ok(Gradient { worker, job, buffers, factor, loss, fence: Fence::default() }));
         }
         Ok(())
     }
@@ -729,7 +729,7 @@ impl Crew {
                 // Before the server launches more: the worker may come to it much later. Without a permit, for whoever has it may keep it
                 // for a whole step, and this is one launch.
                 if let (Some(device), Some(stream)) = (&self.device, slot.stream) {
-                    device.put_behind(stream, &job.snapshot.seal);
+                    device.wait_fence(stream, &job.snapshot.fence);
                 }
                 outbox.try_send(Order::Job(job.clone())).is_ok()
             }

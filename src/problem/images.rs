@@ -273,7 +273,7 @@ impl Objective for Classify {
         }
         let draw = Draw::Batch { part: &self.part, job, augment: self.augment };
         let fixed = self.recorded.is_some();
-        let (weights, pull) = self.replica.pulling(&self.device, &snapshot.weights, &snapshot.seal, fixed);
+        let (weights, pull) = self.replica.copy_weights(&self.device, &snapshot.weights, &snapshot.fence, fixed);
         match &self.recorded {
             Some((x, y, recorded)) => {
                 self.images.draw_into(&self.device, draw, self.batch, 0, x, y, pull);

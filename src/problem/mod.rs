@@ -13,7 +13,7 @@ pub use images::{ImageOptions, StepKind, images};
 pub use theory::{Regularizer, libsvm, quadratic};
 
 use crate::error::Result;
-use stagger_kernels::{Buffer, Layout, Seal};
+use stagger_kernels::{Buffer, Fence, Layout};
 use std::sync::Arc;
 
 /// The weights of one version, shared and never written again (I2). Cloning copies no byte.
@@ -22,13 +22,13 @@ pub struct Snapshot {
     /// The flat weights.
     pub weights: Buffer,
     /// Orders a reader behind whoever made them; of a snapshot in the server's own hands the default, given when a job is sent.
-    pub seal: Seal,
+    pub fence: Fence,
 }
 
 /// A worker's objective f_i. The one seam of a worker's step: (weights, job number) → gradient buffers and loss.
 pub trait Objective: Send {
     /// Computes the gradient of batch `job` at `snapshot`: one buffer per segment of the layout, and the batch loss (one
-    /// float). Its first launch binds the snapshot's seal. The result depends on its arguments, the seed and the worker
+    /// float). Its first launch binds the snapshot's fence. The result depends on its arguments, the seed and the worker
     /// alone (I5), and nothing waits for the device. The buffers may be the same ones at every call: whoever reads them does so
     /// before the worker's next job.
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)>;
@@ -40,7 +40,7 @@ pub trait Objective: Send {
 }
 
 /// One of the jobs that are computed in one pass.
-pub struct Asked<'a> {
+pub struct StackedJob<'a> {
     /// Whose.
     pub worker: usize,
     /// Its model.
@@ -52,8 +52,8 @@ pub struct Asked<'a> {
 /// The workers' objectives as one, which computes several gradients in one pass.
 pub trait Stacked: Send {
     /// The gradients of these jobs, each what [`Objective::gradient`] would give, up to rounding. It runs on the stream that makes the
-    /// models, so no seal is needed.
-    fn gradients(&mut self, jobs: &[Asked]) -> Result<Vec<(Arc<[Buffer]>, Buffer)>>;
+    /// models, so no fence is needed.
+    fn gradients(&mut self, jobs: &[StackedJob]) -> Result<Vec<(Arc<[Buffer]>, Buffer)>>;
 }
 
 /// The objective as a whole, for the server's thread.

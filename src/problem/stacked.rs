@@ -4,7 +4,7 @@
 //! are copied into one buffer first and the gradients out of one afterwards, so a gradient costs two passes over the weights more.
 
 use super::step::pass;
-use super::{Asked, Stacked};
+use super::{Stacked, StackedJob};
 use crate::error::Result;
 use crate::problem::model::Net;
 use crate::problem::params::{attach, detach};
@@ -32,10 +32,11 @@ pub struct Stack {
 }
 
 impl Stacked for Stack {
-    fn gradients(&mut self, jobs: &[Asked]) -> Result<Vec<(Arc<[Buffer]>, Buffer)>> {
+    fn gradients(&mut self, jobs: &[StackedJob]) -> Result<Vec<(Arc<[Buffer]>, Buffer)>> {
         let (device, replicas) = (&self.device, jobs.len());
         let models: Vec<&Buffer> = jobs.iter().map(|job| job.weights).collect();
-        let draw = |job: &Asked| Draw::Batch { part: &self.parts[job.worker], job: job.job, augment: self.augment };
+        let draw =
+            |job: &StackedJob| Draw::Batch { part: &self.parts[job.worker], job: job.job, augment: self.augment };
         let (x, y) = self.images.draw_together(device, jobs.iter().map(draw).collect(), self.batch);
         let (layout, weights) = (self.layout.stacked(replicas), stack(device, &self.layout, &models));
         let net = attach(self.net.take().expect("the replicas are there"), device, &layout, &weights);

@@ -125,7 +125,7 @@ struct Distance {
 
 impl Objective for Distance {
     fn gradient(&mut self, snapshot: &Snapshot, _job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
-        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
+        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.fence);
         let x = tensor::<1>(&self.device, &weights.view(0, self.dimension), [self.dimension]);
         let gradient = x - tensor::<1>(&self.device, &self.centre, [self.dimension]);
         let loss = total(gradient.clone().square()).mul_scalar(0.5);
@@ -248,7 +248,7 @@ struct Logistic {
 
 impl Objective for Logistic {
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
-        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.seal);
+        let weights = self.replica.pull(&self.device, &snapshot.weights, &snapshot.fence);
         let rows = self.part.len();
         let mut a = tensor::<2>(&self.device, &self.matrix, [rows, self.d]);
         let mut b = tensor::<2>(&self.device, &self.labels, [rows, 1]);

@@ -10,7 +10,7 @@
 //! simulated time. H, η_o, β, the inner AdamW and what a --schedule does as in `diloco`.
 
 use super::support::shared::{OUTER, Outer};
-use super::{Arrival, Cost, Decision, Entry, Needs, Optimizer, Rule};
+use super::{Arrival, Cost, Decision, Entry, Needs, Rule, ServerOptimizer};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "async-diloco",
@@ -29,7 +29,7 @@ struct AsyncDiLoCo {
 
 impl Rule for AsyncDiLoCo {
     fn needs(&self) -> Needs {
-        let optimizer = Optimizer::Nesterov { beta: self.outer.momentum, every: self.speeds.len() as u64 };
+        let optimizer = ServerOptimizer::Nesterov { beta: self.outer.momentum, every: self.speeds.len() as u64 };
         Needs { local: self.outer.local, optimizer, ..Needs::default() }
     }
 

@@ -9,7 +9,7 @@
 //! sums of directions and is multiplied by today's η, which differs from theirs under a --schedule.
 
 use super::support::shared::{OUTER, Outer};
-use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Optimizer, Rule, Start};
+use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, ServerOptimizer, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "diloco",
@@ -29,7 +29,7 @@ struct DiLoCo {
 
 impl Rule for DiLoCo {
     fn needs(&self) -> Needs {
-        let optimizer = Optimizer::Nesterov { beta: self.outer.momentum, every: 1 };
+        let optimizer = ServerOptimizer::Nesterov { beta: self.outer.momentum, every: 1 };
         Needs { local: self.outer.local, optimizer, synchronous: true, ..Needs::sum() }
     }
 

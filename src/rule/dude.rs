@@ -5,7 +5,7 @@
 //! Wang, Sun, Wai, Zhang 2024 (arXiv 2405.16966; IA²SGD). Proved: mean ‖∇f‖² falls as √(L τ_max F0/(nT)), no ζ anywhere. c = n is
 //! `sync`. Its start was not available to us: `barrier` waits for all, `keep-busy` renews rows at x_0, `zero` steps at once.
 
-use super::support::crowd::Awaited;
+use super::support::crowd::PendingWorkers;
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -22,7 +22,7 @@ pub(super) const ENTRY: Entry = Entry {
         let (n, inits) =
             (setting.workers, [("barrier", (true, true)), ("keep-busy", (true, false)), ("zero", (false, false))]);
         let (c, (first, waits)) = (keys.count("c", 1, 1..=n)?, keys.choice("init", &inits)?);
-        Ok(Box::new(Dude { n, c, waits, silent: Awaited::new(n, first), answered: Vec::new() }))
+        Ok(Box::new(Dude { n, c, waits, silent: PendingWorkers::new(n, first), answered: Vec::new() }))
     },
 };
 
@@ -30,8 +30,8 @@ struct Dude {
     n: usize,
     c: usize,
     waits: bool,
-    silent: Awaited,      // has not answered at all yet
-    answered: Vec<usize>, // has answered since the last update
+    silent: PendingWorkers, // has not answered at all yet
+    answered: Vec<usize>,   // has answered since the last update
 }
 
 impl Rule for Dude {

@@ -6,7 +6,7 @@
 //! Wang, Wang, Lu, Chen 2024 (ICML). Proved: O(1/√(Tb)) for nonconvex f; the delay-adaptive step takes τ_max out of the leading
 //! term. η is --lr (the authors: 1e-4, adaptive 1e-3); Δ_i as in `fedbuff`. No bias correction and η/τ_max as in their code.
 
-use super::{Arrival, Cost, Decision, Entry, Fold, Key, Local, Needs, Optimizer, Rule, Start};
+use super::{Arrival, Cost, Decision, Entry, Fold, Key, Local, Needs, Rule, ServerOptimizer, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "fadas",
@@ -38,7 +38,7 @@ struct Fadas {
 
 impl Rule for Fadas {
     fn needs(&self) -> Needs {
-        Needs { local: self.local, optimizer: Optimizer::AmsGrad(0.9, 0.99, 1e-8), ..Needs::sum_of(self.b) }
+        Needs { local: self.local, optimizer: ServerOptimizer::AmsGrad(0.9, 0.99, 1e-8), ..Needs::sum_of(self.b) }
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {

@@ -235,7 +235,7 @@ impl Decision {
 
 /// What turns the server's directions into steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Optimizer {
+pub enum ServerOptimizer {
     /// w -= η d, with the momentum that the user asks for.
     #[default]
     Plain,
@@ -291,7 +291,7 @@ pub struct Needs {
     /// Gradients that every update takes, if it takes more than one (for the memory estimate).
     pub gradients: usize,
     /// What turns directions into steps.
-    pub optimizer: Optimizer,
+    pub optimizer: ServerOptimizer,
     /// What workers do before they answer.
     pub local: Local,
 }

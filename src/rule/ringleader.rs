@@ -7,7 +7,7 @@
 //! Maranjyan, Richtárik 2026 (ICLR; arXiv 2509.22860). Proved: optimal time for heterogeneous data, delays at most 2n-2. The
 //! G_j/b_j are kept as running means. A worker that never answers blocks phase 1.
 
-use super::support::crowd::{Awaited, Tally};
+use super::support::crowd::{PendingWorkers, Tally};
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -18,14 +18,14 @@ pub(super) const ENTRY: Entry = Entry {
     cost: Cost { server: "3", worker: "2", copies: "1", biased: false },
     keys: &[],
     build: |_, set| {
-        let (counts, waiting) = ([set.workers; 2].map(Tally::new), Awaited::new(set.workers, false));
+        let (counts, waiting) = ([set.workers; 2].map(Tally::new), PendingWorkers::new(set.workers, false));
         Ok(Box::new(Ringleader { counts, waiting }))
     },
 };
 
 struct Ringleader {
-    counts: [Tally; 2], // b and b+
-    waiting: Awaited,   // for their update of this round; nobody in phase 1
+    counts: [Tally; 2],      // b and b+
+    waiting: PendingWorkers, // for their update of this round; nobody in phase 1
 }
 
 impl Rule for Ringleader {

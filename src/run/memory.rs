@@ -3,11 +3,11 @@
 //! The numbers of floats that a step keeps ([`Net::activations`](crate::problem::model::Net::activations)) were read off runs; what follows from
 //! numbers of workers, tables and parameters is counted. `tests/memory.rs` holds the sum against what runs really took.
 
-use crate::engine::state::Descent;
+use crate::engine::state::UpdateSettings;
 use crate::error::{Error, Result};
 use crate::host::backend::{self, Backend};
 use crate::problem::Problem;
-use crate::rule::{Needs, Optimizer};
+use crate::rule::{Needs, ServerOptimizer};
 use stagger_kernels::{Device, Dtype, Row, Segment, update};
 
 /// Bytes of the program itself, and of a worker's thread, where they lie in the same memory. Drivers that were asked for a device take
@@ -30,7 +30,7 @@ pub struct Need {
 
 /// How the server comes by results.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Come {
+pub enum ArrivalOrder {
     /// As they are computed.
     AtOnce,
     /// In an order in which they are computed, too, up to whose thread the system wakes first: all jobs take the same simulated time.
@@ -45,18 +45,18 @@ impl Need {
         problem: &Problem,
         workers: usize,
         threads: Option<usize>,
-        come: Come,
+        come: ArrivalOrder,
         needs: &Needs,
-        descent: &Descent,
+        descent: &UpdateSettings,
     ) -> Need {
         let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
         let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
         let table = needs.tables as u64 * n * row;
         // Of the server: newest weights and the next, sums, base, momentum.
         let drive = match needs.optimizer {
-            Optimizer::Plain => (descent.momentum != 0.0) as u64 * (1 + (descent.momentum_every > 1) as u64),
-            Optimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
-            Optimizer::AmsGrad(..) => 3,
+            ServerOptimizer::Plain => (descent.momentum != 0.0) as u64 * (1 + (descent.momentum_every > 1) as u64),
+            ServerOptimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
+            ServerOptimizer::AmsGrad(..) => 3,
         };
         let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
         // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share. Where every gradient is
@@ -80,17 +80,17 @@ impl Need {
             _ => n.min(n / needs.gradients.max(1) as u64 + 2),
         };
         // Stacked, models are let go of late where workers are out of step.
-        let together = come != Come::AtTheirTime || needs.synchronous;
+        let together = come != ArrivalOrder::AtTheirTime || needs.synchronous;
         let sent = if stacked > 0 && !together { n } else { sent };
         // Gradients: of those who compute, and of all whose result waits for its time. Without convolutions the server is slower than they
         // are: as many again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator; and in
         // simulated time those that are folded in one launch.
         let convolves = |segment: &Segment| segment.shape.len() == 4;
         let slow = !problem.layout.segments().iter().any(convolves);
-        let folded = if needs.sum { update::earlier(&Device::Cpu, &problem.layout) as u64 } else { 0 };
+        let folded = if needs.sum { update::pending_foldable(&Device::Cpu, &problem.layout) as u64 } else { 0 };
         let gradients = match (come, slow) {
-            (Come::AtTheirTime, _) if !alone => n,
-            (Come::InOrder, true) => n.min(4 * computing + folded),
+            (ArrivalOrder::AtTheirTime, _) if !alone => n,
+            (ArrivalOrder::InOrder, true) => n.min(4 * computing + folded),
             (_, true) => n.min(4 * computing),
             (_, false) => n.min(computing + 1),
         };
@@ -151,7 +151,7 @@ impl Need {
     }
 
     /// Compares it with what the device has.
-    pub fn check(&self, backend: &Backend, problem: &Problem, workers: usize, descent: &Descent) -> Result<()> {
+    pub fn check(&self, backend: &Backend, problem: &Problem, workers: usize, descent: &UpdateSettings) -> Result<()> {
         let Some(have) = backend.memory.filter(|have| self.total > *have) else { return Ok(()) };
         let narrower = if self.table > 0 && descent.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
         Err(Error::usage(format!(

@@ -11,7 +11,7 @@ use crate::engine::clock::stopwatch::Stopwatch;
 use crate::engine::clock::{Replay, Transport, Virtual, Wall};
 use crate::engine::gate::Gate;
 use crate::engine::server::Server;
-use crate::engine::state::Descent;
+use crate::engine::state::UpdateSettings;
 use crate::engine::timeline::{self, Timeline};
 use crate::engine::worker::Worker;
 use crate::engine::worker_pool::{Crew, Together};
@@ -23,8 +23,8 @@ use crate::host::{cores, signals};
 use crate::problem::{Columns, Evaluation};
 use crate::problem::{Evaluator, Problem, Snapshot, StepKind};
 use crate::record::{Event, Limits, Occupancy, Outcome, RunFolder, Summary};
-use crate::rule::{Needs, Optimizer, Setting};
-use crate::run::memory::{Come, Need, gib};
+use crate::rule::{Needs, ServerOptimizer, Setting};
+use crate::run::memory::{ArrivalOrder, Need, gib};
 use crate::view::progress::{Progress, span};
 use stagger_datasets::default_folder;
 use stagger_kernels::update::Guard;
@@ -228,7 +228,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let mut resolved = options.clone();
     let problem = data::build(&settings, data, workers, &backend.device, &mut resolved)?;
     problem.description.iter().for_each(|line| say(line));
-    let descent = Descent {
+    let descent = UpdateSettings {
         lr: settings.lr,
         schedule: settings.schedule,
         weight_decay: settings.weight_decay,
@@ -247,9 +247,9 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let on_the_spot = (on_the_spot && settings.policy.timeout.is_none()) || problem.stacked.is_some();
     let threads_taken = threads.map(|threads| if on_the_spot { 0 } else { threads });
     let come = match settings.clock {
-        ClockChoice::Wall if !waits => Come::AtOnce,
-        ClockChoice::Virtual if settings.delay.is_constant() => Come::InOrder,
-        _ => Come::AtTheirTime,
+        ClockChoice::Wall if !waits => ArrivalOrder::AtOnce,
+        ClockChoice::Virtual if settings.delay.is_constant() => ArrivalOrder::InOrder,
+        _ => ArrivalOrder::AtTheirTime,
     };
     let memory = Need::of(&problem, workers, threads_taken, come, &needs, &descent);
     let copies = threads.is_some() && settings.checkpoint_every.unwrap_or(0) > 0;
@@ -331,7 +331,7 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<(Summary, 
     let mut objectives = objectives.into_iter();
     // On a GPU always; on the CPU a first step costs its page faults, which a measurement is not about.
     let warm_up = (threads.is_none() || !matches!(audience, Audience::People { .. }))
-        .then(|| Snapshot { weights: backend.device.upload(initial.clone()), seal: backend.device.seal() });
+        .then(|| Snapshot { weights: backend.device.upload(initial.clone()), fence: backend.device.fence() });
     let timeline = stopwatch.paused(|| Timeline::of(&backend.device, &stopwatch, settings.device_timeline));
     let make = |index, outbox, inbox| Worker {
         index,
@@ -476,7 +476,7 @@ fn fill(
     device: &Device,
     threads: Option<usize>,
     problem: &Problem,
-    descent: &Descent,
+    descent: &UpdateSettings,
 ) {
     let evaluate = match (problem.columns, settings.updates) {
         (Columns::Theory, Some(updates)) => (updates / 10_000).max(1),
@@ -588,7 +588,7 @@ fn combines(settings: &Settings, needs: &Needs, workers: usize) -> Result<()> {
         if needs.live {
             return refuse("--momentum", "its workers write the weights themselves, and there is no order to remember");
         }
-        if needs.optimizer != Optimizer::Plain {
+        if needs.optimizer != ServerOptimizer::Plain {
             return refuse("--momentum", "its server has a momentum of its own (see `stagger rules`)");
         }
     }

@@ -8,7 +8,7 @@ use stagger::engine::clock::stopwatch::Stopwatch;
 use stagger::engine::clock::{Transport, Virtual};
 use stagger::engine::gate::Gate;
 use stagger::engine::server::Server;
-use stagger::engine::state::Descent;
+use stagger::engine::state::UpdateSettings;
 use stagger::engine::worker::Worker;
 use stagger::engine::worker_pool::Crew;
 use stagger::problem::Problem;
@@ -237,7 +237,7 @@ pub fn serve_by(
         rehearsal: None,
         live: None,
     };
-    let descent = Descent { lr, ..Descent::default() };
+    let descent = UpdateSettings { lr, ..UpdateSettings::default() };
     let (outcome, weights) = server.run(&layout, descent, initial).unwrap();
     let events = events(&path);
     (Served { outcome, weights: weights.host().to_vec() }, events)

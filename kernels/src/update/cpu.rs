@@ -1,6 +1,6 @@
 //! The update as a plain loop: the CPU path, and the reference of the kernel.
 
-use super::{EARLIER, Fold, Guard, Incoming, Method, SQUARE_FLOOR, Step, Update};
+use super::{FoldOp, GradientInput, Guard, MOST_PENDING, OptimizerStep, SQUARE_FLOOR, StepOp, Update};
 use crate::row::Entries;
 use crate::simd::{Lanes, for_each_instruction_set};
 
@@ -19,7 +19,7 @@ impl Block {
     pub const ZERO: Block = Block([0.0; BLOCK]);
 }
 
-impl Incoming<'_> {
+impl GradientInput<'_> {
     /// Whether all of it is left out.
     pub(crate) fn is_out(&self) -> bool {
         self.guard == Guard::Whole && !self.loss.host()[0].is_finite()
@@ -84,42 +84,44 @@ impl Update<'_> {
 }
 
 /// Buffers as slices, once per update: asking a buffer whether it has one owner is a barrier for the processor.
-impl<'a> Fold<'a> {
-    fn on_host(self) -> Fold<'a, [f32], Entries<'a>> {
+impl<'a> FoldOp<'a> {
+    fn on_host(self) -> FoldOp<'a, [f32], Entries<'a>> {
         match self {
-            Fold::Nothing => Fold::Nothing,
-            Fold::Direct { scale } => Fold::Direct { scale },
-            Fold::Sum { sum, scale, earlier } => Fold::Sum { sum: sum.host_mut(), scale, earlier },
-            Fold::Row { sum, row, mix, scale, forget, retired } => {
-                Fold::Row { sum: sum.host_mut(), row: row.entries(), mix, scale, forget, retired }
+            FoldOp::Nothing => FoldOp::Nothing,
+            FoldOp::Direct { scale } => FoldOp::Direct { scale },
+            FoldOp::Sum { sum, scale, earlier } => FoldOp::Sum { sum: sum.host_mut(), scale, earlier },
+            FoldOp::Row { sum, row, mix, scale, forget, retired } => {
+                FoldOp::Row { sum: sum.host_mut(), row: row.entries(), mix, scale, forget, retired }
             }
-            Fold::Compensated { sent, lambda, square } => {
-                Fold::Compensated { sent: sent.host(), lambda, square: square.map(|(q, m)| (q.host_mut(), m)) }
+            FoldOp::Compensated { sent, lambda, square } => {
+                FoldOp::Compensated { sent: sent.host(), lambda, square: square.map(|(q, m)| (q.host_mut(), m)) }
             }
-            Fold::Local { sum, proximal } => {
-                Fold::Local { sum: sum.host_mut(), proximal: proximal.map(|(x, mu)| (x.host(), mu)) }
+            FoldOp::Local { sum, proximal } => {
+                FoldOp::Local { sum: sum.host_mut(), proximal: proximal.map(|(x, mu)| (x.host(), mu)) }
             }
         }
     }
 }
 
-impl<'a> Step<'a> {
-    fn on_host(self) -> Step<'a, [f32]> {
-        let Step { fresh, lr, factor, keep, weight_decay, base, method } = self;
+impl<'a> StepOp<'a> {
+    fn on_host(self) -> StepOp<'a, [f32]> {
+        let StepOp { fresh, lr, factor, keep, weight_decay, base, method } = self;
         let base = base.map(|(base, k)| (base.host_mut(), k));
         let method = match method {
-            Method::Plain => Method::Plain,
-            Method::HeavyBall { velocity, beta } => Method::HeavyBall { velocity: velocity.host_mut(), beta },
-            Method::Nesterov { velocity, beta, pending, turn } => {
-                let pending = pending.map(|p| p.host_mut());
-                Method::Nesterov { velocity: velocity.host_mut(), beta, pending, turn }
+            OptimizerStep::Plain => OptimizerStep::Plain,
+            OptimizerStep::HeavyBall { velocity, beta } => {
+                OptimizerStep::HeavyBall { velocity: velocity.host_mut(), beta }
             }
-            Method::Adam { first, second, largest, constants } => {
+            OptimizerStep::Nesterov { velocity, beta, pending, turn } => {
+                let pending = pending.map(|p| p.host_mut());
+                OptimizerStep::Nesterov { velocity: velocity.host_mut(), beta, pending, turn }
+            }
+            OptimizerStep::Adam { first, second, largest, constants } => {
                 let largest = largest.map(|l| l.host_mut());
-                Method::Adam { first: first.host_mut(), second: second.host_mut(), largest, constants }
+                OptimizerStep::Adam { first: first.host_mut(), second: second.host_mut(), largest, constants }
             }
         };
-        Step { fresh: fresh.host_mut(), lr, factor, keep, weight_decay, base, method }
+        StepOp { fresh: fresh.host_mut(), lr, factor, keep, weight_decay, base, method }
     }
 }
 
@@ -131,44 +133,44 @@ for_each_instruction_set! {
 #[inline(always)]
 fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     let Update { mut gradient, weights, fold, step } = update;
-    let (mut fold, mut step, weights) = (fold.on_host(), step.map(Step::on_host), weights.host());
+    let (mut fold, mut step, weights) = (fold.on_host(), step.map(StepOp::on_host), weights.host());
     let factor = gradient.note();
-    if let Fold::Sum { earlier, .. } = &fold {
+    if let FoldOp::Sum { earlier, .. } = &fold {
         let first = gradient.slot - earlier.len();
         let losses = &mut gradient.losses.host_mut()[first..];
         earlier.iter().zip(losses).for_each(|(e, noted)| *noted = e.loss.host()[0]);
     }
     let [mut direction, mut room, mut cleaned] = [Block::ZERO; 3];
-    let mut early = [Block::ZERO; EARLIER];
+    let mut early = [Block::ZERO; MOST_PENDING];
     // This one, and those that waited.
-    let guard = if matches!(fold, Fold::Nothing) { Guard::Off } else { gradient.guard };
+    let guard = if matches!(fold, FoldOp::Nothing) { Guard::Off } else { gradient.guard };
     let (out, mut bad) = (gradient.is_out(), false);
-    let (mut early_out, mut early_bad) = ([false; EARLIER], [false; EARLIER]);
-    if let Fold::Sum { earlier, .. } = &fold {
+    let (mut early_out, mut early_bad) = ([false; MOST_PENDING], [false; MOST_PENDING]);
+    if let FoldOp::Sum { earlier, .. } = &fold {
         let outs = earlier.iter().map(|e| guard == Guard::Whole && !e.loss.host()[0].is_finite());
         early_out.iter_mut().zip(outs).for_each(|(out, is)| *out = is);
     }
     // A row keeps what it holds where the gradient has no number.
-    let instead = if matches!(fold, Fold::Row { .. }) { f32::NAN } else { 0.0 };
+    let instead = if matches!(fold, FoldOp::Row { .. }) { f32::NAN } else { 0.0 };
     for (k, (segment, buffer)) in gradient.layout.segments().iter().zip(gradient.buffers).enumerate() {
         // What waited, of this segment; nothing of what did not.
-        let mut waited: [&[f32]; EARLIER] = [&[]; EARLIER];
+        let mut waited: [&[f32]; MOST_PENDING] = [&[]; MOST_PENDING];
         let mut count = 0;
-        if let Fold::Sum { earlier, .. } = &fold {
+        if let FoldOp::Sum { earlier, .. } = &fold {
             waited.iter_mut().zip(earlier).for_each(|(w, e)| *w = e.buffers[k].host());
             count = earlier.len();
         }
         for (b, g) in buffer.host().chunks(BLOCK).enumerate() {
             let (first, at) = (b * BLOCK, segment.start + b * BLOCK);
             let g = clean(clipped(g, factor, &mut room), (guard, out, instead), &mut bad, &mut cleaned);
-            let mut own: [&[f32]; EARLIER] = [&[]; EARLIER];
+            let mut own: [&[f32]; MOST_PENDING] = [&[]; MOST_PENDING];
             for (e, room) in early.iter_mut().enumerate().take(count) {
                 own[e] = clean(&waited[e][first..first + g.len()], (guard, early_out[e], 0.0), &mut early_bad[e], room);
             }
             block(&mut fold, &mut step, weights, &mut direction.0[..g.len()], at, g, &own[..count]);
         }
     }
-    let count = if let Fold::Sum { earlier, .. } = &fold { earlier.len() } else { 0 };
+    let count = if let FoldOp::Sum { earlier, .. } = &fold { earlier.len() } else { 0 };
     let found = early_bad[..count].iter().enumerate().map(|(e, bad)| (count - e, *bad)).chain([(0, bad)]);
     found.filter(|(_, bad)| *bad).for_each(|(before, _)| gradient.flag(before));
 }
@@ -176,8 +178,8 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
 /// One block: all passes over it, while it is near.
 #[inline(always)]
 fn block(
-    fold: &mut Fold<[f32], Entries>,
-    step: &mut Option<Step<[f32]>>,
+    fold: &mut FoldOp<[f32], Entries>,
+    step: &mut Option<StepOp<[f32]>>,
     weights: &[f32],
     d: &mut [f32],
     at: usize,
@@ -186,9 +188,9 @@ fn block(
 ) {
     let there = at..at + g.len();
     match fold {
-        Fold::Nothing => {}
-        &mut Fold::Direct { scale } => d.iter_mut().zip(g).for_each(|(d, g)| *d = scale * g),
-        Fold::Sum { sum, scale, .. } => {
+        FoldOp::Nothing => {}
+        &mut FoldOp::Direct { scale } => d.iter_mut().zip(g).for_each(|(d, g)| *d = scale * g),
+        FoldOp::Sum { sum, scale, .. } => {
             let scale = *scale;
             for e in earlier {
                 sum[there.clone()].iter_mut().zip(*e).for_each(|(s, g)| *s += scale * g);
@@ -198,7 +200,7 @@ fn block(
                 *d = *s;
             }
         }
-        Fold::Row { sum, row, mix, scale, forget, retired } => {
+        FoldOp::Row { sum, row, mix, scale, forget, retired } => {
             let (mix, scale, forget) = (*mix, *scale, *forget);
             let places = g.iter().zip(&mut sum[there.clone()]).zip(&mut *d);
             row.renew(
@@ -222,7 +224,7 @@ fn block(
                 sum[there.clone()].copy_from_slice(d);
             }
         }
-        Fold::Compensated { sent, lambda, square } => {
+        FoldOp::Compensated { sent, lambda, square } => {
             let places = d.iter_mut().zip(g).zip(&weights[there.clone()]).zip(&sent[there.clone()]);
             match square {
                 None => places.for_each(|(((d, g), w), x)| *d = g + *lambda * g * g * (w - x)),
@@ -232,7 +234,7 @@ fn block(
                 }),
             }
         }
-        Fold::Local { proximal, .. } => {
+        FoldOp::Local { proximal, .. } => {
             d.copy_from_slice(g);
             if let Some((x, mu)) = proximal {
                 let (w, x, mu) = (&weights[there.clone()], &x[there.clone()], *mu);
@@ -254,19 +256,19 @@ fn block(
             *b += k * own;
         }
     }
-    if decay != 0.0 && !matches!(step.method, Method::Adam { .. }) {
+    if decay != 0.0 && !matches!(step.method, OptimizerStep::Adam { .. }) {
         d.iter_mut().zip(w).for_each(|(d, w)| *d += decay * w);
     }
     match &mut step.method {
-        Method::Plain => {}
-        Method::HeavyBall { velocity, beta } => {
+        OptimizerStep::Plain => {}
+        OptimizerStep::HeavyBall { velocity, beta } => {
             let beta = *beta;
             for (d, v) in d.iter_mut().zip(&mut velocity[there.clone()]) {
                 *v = beta * *v + *d;
                 *d = *v;
             }
         }
-        Method::Nesterov { velocity, beta, pending, turn } => {
+        OptimizerStep::Nesterov { velocity, beta, pending, turn } => {
             let (beta, places) = (*beta, d.iter_mut().zip(&mut velocity[there.clone()]));
             let turned = |d: &mut f32, v: &mut f32, gathered: f32| {
                 *v = beta * *v + gathered;
@@ -281,7 +283,7 @@ fn block(
                 }
             }
         }
-        Method::Adam { first, second, largest, constants: c } => {
+        OptimizerStep::Adam { first, second, largest, constants: c } => {
             let (m, u) = (&mut first[there.clone()], &mut second[there.clone()]);
             for ((m, u), d) in m.iter_mut().zip(&mut *u).zip(&*d) {
                 *m = c.beta1 * *m + (1.0 - c.beta1) * d;
@@ -303,10 +305,10 @@ fn block(
     let fresh = &mut step.fresh[there.clone()];
     fresh.iter_mut().zip(w).zip(&*d).for_each(|((fresh, w), d)| *fresh = w - lr * d);
     match fold {
-        Fold::Local { sum, .. } => {
+        FoldOp::Local { sum, .. } => {
             sum[there].iter_mut().zip(&*d).for_each(|(s, d)| *s += d);
         }
-        Fold::Sum { sum, .. } | Fold::Row { sum, .. } if keep != 1.0 => {
+        FoldOp::Sum { sum, .. } | FoldOp::Row { sum, .. } if keep != 1.0 => {
             // Emptied, not multiplied by zero: the product of zero and infinity is not zero.
             for s in &mut sum[there] {
                 *s = if keep == 0.0 { 0.0 } else { *s * keep };

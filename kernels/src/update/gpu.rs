@@ -1,6 +1,8 @@
 //! The update as one launch: what is bound, what the kernel is specialised for, and the kernel.
 
-use super::{Adam, Earlier, Fold, Guard, Method, SQUARE_FLOOR, Update, count_launch, count_worker_launch};
+use super::{
+    Adam, FoldOp, Guard, OptimizerStep, PendingGradient, SQUARE_FLOOR, Update, count_launch, count_worker_launch,
+};
 use crate::device::{Buffer, Gpu, Slot};
 use crate::launch::{self, Bound};
 use crate::row::{self, Row};
@@ -18,18 +20,18 @@ impl Update<'_> {
         let mut numbers = Numbers::default();
         let mut plan = Plan { clipped: incoming.factor.is_some(), guard: incoming.guard, vector, ..Plan::default() };
         let mut retired: Vec<&Row> = Vec::new();
-        let mut earlier: &[Earlier] = &[];
+        let mut earlier: &[PendingGradient] = &[];
         let mut packed: Option<Slot> = None;
-        let reads_weights = step.is_some() || matches!(fold, Fold::Compensated { .. } | Fold::Local { .. });
+        let reads_weights = step.is_some() || matches!(fold, FoldOp::Compensated { .. } | FoldOp::Local { .. });
         match &fold {
-            Fold::Nothing => {}
-            Fold::Direct { scale } => (plan.kind, numbers.scale) = (Kind::Direct, *scale),
-            Fold::Sum { sum, scale, earlier: waited } => {
+            FoldOp::Nothing => {}
+            FoldOp::Direct { scale } => (plan.kind, numbers.scale) = (Kind::Direct, *scale),
+            FoldOp::Sum { sum, scale, earlier: waited } => {
                 (plan.kind, numbers.scale) = (Kind::Sum, *scale);
                 (earlier, plan.earlier) = (waited, waited.len());
                 plan.at.sum = slots.write(sum);
             }
-            Fold::Row { sum, row, mix, scale, forget, retired: gone } => {
+            FoldOp::Row { sum, row, mix, scale, forget, retired: gone } => {
                 (plan.kind, plan.forget, plan.replaces) = (Kind::Row, *forget, *mix == 1.0);
                 (numbers.scale, numbers.mix) = (*scale, *mix);
                 plan.at.sum = slots.write(sum);
@@ -40,7 +42,7 @@ impl Update<'_> {
                 }
                 retired.extend(gone);
             }
-            Fold::Compensated { sent, lambda, square } => {
+            FoldOp::Compensated { sent, lambda, square } => {
                 (plan.kind, plan.adaptive, numbers.scale) = (Kind::Compensated, square.is_some(), *lambda);
                 plan.at.sent = slots.read(sent);
                 if let Some((q, m)) = square {
@@ -48,7 +50,7 @@ impl Update<'_> {
                     numbers.mix = *m;
                 }
             }
-            Fold::Local { sum, proximal } => {
+            FoldOp::Local { sum, proximal } => {
                 (plan.kind, plan.proximal) = (Kind::Local, proximal.is_some());
                 plan.at.sum = slots.write(sum);
                 if let Some((x, mu)) = proximal {
@@ -74,21 +76,21 @@ impl Update<'_> {
                 (plan.at.base, numbers.follow) = (slots.write(base), *k);
             }
             match &step.method {
-                Method::Plain => {}
-                Method::HeavyBall { velocity, beta } => {
-                    plan.method = Way::HeavyBall;
+                OptimizerStep::Plain => {}
+                OptimizerStep::HeavyBall { velocity, beta } => {
+                    plan.method = OptimizerKind::HeavyBall;
                     (plan.at.first, numbers.adam.beta1) = (slots.write(velocity), *beta);
                 }
-                Method::Nesterov { velocity, beta, pending, turn } => {
-                    plan.method = if *turn { Way::NesterovTurn } else { Way::Nesterov };
+                OptimizerStep::Nesterov { velocity, beta, pending, turn } => {
+                    plan.method = if *turn { OptimizerKind::NesterovTurn } else { OptimizerKind::Nesterov };
                     (plan.at.first, numbers.adam.beta1) = (slots.write(velocity), *beta);
                     if let Some(pending) = pending {
                         plan.pends = true;
                         plan.at.second = slots.write(pending);
                     }
                 }
-                Method::Adam { first, second, largest, constants } => {
-                    plan.method = Way::Adam;
+                OptimizerStep::Adam { first, second, largest, constants } => {
+                    plan.method = OptimizerKind::Adam;
                     (plan.at.first, plan.at.second) = (slots.write(first), slots.write(second));
                     numbers.adam = *constants;
                     if let Some(largest) = largest {
@@ -103,7 +105,7 @@ impl Update<'_> {
         }
         let room = room(gpu);
         if retired.len() > room / 2 {
-            let Fold::Row { sum, scale, .. } = &fold else { unreachable!("only rows retire") };
+            let FoldOp::Row { sum, scale, .. } = &fold else { unreachable!("only rows retire") };
             row::add(gpu, vector, sum, &retired, -*scale, false);
             retired.clear();
         }
@@ -115,7 +117,7 @@ impl Update<'_> {
         plan.retired = retired.len();
         let plan_kind = plan.kind;
         let skip_gradient = plan_kind == Kind::Nothing;
-        // Of each gradient that waited its loss and its seal, and beside each buffer of the gradient one of its own.
+        // Of each gradient that waited its loss and its fence, and beside each buffer of the gradient one of its own.
         let room =
             ((room - retired.len().min(room - 1)).saturating_sub(2 * earlier.len()) / (1 + earlier.len())).max(1);
         let segments = incoming.layout.segments();
@@ -138,7 +140,7 @@ impl Update<'_> {
             gradients.iter().filter(|_| !skip_gradient).for_each(|g| bind(0, g.handle(), of_vector, false));
             waited.for_each(|g| bind(1, g.handle(), of_vector, false));
             earlier.iter().for_each(|e| bind(2, e.loss.handle(), of_float, false));
-            earlier.iter().for_each(|e| bind(3, gpu.sealed(e.seal), of_float, false));
+            earlier.iter().for_each(|e| bind(3, gpu.fenced(e.fence), of_float, false));
             let (sequence, of_row) = if plan.packed { (5, of_float) } else { (4, of_vector) };
             retired.iter().for_each(|row| bind(sequence, row.bind(gpu, vector, plan.packed).0, of_row, false));
             slots.read.iter().flatten().for_each(|slot| bind(6, slot.0.clone(), of_vector, false));
@@ -147,7 +149,7 @@ impl Update<'_> {
             incoming.factor.iter().for_each(|factor| bind(9, factor.handle(), of_float, false));
             bound.push((incoming.loss.handle(), of_float, false));
             bound.push((incoming.losses.handle(), of_float, true));
-            bound.push((gpu.sealed(incoming.seal), of_float, false));
+            bound.push((gpu.fenced(incoming.fence), of_float, false));
             let key = (plan, counts);
             let made = launch::known(&gpu.client, "update", UNITS, &key, || key.0.kernel(gpu, &bound, counts));
             let cubes = CubeCount::Static(longest.div_ceil(UNITS as usize).clamp(1, 2048) as u32, 1, 1);
@@ -201,7 +203,7 @@ impl Plan {
             some(&mut all, n9),
             all.next().expect("the loss"),
             all.next().expect("the losses"),
-            all.next().expect("the seal"),
+            all.next().expect("the fence"),
             zero,
             zero,
             zero,
@@ -310,7 +312,7 @@ enum Keep {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-enum Way {
+enum OptimizerKind {
     #[default]
     Plain,
     HeavyBall,
@@ -338,7 +340,7 @@ struct Plan {
     scales: bool,
     decays: bool,
     based: bool,
-    method: Way,
+    method: OptimizerKind,
     pends: bool,
     largest: bool,
     notes_loss: bool,
@@ -554,19 +556,19 @@ fn update_kernel<N: Size>(
                     put::<N>(&mut written[base], at, b + direction * Vector::new(follow));
                     direction += b;
                 }
-                if comptime!(plan.decays && plan.method != Way::Adam) {
+                if comptime!(plan.decays && plan.method != OptimizerKind::Adam) {
                     direction += w * Vector::new(decay);
                 }
-                if comptime!(plan.method == Way::HeavyBall) {
+                if comptime!(plan.method == OptimizerKind::HeavyBall) {
                     direction += written[first][at] * Vector::new(beta1);
                     put::<N>(&mut written[first], at, direction);
                 }
-                if comptime!(plan.method == Way::Nesterov || plan.method == Way::NesterovTurn) {
+                if comptime!(plan.method == OptimizerKind::Nesterov || plan.method == OptimizerKind::NesterovTurn) {
                     let mut gathered = direction;
                     if comptime!(plan.pends) {
                         gathered += written[second][at];
                     }
-                    if comptime!(plan.method == Way::NesterovTurn) {
+                    if comptime!(plan.method == OptimizerKind::NesterovTurn) {
                         let velocity = written[first][at] * Vector::new(beta1) + gathered;
                         put::<N>(&mut written[first], at, velocity);
                         direction += velocity * Vector::new(beta1);
@@ -577,7 +579,7 @@ fn update_kernel<N: Size>(
                         put::<N>(&mut written[second], at, gathered);
                     }
                 }
-                if comptime!(plan.method == Way::Adam) {
+                if comptime!(plan.method == OptimizerKind::Adam) {
                     let m = written[first][at] * Vector::new(beta1) + direction * Vector::new(1.0f32 - beta1);
                     let mut u =
                         written[second][at] * Vector::new(beta2) + direction * direction * Vector::new(1.0f32 - beta2);

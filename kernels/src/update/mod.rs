@@ -30,21 +30,21 @@ mod gpu;
 pub(crate) use cpu::{Block, clean, clipped};
 pub(crate) use gpu::{finite, guarded};
 
-use crate::device::{Buffer, Device, Seal};
+use crate::device::{Buffer, Device, Fence};
 use crate::layout::Layout;
 use crate::row::Row;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A gradient on its way into an update.
-pub struct Incoming<'a> {
+pub struct GradientInput<'a> {
     /// Where the buffers belong in the flat weights, one segment a buffer.
     pub layout: &'a Layout,
     /// One buffer per segment.
     pub buffers: &'a [Buffer],
     /// One float with which it is multiplied, if it was clipped.
     pub factor: Option<&'a Buffer>,
-    /// The gradient's seal.
-    pub seal: &'a Seal,
+    /// The gradient's fence.
+    pub fence: &'a Fence,
     /// The job's loss (one float), and where in `losses` it goes.
     pub loss: &'a Buffer,
     /// Ring of recent losses, so that the host reads many at once; its second half holds 1 at the places of gradients that were not
@@ -75,40 +75,40 @@ pub fn ring(device: &Device, arrivals: usize) -> Buffer {
 }
 
 /// Gradients that one launch folds before the one that it is for, at most.
-pub const EARLIER: usize = 3;
+pub const MOST_PENDING: usize = 3;
 
 /// A gradient that waited to be folded with the next: it has that one's layout and scale, it is not clipped, and its loss belongs right
 /// before the next one's in the ring.
-pub struct Earlier<'a> {
+pub struct PendingGradient<'a> {
     /// One buffer per segment.
     pub buffers: &'a [Buffer],
-    /// The gradient's seal.
-    pub seal: &'a Seal,
+    /// The gradient's fence.
+    pub fence: &'a Fence,
     /// The job's loss.
     pub loss: &'a Buffer,
 }
 
-/// How many gradients a launch on `device` can bind before the one that it is for: each comes with its loss, its seal and a buffer at
+/// How many gradients a launch on `device` can bind before the one that it is for: each comes with its loss, its fence and a buffer at
 /// least, and ten others are there already in a plain step.
-pub fn earlier_at_most(device: &Device) -> usize {
+pub fn pending_bindable(device: &Device) -> usize {
     match device {
-        Device::Cpu => EARLIER,
-        Device::Gpu(gpu) => EARLIER.min(gpu.bindings().saturating_sub(10) / 3),
+        Device::Cpu => MOST_PENDING,
+        Device::Gpu(gpu) => MOST_PENDING.min(gpu.bindings().saturating_sub(10) / 3),
     }
 }
 
 /// How many gradients of this layout a launch on `device` can fold before the one that it is for, and leave the bits that a launch for
 /// each would leave. On WGPU none: its drivers' compilers may add up products in another order.
-pub fn earlier(device: &Device, layout: &Layout) -> usize {
+pub fn pending_foldable(device: &Device, layout: &Layout) -> usize {
     match device {
-        Device::Cpu => EARLIER,
+        Device::Cpu => MOST_PENDING,
         Device::Gpu(_) if device.name() != "cuda" => 0,
-        Device::Gpu(gpu) => (gpu::room(gpu) / (layout.segments().len() + 2)).clamp(1, EARLIER + 1) - 1,
+        Device::Gpu(gpu) => (gpu::room(gpu) / (layout.segments().len() + 2)).clamp(1, MOST_PENDING + 1) - 1,
     }
 }
 
 /// How a gradient enters the server's state; see the arithmetic above. The plain loop holds it with slices in the place of buffers.
-pub enum Fold<'a, B: ?Sized = Buffer, R = &'a mut Row> {
+pub enum FoldOp<'a, B: ?Sized = Buffer, R = &'a mut Row> {
     /// It does not: the arrival was dropped.
     Nothing,
     /// Straight into the step.
@@ -122,8 +122,8 @@ pub enum Fold<'a, B: ?Sized = Buffer, R = &'a mut Row> {
         sum: &'a mut B,
         /// c.
         scale: f32,
-        /// Gradients that came before and waited, in their order, at most [`EARLIER`]: they are folded first.
-        earlier: Vec<Earlier<'a>>,
+        /// Gradients that came before and waited, in their order, at most [`MOST_PENDING`]: they are folded first.
+        earlier: Vec<PendingGradient<'a>>,
     },
     /// Into a table row, and the change of the row into the sum.
     Row {
@@ -159,7 +159,7 @@ pub enum Fold<'a, B: ?Sized = Buffer, R = &'a mut Row> {
 }
 
 /// What turns a direction into a step.
-pub enum Method<'a, B: ?Sized = Buffer> {
+pub enum OptimizerStep<'a, B: ?Sized = Buffer> {
     /// The direction itself.
     Plain,
     /// Heavy-ball momentum.
@@ -209,7 +209,7 @@ pub struct Adam {
 }
 
 /// The step after the fold.
-pub struct Step<'a, B: ?Sized = Buffer> {
+pub struct StepOp<'a, B: ?Sized = Buffer> {
     /// Receives the new weights.
     pub fresh: &'a mut B,
     /// η.
@@ -223,19 +223,19 @@ pub struct Step<'a, B: ?Sized = Buffer> {
     /// b in place and its k: added to the direction, and then moved by k times the direction without it.
     pub base: Option<(&'a mut B, f32)>,
     /// From direction to step.
-    pub method: Method<'a, B>,
+    pub method: OptimizerStep<'a, B>,
 }
 
 /// Everything that one update reads and writes.
 pub struct Update<'a> {
     /// The gradient.
-    pub gradient: Incoming<'a>,
+    pub gradient: GradientInput<'a>,
     /// The current weights.
     pub weights: &'a Buffer,
     /// How the gradient enters.
-    pub fold: Fold<'a>,
+    pub fold: FoldOp<'a>,
     /// The step, if there is one.
-    pub step: Option<Step<'a>>,
+    pub step: Option<StepOp<'a>>,
 }
 
 static LAUNCHES: AtomicU64 = AtomicU64::new(0);
@@ -268,7 +268,7 @@ pub(crate) fn count_launch() {
 /// Below the root of DC-ASGD's running square.
 const SQUARE_FLOOR: f32 = 1e-7;
 
-impl Incoming<'_> {
+impl GradientInput<'_> {
     /// Panics unless there is one buffer per segment, as long as the segment: what a launch takes for granted.
     pub(crate) fn check(&self) {
         check(self.layout, self.buffers);
@@ -286,9 +286,9 @@ impl Update<'_> {
     /// Runs it on `device`.
     pub fn run(self, device: &Device) {
         self.gradient.check();
-        if let Fold::Sum { earlier, .. } = &self.fold {
+        if let FoldOp::Sum { earlier, .. } = &self.fold {
             assert!(
-                earlier.len() <= earlier_at_most(device).min(self.gradient.slot),
+                earlier.len() <= pending_bindable(device).min(self.gradient.slot),
                 "few enough, each with its place in the ring"
             );
             earlier.iter().for_each(|e| check(self.gradient.layout, e.buffers));

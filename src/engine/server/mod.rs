@@ -9,7 +9,7 @@ use crate::engine::checkpoint::{Checkpoint, Draft, Manifest, Saver};
 use crate::engine::clock::Transport;
 use crate::engine::clock::stopwatch::Stopwatch;
 use crate::engine::gate::Gate;
-use crate::engine::state::{Descent, State};
+use crate::engine::state::{State, UpdateSettings};
 use crate::engine::timeline::Timeline;
 use crate::engine::worker::Job;
 use crate::engine::worker_pool::Crew;
@@ -19,7 +19,7 @@ use crate::problem::{Evaluator, Snapshot};
 use crate::record::{Effect, Event, Limits, Occupancy, Outcome, RunFolder, recorded};
 use crate::rule::{Arrival, Decision, Fold, Rule, Start};
 use crate::view::progress::Progress;
-use stagger_kernels::{Buffer, Device, Layout, Live, Seal};
+use stagger_kernels::{Buffer, Device, Fence, Layout, Live};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -136,7 +136,7 @@ pub struct Server<'a> {
 
 impl Server<'_> {
     /// Runs to the limit and leaves the workers stopped. `initial` are the weights of version 0; the last ones are given, on the host.
-    pub fn run(mut self, layout: &Layout, descent: Descent, initial: Vec<f32>) -> Result<(Outcome, Buffer)> {
+    pub fn run(mut self, layout: &Layout, descent: UpdateSettings, initial: Vec<f32>) -> Result<(Outcome, Buffer)> {
         let (needs, device, workers) = (self.rule.needs(), self.device.clone(), self.crew.workers());
         let ring = if needs.loss { workers.clamp(LOSS_RING, RING) } else { RING };
         let stopwatch = self.stopwatch.clone();
@@ -251,12 +251,12 @@ impl Server<'_> {
             let name = model_name(own, worker, place, job);
             if !models.contains_key(&name) {
                 let weights = device.upload(past.tensor(&name, state.snapshot.weights.len())?.to_vec());
-                models.insert(name.clone(), Snapshot { weights, seal: Seal::default() });
+                models.insert(name.clone(), Snapshot { weights, fence: Fence::default() });
             }
             job.snapshot = models[&name].clone();
         }
         self.folder.go_on()?;
-        self.crew.behind(device.seal());
+        self.crew.behind(device.fence());
         self.crew.go_on()
     }
 
@@ -331,7 +331,7 @@ impl Server<'_> {
         begins: bool,
     ) -> Result<()> {
         if begins {
-            self.crew.behind(state.device.seal());
+            self.crew.behind(state.device.fence());
             self.begin(state)?;
         } else if self.over(state, outcome) {
             return Ok(());
@@ -410,10 +410,10 @@ impl Server<'_> {
         let may_wait = idle && !self.crew.has_queue(worker) && self.transport.has_next(&mut self.crew)?;
         let update = || {
             state.take(gradient, &job, &decision, pending.len(), may_wait);
-            state.device.seal()
+            state.device.fence()
         };
-        let seal = self.submit(|| if self.at_once { device.issue(update) } else { Ok(update()) })?;
-        self.crew.behind(seal);
+        let fence = self.submit(|| if self.at_once { device.issue(update) } else { Ok(update()) })?;
+        self.crew.behind(fence);
         state.done_with(job);
 
         self.transport.decided(effect, state.version)?;

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 /// Workers who are awaited.
-pub(in crate::rule) struct Awaited {
+pub(in crate::rule) struct PendingWorkers {
     who: Vec<bool>,
     count: usize,
 }
 
-impl Awaited {
+impl PendingWorkers {
     /// Everybody or nobody of `n`.
     pub(in crate::rule) fn new(n: usize, everybody: bool) -> Self {
-        Awaited { who: vec![everybody; n], count: if everybody { n } else { 0 } }
+        PendingWorkers { who: vec![everybody; n], count: if everybody { n } else { 0 } }
     }
 
     pub(in crate::rule) fn has(&self, worker: usize) -> bool {
@@ -130,9 +130,9 @@ mod tests {
 
     #[test]
     fn nobody_is_awaited_twice() {
-        let mut awaited = Awaited::new(2, true);
+        let mut awaited = PendingWorkers::new(2, true);
         assert_eq!([0, 0, 1].map(|worker| awaited.remove(worker)), [false, false, true]);
-        assert!(!awaited.has(0) && awaited.is_empty() && Awaited::new(2, false).is_empty());
+        assert!(!awaited.has(0) && awaited.is_empty() && PendingWorkers::new(2, false).is_empty());
         awaited.refill_if(false);
         assert!(awaited.is_empty());
         awaited.refill_if(true);
