@@ -79,7 +79,7 @@ def lines(binary, centres, job):
             done = subprocess.run(command + flags + common + extra, capture_output=True, text=True)
             what = " ".join([rule, *extra, out.name, backend, problem])
             if done.returncode:
-                found.append(f"{what} exit {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+                found.append(f"{what} exit {done.returncode}")
             else:
                 found.append(f"{what} {sha(out / 'events.jsonl')} {sha(out / 'model.safetensors')}")
         return found

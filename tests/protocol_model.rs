@@ -1,140 +1,148 @@
-//! Promise 16: the protocol between server and workers, in a model whose threads a checker interleaves as it likes.
+//! The protocol between server and workers, with a checker that interleaves the threads in every order.
 //!
-//! The model has the two bounded channels, the orders and answers, and the server's books (`busy`, `running`, `held`) of `stagger::crew`, and
-//! nothing else; jobs are numbers. It holds, in every order of events: no send finds its channel full (I1), every job that is not given up is
-//! answered once, none that is given up is, and all threads leave when the outboxes are dropped. A crew that makes a mistake which is
-//! easy to make (to send the next job to a worker that has not yet said that it gave up the last) is found out.
+//! The books are the real [`WorkerPool`]; the executor and its threads belong to the test, because the checker must own their channels.
+//! In every order of events: no send finds its channel full (I1), every job that is not cancelled is delivered once, no cancelled job
+//! is delivered, and all threads end when the outboxes are dropped. An executor that makes an easy mistake (it calls a worker free
+//! before the worker has replied for a cancelled job) is found.
 
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use shuttle::thread;
+use shuttle::thread::{self, JoinHandle};
+use stagger::engine::executor::{Cancelled, Executor, Jobs, Submitted};
+use stagger::engine::job::{Gradient, Job, Reply, Request};
+use stagger::engine::worker_pool::WorkerPool;
+use stagger::error::{Error, Result};
+use stagger::problem::Snapshot;
+use stagger_kernels::{Device, Fence};
 use std::panic::catch_unwind;
+use std::time::Duration;
 
 const WORKERS: usize = 2;
 const JOBS: u64 = 6;
-const SCHEDULES: usize = 20_000;
+const SCHEDULES: usize = 10_000;
 
-enum Order {
-    Job(u64),
-    Cancel(u64),
-}
-
-enum Answer {
-    Gradient(usize, u64),
-    Cancelled(usize),
-}
-
-/// As `worker::Worker::run`: between two steps it looks whether its job was given up.
-fn work(index: usize, outbox: Receiver<Order>, inbox: SyncSender<Answer>) {
-    while let Ok(order) = outbox.recv() {
-        let Order::Job(job) = order else { continue };
-        let mut answer = Answer::Gradient(index, job);
+/// As `Worker::run`: between two steps it looks whether its job was cancelled.
+fn work(worker: usize, requests: Receiver<Request>, replies: SyncSender<Reply>) {
+    while let Ok(request) = requests.recv() {
+        let Request::Job(job) = request else { continue };
+        let mut cancelled = false;
         for _step in 0..2 {
-            match outbox.try_recv() {
-                Ok(Order::Cancel(number)) if number == job => {
-                    answer = Answer::Cancelled(index);
+            match requests.try_recv() {
+                Ok(Request::Cancel(number)) if number == job.number => {
+                    cancelled = true;
                     break;
                 }
-                Ok(Order::Cancel(_)) | Err(TryRecvError::Empty) => {}
-                Ok(Order::Job(_)) => panic!("a worker gets its next job after its answer"),
+                Ok(Request::Cancel(_)) | Err(TryRecvError::Empty) => {}
+                Ok(Request::Job(_)) => panic!("a worker gets its next job after its reply"),
                 Err(TryRecvError::Disconnected) => return,
             }
             thread::yield_now();
         }
-        // I1: there is room for one message of each worker.
-        assert!(inbox.try_send(answer).is_ok(), "the inbox is full or gone");
+        let loss = job.snapshot.weights.clone();
+        let buffers = [loss.clone()].into();
+        let gradient = Gradient { worker, job: job.number, buffers, factor: None, loss, fence: Fence::default() };
+        let reply = if cancelled { Reply::Cancelled { worker } } else { Reply::Gradient(gradient, None) };
+        // I1: there is room for one reply of each worker.
+        assert!(replies.try_send(reply).is_ok(), "the inbox is full or gone");
     }
 }
 
-#[derive(Default)]
-struct Slot {
-    running: Option<u64>,
-    busy: bool,
-    held: Option<u64>,
-    next: u64,
-    answered: Vec<u64>,
-    given_up: Vec<u64>,
+/// Worker threads of the checker. With `mistaken` a cancelled worker counts as free at once.
+struct Checked {
+    outboxes: Vec<SyncSender<Request>>,
+    inbox: Receiver<Reply>,
+    threads: Vec<JoinHandle<()>>,
+    mistaken: bool,
 }
 
-/// As `crew::Crew`; with `mistaken` a job is sent at once to whoever was just told to give up.
-fn serve(mistaken: bool) {
-    let (answer, inbox) = sync_channel(WORKERS);
-    let mut outboxes = Vec::new();
-    let mut threads = Vec::new();
-    for i in 0..WORKERS {
-        let (outbox, orders) = sync_channel(3);
-        let answer = answer.clone();
-        outboxes.push(outbox);
-        threads.push(thread::spawn(move || work(i, orders, answer)));
-    }
-    drop(answer);
-    let mut slots: Vec<Slot> = (0..WORKERS).map(|_| Slot::default()).collect();
-    let send = |slot: &mut Slot, i: usize, job| {
-        slot.busy = true;
-        assert!(outboxes[i].try_send(Order::Job(job)).is_ok(), "the outbox is full");
-    };
-    let assign = |slot: &mut Slot, i: usize| {
-        let job = slot.next;
-        (slot.running, slot.next) = (Some(job), job + 1);
-        if slot.busy && !mistaken {
-            slot.held = Some(job);
-        } else {
-            send(slot, i, job);
-        }
-    };
-    slots.iter_mut().enumerate().for_each(|(i, slot)| assign(slot, i));
-    while slots.iter().any(|slot| slot.running.is_some() || slot.busy) {
-        // A rule gives somebody up now and then.
-        let i = thread_rng().gen_range(0..WORKERS);
-        let slot = &mut slots[i];
-        if let Some(job) = slot.running.filter(|_| slot.next < JOBS && thread_rng().gen_bool(0.4)) {
-            slot.running = None;
-            slot.given_up.push(job);
-            if slot.held.take().is_none() && slot.busy {
-                assert!(outboxes[i].try_send(Order::Cancel(job)).is_ok(), "the outbox has no room for a cancellation");
-            }
-            assign(slot, i);
-        }
-        let i = match inbox.recv().expect("somebody has a job") {
-            Answer::Gradient(i, job) => {
-                slots[i].busy = false;
-                if slots[i].running == Some(job) {
-                    slots[i].running = None;
-                    slots[i].answered.push(job);
-                    if slots[i].next < JOBS {
-                        assign(&mut slots[i], i);
-                    }
-                }
-                i
-            }
-            Answer::Cancelled(i) => {
-                slots[i].busy = false;
-                i
-            }
+impl Checked {
+    fn start(mistaken: bool) -> Self {
+        let (replies, inbox) = sync_channel(WORKERS);
+        let start = |worker| {
+            let (outbox, requests) = sync_channel(3);
+            let replies = replies.clone();
+            (outbox, thread::spawn(move || work(worker, requests, replies)))
         };
-        let busy = slots[i].busy;
-        if let Some(job) = slots[i].held.take_if(|_| !busy) {
-            send(&mut slots[i], i, job);
+        let (outboxes, threads) = (0..WORKERS).map(start).unzip();
+        Checked { outboxes, inbox, threads, mistaken }
+    }
+}
+
+impl Executor for Checked {
+    fn submit(&mut self, worker: usize, job: &Job) -> Submitted {
+        assert!(self.outboxes[worker].try_send(Request::Job(job.clone())).is_ok(), "the outbox is full");
+        Submitted::Accepted
+    }
+
+    fn cancel(&mut self, worker: usize, job: u64) -> Cancelled {
+        let sent = self.outboxes[worker].try_send(Request::Cancel(job)).is_ok();
+        assert!(sent, "the outbox has no room for a cancellation");
+        if self.mistaken { Cancelled::Now } else { Cancelled::AfterReply }
+    }
+
+    fn complete(&mut self, _worker: usize, _jobs: &dyn Jobs) -> Result<Option<Reply>> {
+        Ok(None)
+    }
+
+    fn try_reply(&mut self) -> Option<Reply> {
+        self.inbox.try_recv().ok()
+    }
+
+    fn wait_reply(&mut self, _timeout: Duration) -> Result<Option<Reply>> {
+        self.inbox.recv().map(Some).map_err(|_| Error::failed("every worker is gone"))
+    }
+
+    fn stop(&mut self) {
+        self.outboxes.clear();
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// Serves [`JOBS`] jobs to each worker, and cancels some of them.
+fn serve(mistaken: bool) {
+    let mut pool = WorkerPool::new(WORKERS, Box::new(Checked::start(mistaken)), Default::default());
+    let weights = Device::Cpu.upload(vec![0.0]);
+    let mut started = [0; WORKERS];
+    let mut seen: [Vec<u64>; WORKERS] = Default::default();
+    let assign = |pool: &mut WorkerPool, worker: usize, started: &mut [u64; WORKERS]| {
+        let snapshot = Snapshot { weights: weights.clone(), fence: Fence::default() };
+        pool.assign(worker, Job::at(snapshot, 0), 0.0, &mut |_, _, _| 0.0).unwrap();
+        started[worker] += 1;
+    };
+    (0..WORKERS).for_each(|worker| assign(&mut pool, worker, &mut started));
+    while !pool.is_idle() {
+        // A rule cancels a job now and then.
+        let worker = thread_rng().gen_range(0..WORKERS);
+        if started[worker] < JOBS
+            && thread_rng().gen_bool(0.4)
+            && let Some(job) = pool.cancel(worker)
+        {
+            seen[worker].push(job.number);
+            assign(&mut pool, worker, &mut started);
+        }
+        let gradient = pool.next_completed().unwrap();
+        let worker = gradient.worker;
+        assert_eq!(pool.accept(worker).number, gradient.job, "the gradient of the current job");
+        seen[worker].push(gradient.job);
+        if started[worker] < JOBS {
+            assign(&mut pool, worker, &mut started);
         }
     }
-    for slot in &slots {
-        let mut all = [slot.answered.clone(), slot.given_up.clone()].concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..slot.next).collect::<Vec<_>>(), "every job is answered or given up, once");
+    for (jobs, started) in seen.iter_mut().zip(started) {
+        jobs.sort_unstable();
+        assert_eq!(*jobs, (0..started).collect::<Vec<_>>(), "every job is delivered or cancelled, once");
     }
-    drop(outboxes);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert!(inbox.recv().is_err(), "with the last worker the inbox disconnects");
+    pool.stop();
 }
 
 #[test]
-fn no_order_of_events_breaks_it() {
+fn no_order_of_events_breaks_the_protocol() {
     shuttle::check_random(|| serve(false), SCHEDULES);
     shuttle::check_pct(|| serve(false), SCHEDULES, 3);
 }
 
 #[test]
-fn a_planted_mistake_is_found() {
+fn planted_mistake_is_found() {
     let found = catch_unwind(|| shuttle::check_random(|| serve(true), SCHEDULES));
-    assert!(found.is_err(), "a job that is sent too early went unseen");
+    assert!(found.is_err(), "a job that was submitted too early went unseen");
 }

@@ -2,7 +2,9 @@
 
 pub mod checkpoint;
 pub mod clock;
+pub mod executor;
 pub mod gate;
+pub mod job;
 pub mod server;
 pub mod state;
 pub mod timeline;

@@ -7,8 +7,8 @@
 //!   without the latest of these fences.
 
 use crate::engine::checkpoint::{Checkpoint, Counts, Tensors};
+use crate::engine::job::{Gradient, Job};
 use crate::engine::timeline::Timeline;
-use crate::engine::worker::{Gradient, Job};
 use crate::error::{Error, Result};
 use crate::problem::Snapshot;
 use crate::record::Work;
@@ -65,7 +65,7 @@ enum OptimizerState {
 }
 
 impl OptimizerState {
-    fn new(needs: &Needs, descent: &UpdateSettings, zeros: impl Fn() -> Buffer) -> Self {
+    fn new(needs: &Needs, settings: &UpdateSettings, zeros: impl Fn() -> Buffer) -> Self {
         let nesterov = |beta: f64, every: u64| OptimizerState::Nesterov {
             velocity: zeros(),
             pending: (every > 1).then(&zeros),
@@ -74,11 +74,11 @@ impl OptimizerState {
             since: 0,
         };
         match needs.optimizer {
-            ServerOptimizer::Plain if descent.momentum == 0.0 => OptimizerState::Plain,
-            ServerOptimizer::Plain if descent.momentum_every <= 1 => {
-                OptimizerState::HeavyBall { velocity: zeros(), beta: descent.momentum as f32 }
+            ServerOptimizer::Plain if settings.momentum == 0.0 => OptimizerState::Plain,
+            ServerOptimizer::Plain if settings.momentum_every <= 1 => {
+                OptimizerState::HeavyBall { velocity: zeros(), beta: settings.momentum as f32 }
             }
-            ServerOptimizer::Plain => nesterov(descent.momentum, descent.momentum_every),
+            ServerOptimizer::Plain => nesterov(settings.momentum, settings.momentum_every),
             ServerOptimizer::Nesterov { beta, every } => nesterov(beta, every),
             ServerOptimizer::AmsGrad(beta1, beta2, epsilon) => OptimizerState::AmsGrad {
                 moments: [zeros(), zeros(), zeros()],
@@ -126,7 +126,7 @@ pub struct State {
     pub(crate) device: Device,
     /// Of the gradients: the model's, or one flat segment after local steps.
     layout: Layout,
-    descent: UpdateSettings,
+    settings: UpdateSettings,
     needs: Needs,
     pub(crate) snapshot: Snapshot,
     pub(crate) version: u64,
@@ -140,7 +140,7 @@ pub struct State {
     squares: Vec<Buffer>,
     own: Vec<Snapshot>,
     live: Option<Live>,
-    drive: OptimizerState,
+    optimizer: OptimizerState,
     arrivals: u64,
     pub(crate) losses: Buffer,
     /// Gradients that are to be folded with the next one, the factor of all, and the last one's place in the ring of losses.
@@ -158,7 +158,7 @@ impl State {
         device: &Device,
         layout: &Layout,
         needs: Needs,
-        descent: UpdateSettings,
+        settings: UpdateSettings,
         workers: usize,
         initial: Vec<f32>,
         ring: usize,
@@ -167,7 +167,7 @@ impl State {
         let layout = if needs.local.walks() { layout.flat() } else { layout.clone() };
         let zeros = || device.zeros(total);
         let snapshot = Snapshot { weights: device.upload(initial), fence: Fence::default() };
-        let rows = |_| (0..workers).map(|_| Row::zeros(device, &layout, descent.table_dtype)).collect();
+        let rows = |_| (0..workers).map(|_| Row::zeros(device, &layout, settings.table_dtype)).collect();
         State {
             sums: (0..needs.tables.max(needs.sum as usize)).map(|_| zeros()).collect(),
             tables: (0..needs.tables).map(rows).collect(),
@@ -175,7 +175,7 @@ impl State {
             base: needs.base.then(zeros),
             squares: (0..if needs.squares { workers } else { 0 }).map(|_| zeros()).collect(),
             own: vec![snapshot.clone(); if needs.own { workers } else { 0 }],
-            drive: OptimizerState::new(&needs, &descent, zeros),
+            optimizer: OptimizerState::new(&needs, &settings, zeros),
             buffer_pool: BufferPool::new(device.clone(), total),
             losses: update::ring(device, ring),
             waiting: Vec::new(),
@@ -186,7 +186,7 @@ impl State {
             arrivals: 0,
             device: device.clone(),
             layout,
-            descent,
+            settings,
             needs,
             snapshot,
             live: None,
@@ -211,7 +211,7 @@ impl State {
 
     /// η of the update that comes next.
     pub fn rate(&self) -> f64 {
-        self.descent.rate(self.version)
+        self.settings.rate(self.version)
     }
 
     /// Reads the ring of losses of the latest arrivals, and whether each of their gradients had numbers that are none.
@@ -253,7 +253,7 @@ impl State {
         all.extend(squares.map(|(i, square)| (format!("square/{i}"), square)));
         let own = self.own.iter_mut().enumerate();
         all.extend(own.map(|(i, own)| (format!("own/{i}"), &mut own.weights)));
-        match &mut self.drive {
+        match &mut self.optimizer {
             OptimizerState::Plain => {}
             OptimizerState::HeavyBall { velocity, .. } => all.push(("velocity".into(), velocity)),
             OptimizerState::Nesterov { velocity, pending, .. } => {
@@ -278,7 +278,7 @@ impl State {
     pub fn save(&mut self, jobs: Vec<(String, Buffer)>, last: bool) -> Result<(Counts, Tensors)> {
         debug_assert!(self.waiting.is_empty(), "what waits is folded before a checkpoint");
         self.catch_up();
-        let since = if let OptimizerState::Nesterov { since, .. } = &self.drive { *since } else { 0 };
+        let since = if let OptimizerState::Nesterov { since, .. } = &self.optimizer { *since } else { 0 };
         let counts = Counts { arrivals: self.arrivals, since, counted: self.counted.clone() };
         let device = self.device.clone();
         let published = |name: &str| name == "weights" || name.starts_with("own/");
@@ -306,7 +306,7 @@ impl State {
             return Err(Error::usage("the checkpoint does not fit the run: its table has other rows"));
         }
         (self.arrivals, self.counted) = (arrivals, counted);
-        if let OptimizerState::Nesterov { since, .. } = &mut self.drive {
+        if let OptimizerState::Nesterov { since, .. } = &mut self.optimizer {
             *since = turned;
         }
         Ok(())
@@ -327,7 +327,7 @@ impl State {
     /// Takes in a gradient: one launch folds it, and perhaps steps. The loss goes to `slot` of the ring. If it `may_wait` (somebody
     /// else has answered already, and nobody writes these buffers before), one that is only added to a sum is left to that one's launch:
     /// the sum is then read and written once for both, and the same numbers are added in the same order.
-    pub fn take(&mut self, gradient: Gradient, job: &Job, decision: &Decision, slot: usize, may_wait: bool) {
+    pub fn fold_in(&mut self, gradient: Gradient, job: &Job, decision: &Decision, slot: usize, may_wait: bool) {
         let scale = match decision.fold {
             Fold::Sum { scale } if gradient.factor.is_none() => Some(scale),
             _ => None,
@@ -390,7 +390,7 @@ impl State {
             _ => panic!("the rule exchanges models of the workers' own, but did not ask for them"),
         };
         Exchange {
-            gradient: incoming(&self.layout, &mut self.losses, gradient, slot, self.descent.guard),
+            gradient: incoming(&self.layout, &mut self.losses, gradient, slot, self.settings.guard),
             weights: &self.snapshot.weights,
             fresh: &mut fresh,
             // The rate at which the worker itself walked, so that x - η g is where it arrived.
@@ -455,7 +455,7 @@ impl State {
             },
             Fold::Towards { .. } | Fold::Elastic { .. } | Fold::Pair { .. } => panic!("models are mixed by a step"),
         };
-        let rate = self.descent.rate(self.version);
+        let rate = self.settings.rate(self.version);
         let steps = decision.step.filter(|_| decision.fold != Fold::Live);
         let mut fresh = steps.map(|_| self.buffer_pool.take());
         let step = steps.zip(fresh.as_mut()).map(|(step, fresh)| StepOp {
@@ -463,11 +463,11 @@ impl State {
             lr: (rate * step.rate) as f32,
             factor: step.scale as f32,
             keep: step.keep as f32,
-            weight_decay: self.descent.weight_decay as f32,
+            weight_decay: self.settings.weight_decay as f32,
             base: step.follow.map(|follow| (self.base.as_mut().expect(asked), follow as f32)),
-            method: self.drive.method(),
+            method: self.optimizer.method(),
         });
-        let gradient = incoming(&self.layout, &mut self.losses, gradient, slot, self.descent.guard);
+        let gradient = incoming(&self.layout, &mut self.losses, gradient, slot, self.settings.guard);
         Update { gradient, weights: &self.snapshot.weights, fold, step }.run(&self.device);
         if decision.swap {
             self.sums.swap(0, 1);

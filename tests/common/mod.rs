@@ -5,12 +5,14 @@ pub mod reference;
 pub mod simulate;
 
 use stagger::engine::clock::stopwatch::Stopwatch;
-use stagger::engine::clock::{Transport, Virtual};
+use stagger::engine::clock::{Clock, Virtual};
+use stagger::engine::executor::Threads;
 use stagger::engine::gate::Gate;
-use stagger::engine::server::Server;
+use stagger::engine::server::{CheckpointPlan, DeviceContext, EvaluationPlan, ServerSetup, Stops};
 use stagger::engine::state::UpdateSettings;
 use stagger::engine::worker::Worker;
-use stagger::engine::worker_pool::Crew;
+use stagger::engine::worker_pool::WorkerPool;
+use stagger::fault::Policy;
 use stagger::problem::Problem;
 use stagger::record::{Event, Limits, Outcome, RunFolder};
 use stagger::rule::Rule;
@@ -173,13 +175,51 @@ impl std::ops::Deref for Served {
 
 /// Runs a rule of the test's own on the CPU under the virtual clock.
 pub fn serve(rule: Box<dyn Rule>, problem: Problem, delay: &str, limits: Limits, lr: f64) -> (Served, Vec<Event>) {
-    let transport = Virtual::new(delay.parse().unwrap(), 0);
-    serve_by(Box::new(transport), Arc::new(Stopwatch::default()), rule, problem, limits, lr)
+    let clock = Virtual::new(delay.parse().unwrap(), 0);
+    serve_by(Box::new(clock), Arc::new(Stopwatch::default()), rule, problem, limits, lr)
 }
 
-/// Likewise under any clock.
+/// Runs a rule of the test's own on the CPU, with a thread per worker, under any clock.
 pub fn serve_by(
-    transport: Box<dyn Transport>,
+    clock: Box<dyn Clock>,
+    stopwatch: Arc<Stopwatch>,
+    rule: Box<dyn Rule>,
+    mut problem: Problem,
+    limits: Limits,
+    lr: f64,
+) -> (Served, Vec<Event>) {
+    let mut objectives = std::mem::take(&mut problem.objectives).into_iter();
+    let workers = objectives.len();
+    let gate = Gate::new(2);
+    let layout = Arc::new(problem.layout.clone());
+    let local = rule.needs().local;
+    let make = |index, channels| Worker {
+        index,
+        objective: objectives.next().unwrap(),
+        device: Device::Cpu,
+        layout: layout.clone(),
+        local,
+        clip: None,
+        live: None,
+        channels,
+        gate: gate.clone(),
+        room: Gate::open(),
+        stopwatch: stopwatch.clone(),
+        faults: Vec::new(),
+        timeline: Default::default(),
+        warm_up: None,
+    };
+    let threads = Threads::start(workers, Some(1), (gate.clone(), Gate::open()), None, make).unwrap();
+    let pool = WorkerPool::new(workers, Box::new(threads), Policy::default());
+    serve_pool(pool, gate, clock, stopwatch, rule, problem, limits, lr)
+}
+
+/// Runs a rule of the test's own on the CPU with these workers.
+#[allow(clippy::too_many_arguments)]
+pub fn serve_pool(
+    pool: WorkerPool,
+    gate: Gate,
+    clock: Box<dyn Clock>,
     stopwatch: Arc<Stopwatch>,
     rule: Box<dyn Rule>,
     problem: Problem,
@@ -188,57 +228,29 @@ pub fn serve_by(
 ) -> (Served, Vec<Event>) {
     let path = scratch("served");
     let mut folder = RunFolder::create(&path, "", problem.columns).unwrap();
-    let Problem { layout, initial, objectives, evaluator, columns, batches, .. } = problem;
-    let (workers, mut objectives) = (objectives.len(), objectives.into_iter());
-    let shared = Arc::new(layout.clone());
-    let local = rule.needs().local;
-    let gate = Gate::new(2);
-    let crew = Crew::start(workers, Some(1), |index, outbox, inbox| Worker {
-        index,
-        objective: objectives.next().unwrap(),
-        device: Device::Cpu,
-        layout: shared.clone(),
-        local,
-        clip: None,
-        live: None,
-        outbox,
-        inbox,
-        gate: gate.clone(),
-        room: Gate::open(),
-        stopwatch: stopwatch.clone(),
-        faults: Vec::new(),
-        timeline: Default::default(),
-        warm_up: None,
-    })
-    .unwrap();
-    let server = Server {
-        replays: false,
-        stops_at_nan: false,
-        saver: None,
-        save_every: 0,
-        manifest: Default::default(),
-        past: None,
-        timeline: Default::default(),
+    let Problem { layout, initial, evaluator, columns, batches, .. } = problem;
+    let setup = ServerSetup {
         rule,
-        device: Device::Cpu,
-        crew,
-        transport,
+        pool,
+        clock,
         stopwatch,
-        evaluator,
-        folder: &mut folder,
-        columns,
         batches,
-        eval_every: 0,
-        limits,
+        folder: &mut folder,
         progress: Progress::new(limits),
-        at_once: false,
-        gate,
-        losses: Default::default(),
-        rehearsal: None,
-        live: None,
+        device: DeviceContext {
+            device: Device::Cpu,
+            gate,
+            update_at_once: false,
+            rehearsal: None,
+            live: None,
+            timeline: Default::default(),
+        },
+        evaluation: EvaluationPlan { evaluator, columns, every: 0 },
+        checkpoints: CheckpointPlan { saver: None, every: 0, manifest: Default::default(), past: None },
+        stops: Stops { limits, at_end_of_log: false, at_nan: false },
     };
-    let descent = UpdateSettings { lr, ..UpdateSettings::default() };
-    let (outcome, weights) = server.run(&layout, descent, initial).unwrap();
+    let settings = UpdateSettings { lr, ..UpdateSettings::default() };
+    let (outcome, weights) = setup.run(&layout, settings, initial).unwrap();
     let events = events(&path);
     (Served { outcome, weights: weights.host().to_vec() }, events)
 }

@@ -10,27 +10,27 @@ pub use replay::Replay;
 pub use virtual_time::Virtual;
 pub use wall::Wall;
 
-use crate::engine::worker::Gradient;
-use crate::engine::worker_pool::Crew;
+use crate::engine::job::Gradient;
+use crate::engine::worker_pool::WorkerPool;
 use crate::error::Result;
 use crate::record::{Effect, Event};
 
 /// A clock.
-pub trait Transport: Send {
+pub trait Clock: Send {
     /// Worker `worker` begins its job `job` at time `now`, which takes `share` of a full job's time. Returns the seconds that
     /// the worker has to wait for in reality.
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64;
 
     /// The next arrival and its time, or `None` when there is none to come.
-    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>>;
+    fn next(&mut self, pool: &mut WorkerPool) -> Result<Option<(f64, Gradient)>>;
 
     /// Whether the next arrival is there already.
-    fn has_next(&mut self, crew: &mut Crew) -> Result<bool> {
-        Ok(crew.has_answer())
+    fn has_next(&mut self, pool: &mut WorkerPool) -> Result<bool> {
+        Ok(pool.has_completed())
     }
 
     /// An arrival of a run that goes on is told again: whose job and when, by the log. An error if this clock had another in that place.
-    fn passed(&mut self, _crew: &Crew, _event: &Event) -> Result<()> {
+    fn passed(&mut self, _pool: &WorkerPool, _event: &Event) -> Result<()> {
         Ok(())
     }
 

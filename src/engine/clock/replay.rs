@@ -1,8 +1,8 @@
 //! The replay clock: the order and the times of a recorded event log.
 
-use super::Transport;
-use crate::engine::worker::Gradient;
-use crate::engine::worker_pool::Crew;
+use super::Clock;
+use crate::engine::job::Gradient;
+use crate::engine::worker_pool::WorkerPool;
 use crate::error::{Error, Result};
 use crate::record::{Effect, Event, recorded};
 use std::path::{Path, PathBuf};
@@ -32,14 +32,14 @@ impl Replay {
     }
 }
 
-impl Transport for Replay {
+impl Clock for Replay {
     fn begin(&mut self, _worker: usize, _job: u64, _now: f64, _share: f64) -> f64 {
         0.0
     }
 
-    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
+    fn next(&mut self, pool: &mut WorkerPool) -> Result<Option<(f64, Gradient)>> {
         let Some(event) = self.events.next() else { return Ok(None) };
-        let version = crew.running(event.worker).map(|running| running.version);
+        let version = pool.current_job(event.worker).map(|running| running.version);
         if version != Some(event.version) {
             let here = version.map_or("has no job".into(), |v| format!("computes at version {v}"));
             return Err(self.other_run(format!(
@@ -47,18 +47,18 @@ impl Transport for Replay {
                 event.seq, event.worker, event.version
             )));
         }
-        let gradient = crew.from(event.worker)?;
+        let gradient = pool.wait_for_worker(event.worker)?;
         let time = event.time;
         self.current = Some(event);
         Ok(Some((time, gradient)))
     }
 
-    fn has_next(&mut self, crew: &mut Crew) -> Result<bool> {
+    fn has_next(&mut self, pool: &mut WorkerPool) -> Result<bool> {
         let next = self.events.as_slice().first();
-        next.map_or(Ok(false), |event| crew.has_answered(event.worker))
+        next.map_or(Ok(false), |event| pool.has_completed_from(event.worker))
     }
 
-    fn passed(&mut self, _crew: &Crew, event: &Event) -> Result<()> {
+    fn passed(&mut self, _pool: &WorkerPool, event: &Event) -> Result<()> {
         match self.events.next() {
             Some(then) if (then.worker, then.version) == (event.worker, event.version) => Ok(()),
             _ => Err(self.other_run(format!("event {} is not that of the run that goes on", event.seq))),

@@ -3,10 +3,10 @@
 //! Workers compute at once and run ahead; the server waits for the one whose turn it is. As a job's duration is a function
 //! of (seed, worker, job) and its gradient of (snapshot, seed, worker, job), the run does not depend on thread timing.
 
-use super::Transport;
+use super::Clock;
 use crate::engine::clock::delay::DelayModel;
-use crate::engine::worker::Gradient;
-use crate::engine::worker_pool::Crew;
+use crate::engine::job::Gradient;
+use crate::engine::worker_pool::WorkerPool;
 use crate::error::{Error, Result};
 use crate::fault::Faults;
 use crate::record::Event;
@@ -99,31 +99,31 @@ impl Virtual {
     }
 
     /// The next finish of a job that is still running.
-    fn due(&mut self, crew: &Crew) -> Option<(f64, usize)> {
+    fn due(&mut self, pool: &WorkerPool) -> Option<(f64, usize)> {
         // A worker that was lost leaves its last job behind; whoever runs one is here with it.
-        std::iter::from_fn(|| self.finishes.take()).find(|(_, worker)| crew.running(*worker).is_some())
+        std::iter::from_fn(|| self.finishes.take()).find(|(_, worker)| pool.current_job(*worker).is_some())
     }
 }
 
-impl Transport for Virtual {
+impl Clock for Virtual {
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64 {
         let time = now + self.delay.draw(self.seed, worker, job) * share + self.faults.delay(worker, job);
         self.finishes.set(worker, time);
         0.0
     }
 
-    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
-        let Some((time, worker)) = self.due(crew) else { return Ok(None) };
-        Ok(Some((time, crew.from(worker)?)))
+    fn next(&mut self, pool: &mut WorkerPool) -> Result<Option<(f64, Gradient)>> {
+        let Some((time, worker)) = self.due(pool) else { return Ok(None) };
+        Ok(Some((time, pool.wait_for_worker(worker)?)))
     }
 
-    fn has_next(&mut self, crew: &mut Crew) -> Result<bool> {
-        let next = if crew.runs_ahead() { self.finishes.next() } else { None };
-        next.map_or(Ok(false), |worker| crew.has_answered(worker))
+    fn has_next(&mut self, pool: &mut WorkerPool) -> Result<bool> {
+        let next = if pool.runs_ahead() { self.finishes.next() } else { None };
+        next.map_or(Ok(false), |worker| pool.has_completed_from(worker))
     }
 
-    fn passed(&mut self, crew: &Crew, event: &Event) -> Result<()> {
-        match self.due(crew) {
+    fn passed(&mut self, pool: &WorkerPool, event: &Event) -> Result<()> {
+        match self.due(pool) {
             Some(finish) if finish == (event.time, event.worker) => Ok(()),
             other => {
                 let here =

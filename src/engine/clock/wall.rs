@@ -1,10 +1,10 @@
 //! The wall clock: whichever worker's message comes first through the channel is next.
 
-use super::Transport;
+use super::Clock;
 use crate::engine::clock::delay::DelayModel;
 use crate::engine::clock::stopwatch::Stopwatch;
-use crate::engine::worker::Gradient;
-use crate::engine::worker_pool::Crew;
+use crate::engine::job::Gradient;
+use crate::engine::worker_pool::WorkerPool;
 use crate::error::Result;
 use crate::fault::Faults;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ pub struct Wall {
     pub faults: Faults,
 }
 
-impl Transport for Wall {
+impl Clock for Wall {
     fn begin(&mut self, worker: usize, job: u64, _now: f64, share: f64) -> f64 {
         (self.delay.draw(self.seed, worker, job) * share + self.faults.delay(worker, job)) * self.time_scale
     }
 
-    fn next(&mut self, crew: &mut Crew) -> Result<Option<(f64, Gradient)>> {
-        let gradient = crew.first()?;
+    fn next(&mut self, pool: &mut WorkerPool) -> Result<Option<(f64, Gradient)>> {
+        let gradient = pool.next_completed()?;
         Ok(Some((self.stopwatch.seconds(), gradient)))
     }
 }

@@ -1,0 +1,62 @@
+//! Runs for a measurement: they print nothing and leave nothing behind.
+
+use super::{Audience, Place, run};
+use crate::config::Options;
+use crate::error::{Error, Result};
+use crate::record::{Event, Summary};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The result of a measurement.
+pub struct Measured {
+    /// The run's summary.
+    pub summary: Summary,
+    /// The text of its metrics.csv.
+    pub metrics: String,
+    /// Gradients per second of all workers, from each worker's first arrival to its last.
+    pub rate: f64,
+}
+
+/// A worker's arrivals.
+struct Arrivals {
+    first: f64,
+    last: f64,
+    /// Arrivals after the first time.
+    later: u64,
+}
+
+/// Gradients per second: each worker from its first arrival to its last, summed. So gradients that are still computed at the end do not
+/// count, nor does the time that they took. Needs two gradients of each worker.
+fn rate(log: &Path) -> Result<f64> {
+    let file = File::open(log).map_err(|e| Error::failed(format!("cannot read {}: {e}", log.display())))?;
+    let mut workers: HashMap<usize, Arrivals> = HashMap::new();
+    for event in serde_json::Deserializer::from_reader(BufReader::new(file)).into_iter::<Event>() {
+        let event = event.map_err(|e| Error::failed(format!("{}: {e}", log.display())))?;
+        let first = Arrivals { first: event.time, last: event.time, later: 0 };
+        let worker = workers.entry(event.worker).or_insert(first);
+        worker.later += (event.time > worker.last) as u64;
+        worker.last = event.time;
+    }
+    let measured = workers.values().filter(|worker| worker.later > 0);
+    Ok(measured.map(|worker| worker.later as f64 / (worker.last - worker.first)).sum())
+}
+
+/// Trains without output in a temporary folder. With a `target` the run ends at the first evaluation with that test accuracy (0 to 1);
+/// without one nothing is evaluated, not even at the end.
+pub fn measure(options: &Options, target: Option<f64>) -> Result<Measured> {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("stagger-measured-{}-{number}", std::process::id()));
+    let result = run(options, Place::New(Some(folder.clone())), Audience::Program { target });
+    let metrics = std::fs::read_to_string(folder.join("metrics.csv")).unwrap_or_default();
+    let rate = rate(&folder.join("events.jsonl"));
+    let _ = std::fs::remove_dir_all(&folder);
+    let summary = result?.summary;
+    if summary.interrupted {
+        return Err(Error::Interrupted("interrupted".into()));
+    }
+    Ok(Measured { summary, metrics, rate: rate? })
+}
