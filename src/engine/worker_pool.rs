@@ -3,7 +3,8 @@
 //!
 //! # A slot's state machine
 //!
-//! Each worker has a slot in one of the states of [`SlotState`]:
+//! Each worker has a slot: idle, draining, gone, or working on a current job in one of four phases (held, running, finished,
+//! delivered):
 //!
 //! | from | event | to |
 //! | --- | --- | --- |
@@ -50,52 +51,64 @@ const WATCH: Duration = Duration::from_millis(200);
 pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
 
 /// State of a worker's slot. The table of transitions stands at the head of the module.
-// A boxed job or gradient would be an allocation per arrival.
-#[allow(clippy::large_enum_variant)]
 #[derive(Default)]
 enum SlotState {
     /// No job.
     #[default]
     Idle,
-    /// The job is submitted; the executor owes its reply.
-    Running(Job),
-    /// The reply is here and waits for its turn.
-    Finished(Job, std::result::Result<Gradient, Failure>),
-    /// The clock has taken the gradient; the server has not yet accepted the arrival.
-    Delivered(Job),
     /// No job; the executor still owes the reply of a cancelled one.
     Draining,
-    /// The job waits until the executor has replied for a cancelled one, or until the log is replayed.
-    Held(Job),
     /// The run goes on without the worker.
     Gone,
+    /// A current job. It stays in its place while its phase changes.
+    Working(Job, Phase),
+}
+
+/// How far a worker's current job has come.
+// A boxed gradient would be an allocation per arrival.
+#[allow(clippy::large_enum_variant)]
+enum Phase {
+    /// The job waits until the executor has replied for a cancelled one, or until the log is replayed.
+    Held,
+    /// The job is submitted; the executor owes its reply.
+    Running,
+    /// The reply is here and waits for its turn.
+    Finished(std::result::Result<Gradient, Failure>),
+    /// The clock has taken the gradient; the server has not yet accepted the arrival.
+    Delivered,
 }
 
 impl SlotState {
     /// The current job.
     fn job(&self) -> Option<&Job> {
-        match self {
-            SlotState::Running(job)
-            | SlotState::Finished(job, _)
-            | SlotState::Delivered(job)
-            | SlotState::Held(job) => Some(job),
-            SlotState::Idle | SlotState::Draining | SlotState::Gone => None,
-        }
+        if let SlotState::Working(job, _) = self { Some(job) } else { None }
     }
 
     /// The current job.
     fn job_mut(&mut self) -> Option<&mut Job> {
-        match self {
-            SlotState::Running(job)
-            | SlotState::Finished(job, _)
-            | SlotState::Delivered(job)
-            | SlotState::Held(job) => Some(job),
-            SlotState::Idle | SlotState::Draining | SlotState::Gone => None,
-        }
+        if let SlotState::Working(job, _) = self { Some(job) } else { None }
     }
 
     fn is_finished(&self) -> bool {
-        matches!(self, SlotState::Finished(..))
+        matches!(self, SlotState::Working(_, Phase::Finished(_)))
+    }
+
+    /// Takes the job out; the slot is idle then.
+    fn take_job(&mut self) -> Option<Job> {
+        match std::mem::take(self) {
+            SlotState::Working(job, _) => Some(job),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+
+    /// Moves the current job to another phase.
+    fn set_phase(&mut self, next: Phase) {
+        if let SlotState::Working(_, phase) = self {
+            *phase = next;
+        }
     }
 }
 
@@ -141,13 +154,13 @@ impl Jobs for View<'_> {
 
     fn submitted(&self, worker: usize) -> Option<&Job> {
         match &self.0[worker].state {
-            SlotState::Running(job) => Some(job),
+            SlotState::Working(job, Phase::Running) => Some(job),
             _ => None,
         }
     }
 
     fn has_job(&self, worker: usize) -> bool {
-        matches!(self.0[worker].state, SlotState::Running(_) | SlotState::Finished(..))
+        matches!(self.0[worker].state, SlotState::Working(_, Phase::Running | Phase::Finished(_)))
     }
 }
 
@@ -288,20 +301,20 @@ impl WorkerPool {
         slot.next_job += 1;
         slot.attempts = 0;
         if self.replaying || matches!(slot.state, SlotState::Draining) {
-            slot.state = SlotState::Held(job);
+            slot.state = SlotState::Working(job, Phase::Held);
             return Ok(());
         }
-        slot.state = SlotState::Running(job);
+        slot.state = SlotState::Working(job, Phase::Running);
         self.submit(worker)
     }
 
     /// Submits the job of a running slot.
     fn submit(&mut self, worker: usize) -> Result<()> {
         let slot = &mut self.slots[worker];
-        let SlotState::Running(job) = &slot.state else { unreachable!("only a running job is submitted") };
+        let SlotState::Working(job, _) = &slot.state else { unreachable!("only a current job is submitted") };
         if let Some(failure) = &slot.hung {
             let failure = Failure { job: job.number, ..failure.clone() };
-            slot.finish(Err(failure));
+            slot.state.set_phase(Phase::Finished(Err(failure)));
             return Ok(());
         }
         if self.policy.timeout.is_some() {
@@ -320,22 +333,18 @@ impl WorkerPool {
     pub fn cancel(&mut self, worker: usize) -> Option<Job> {
         let slot = &mut self.slots[worker];
         slot.queue.clear();
-        let (job, next) = match std::mem::take(&mut slot.state) {
-            SlotState::Running(job) => {
-                let next = match self.executor.cancel(worker, job.number) {
-                    Cancelled::Now => SlotState::Idle,
-                    Cancelled::AfterReply => SlotState::Draining,
-                };
-                (Some(job), next)
-            }
-            SlotState::Held(job) if !self.replaying => (Some(job), SlotState::Draining),
-            SlotState::Held(job) | SlotState::Finished(job, _) | SlotState::Delivered(job) => {
-                (Some(job), SlotState::Idle)
-            }
-            other => (None, other),
+        let SlotState::Working(job, phase) = &slot.state else { return None };
+        let owes_reply = match phase {
+            Phase::Running => self.executor.cancel(worker, job.number) == Cancelled::AfterReply,
+            // While the log is replayed nothing was submitted.
+            Phase::Held => !self.replaying,
+            Phase::Finished(_) | Phase::Delivered => false,
         };
-        slot.state = next;
-        self.cancelled += job.is_some() as u64;
+        let job = slot.state.take_job();
+        if owes_reply {
+            slot.state = SlotState::Draining;
+        }
+        self.cancelled += 1;
         job
     }
 
@@ -376,7 +385,7 @@ impl WorkerPool {
             // Gradients of other workers that were computed in the same pass.
             self.receive_all()?;
             if let Reply::Gradient(gradient, _) = reply {
-                self.slots[worker].deliver();
+                self.slots[worker].state.set_phase(Phase::Delivered);
                 return Ok(gradient);
             }
             self.on_reply(reply)?;
@@ -398,21 +407,15 @@ impl WorkerPool {
     /// Takes the finished gradient or failure of the worker's current job.
     fn take_completed(&mut self, worker: usize) -> Option<Result<Gradient>> {
         let slot = &mut self.slots[worker];
-        if !slot.state.is_finished() {
-            return None;
-        }
-        let SlotState::Finished(job, result) = std::mem::take(&mut slot.state) else { unreachable!("just looked at") };
-        slot.state = SlotState::Delivered(job);
+        let SlotState::Working(_, phase @ Phase::Finished(_)) = &mut slot.state else { return None };
+        let Phase::Finished(result) = std::mem::replace(phase, Phase::Delivered) else { unreachable!("just matched") };
         slot.attempts = 0;
         Some(result.map_err(Error::Worker))
     }
 
     /// Accepts the arrival of a delivered gradient: ends the worker's current job, and returns it.
     pub fn accept(&mut self, worker: usize) -> Job {
-        match std::mem::take(&mut self.slots[worker].state) {
-            SlotState::Delivered(job) => job,
-            _ => unreachable!("an accepted gradient was delivered"),
-        }
+        self.slots[worker].state.take_job().expect("an accepted gradient belongs to a current job")
     }
 
     // ---- replies
@@ -425,11 +428,13 @@ impl WorkerPool {
             return Ok(None);
         }
         match (&slot.state, reply) {
-            (SlotState::Running(job), Reply::Gradient(gradient, _)) if job.number == gradient.job => {
-                slot.finish(Ok(gradient));
+            (SlotState::Working(job, Phase::Running), Reply::Gradient(gradient, _)) if job.number == gradient.job => {
+                slot.state.set_phase(Phase::Finished(Ok(gradient)));
                 Ok(Some(worker))
             }
-            (SlotState::Running(job), Reply::Failed { job: number, reason, .. }) if job.number == number => {
+            (SlotState::Working(job, Phase::Running), Reply::Failed { job: number, reason, .. })
+                if job.number == number =>
+            {
                 self.fail(worker, reason, false)?;
                 Ok(self.slots[worker].state.is_finished().then_some(worker))
             }
@@ -438,12 +443,12 @@ impl WorkerPool {
                 slot.state = SlotState::Idle;
                 Ok(None)
             }
-            (SlotState::Held(_), _) => {
-                slot.release();
+            (SlotState::Working(_, Phase::Held), _) => {
+                slot.state.set_phase(Phase::Running);
                 self.submit(worker)?;
                 Ok(None)
             }
-            // A dropped worker may say what it likes.
+            // A reply of a dropped worker.
             _ => Ok(None),
         }
     }
@@ -466,7 +471,7 @@ impl WorkerPool {
         }
         self.failures.push(failure.clone());
         if handled != Handled::Restarted {
-            slot.finish(Err(failure));
+            slot.state.set_phase(Phase::Finished(Err(failure)));
             return Ok(());
         }
         note!("NOTE       {failure}; it does the job again");
@@ -509,7 +514,7 @@ impl WorkerPool {
         let timeout = self.policy.timeout.filter(|_| self.watched.elapsed() > WATCH)?;
         self.watched = Instant::now();
         let is_late = |slot: &Slot| {
-            matches!(slot.state, SlotState::Running(_) | SlotState::Held(_))
+            matches!(slot.state, SlotState::Working(_, Phase::Running | Phase::Held))
                 && slot.submitted.is_some_and(|submitted| submitted.elapsed() > timeout + slot.extension)
         };
         self.slots.iter().position(is_late)
@@ -531,14 +536,7 @@ impl WorkerPool {
 
     /// Ends the worker's current job for an arrival of the replayed log. `None` if the worker has no job.
     pub fn accept_replayed(&mut self, worker: usize) -> Option<Job> {
-        let state = &mut self.slots[worker].state;
-        match std::mem::take(state) {
-            SlotState::Held(job) => Some(job),
-            other => {
-                *state = other;
-                None
-            }
-        }
+        self.slots[worker].state.take_job()
     }
 
     /// The log is replayed and the jobs have their models: the current jobs are submitted.
@@ -546,9 +544,9 @@ impl WorkerPool {
         self.replaying = false;
         for worker in 0..self.slots.len() {
             let fence = self.fence.clone();
-            let SlotState::Held(job) = &mut self.slots[worker].state else { continue };
+            let SlotState::Working(job, phase @ Phase::Held) = &mut self.slots[worker].state else { continue };
             job.snapshot.fence = fence;
-            self.slots[worker].release();
+            *phase = Phase::Running;
             self.submit(worker)?;
         }
         Ok(())
@@ -557,35 +555,9 @@ impl WorkerPool {
     /// Ends the workers and waits for them. Current and queued jobs stay in the books, because a checkpoint saves them.
     pub fn stop(&mut self) {
         for slot in &mut self.slots {
-            slot.deliver();
+            slot.state.set_phase(Phase::Delivered);
         }
         self.executor.stop();
-    }
-}
-
-impl Slot {
-    /// Running or Held → Finished.
-    fn finish(&mut self, result: std::result::Result<Gradient, Failure>) {
-        self.state = match std::mem::take(&mut self.state) {
-            SlotState::Running(job) | SlotState::Held(job) => SlotState::Finished(job, result),
-            other => other,
-        };
-    }
-
-    /// Running or Finished → Delivered.
-    fn deliver(&mut self) {
-        self.state = match std::mem::take(&mut self.state) {
-            SlotState::Running(job) | SlotState::Finished(job, _) | SlotState::Held(job) => SlotState::Delivered(job),
-            other => other,
-        };
-    }
-
-    /// Held → Running.
-    fn release(&mut self) {
-        self.state = match std::mem::take(&mut self.state) {
-            SlotState::Held(job) => SlotState::Running(job),
-            other => other,
-        };
     }
 }
 
@@ -665,12 +637,12 @@ mod tests {
     fn state(pool: &WorkerPool, worker: usize) -> &'static str {
         match pool.slots[worker].state {
             SlotState::Idle => "idle",
-            SlotState::Running(_) => "running",
-            SlotState::Finished(..) => "finished",
-            SlotState::Delivered(_) => "delivered",
             SlotState::Draining => "draining",
-            SlotState::Held(_) => "held",
             SlotState::Gone => "gone",
+            SlotState::Working(_, Phase::Held) => "held",
+            SlotState::Working(_, Phase::Running) => "running",
+            SlotState::Working(_, Phase::Finished(_)) => "finished",
+            SlotState::Working(_, Phase::Delivered) => "delivered",
         }
     }
 

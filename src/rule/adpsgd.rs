@@ -1,34 +1,46 @@
-//! AD-PSGD: no server; a worker that has a gradient averages its model with a neighbour's and steps.
+//! AD-PSGD: no server. A worker with a new gradient averages its model with a random neighbour's, then steps.
 //!
 //! ```text
-//! j a random neighbour of i ;   x_i, x_j = (x_i + x_j)/2 ;   x_i -= η g_i      (g_i at the x_i with which the job began)
+//! on g_i:      j = a random neighbour of i ;  x_i, x_j = (x_i + x_j)/2 ;  x_i -= η g_i ;  worker i continues from x_i
+//! g_i:         computed at the x_i with which the job began (other workers' averages may have changed x_i since)
+//! neighbours:  complete: all other workers      ring: i-1 and i+1 modulo n      n = 1: none, and no averaging
 //! ```
 //!
-//! Lian, Zhang, Zhang, Liu 2018. Proved: O(1/√K) with linear speed-up in n, for alike speeds in expectation; here fast workers
-//! step more often and weigh more. The models live on one device; averages happen one after the other, so no deadlock can arise
-//! and the graph need not be bipartite. What is evaluated and saved is the mean of all x_i. The version counts gradients.
+//! All x_i begin at x_0; every neighbour is equally likely. η is the learning rate at the start of the job.
+//!
+//! Lian, Zhang, Zhang, Liu 2018. Proved: O(1/√K) after K gradients, with linear speed-up in n, if all workers
+//! are equally fast in expectation. Here fast workers step more often and so weigh more. All models are on
+//! one device and the averages happen one after another: no deadlock can arise, so the graph need not be
+//! bipartite. The mean of all x_i is evaluated and saved. The version counts gradients.
 
 use super::support::draw::pick;
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "adpsgd",
-    summary: "AD-PSGD: no server, models are averaged in pairs",
+    summary: "AD-PSGD: no server; workers average their models in pairs",
     paper: "Lian et al. 2018",
     source: include_str!("adpsgd.rs"),
     cost: Cost { server: "1", worker: "1", copies: "1", biased: true },
-    keys: &[Key { name: "graph", default: "complete", meaning: "neighbours: complete or ring" }],
+    keys: &[Key { name: "graph", default: "complete", meaning: "neighbours of a worker: complete or ring" }],
     build: |keys, setting| {
-        let ring = keys.choice("graph", &[("complete", false), ("ring", true)])?;
-        Ok(Box::new(AdPsgd { n: setting.workers, seed: setting.seed, ring, drawn: 0 }))
+        let graph = keys.choice("graph", &[("complete", Graph::Complete), ("ring", Graph::Ring)])?;
+        Ok(Box::new(AdPsgd { n: setting.workers, seed: setting.seed, graph, draws: 0 }))
     },
 };
+
+#[derive(Clone, Copy)]
+enum Graph {
+    Complete,
+    Ring,
+}
 
 struct AdPsgd {
     n: usize,
     seed: u64,
-    ring: bool,
-    drawn: u64,
+    graph: Graph,
+    /// Number of the latest random draw.
+    draws: u64,
 }
 
 impl Rule for AdPsgd {
@@ -37,20 +49,32 @@ impl Rule for AdPsgd {
     }
 
     fn on_arrival(&mut self, a: &Arrival) -> Decision {
-        self.drawn += 1;
-        let away = match (self.n, self.ring) {
+        // j = i + distance modulo n
+        self.draws += 1;
+        let distance = match (self.n, self.graph) {
             (1, _) => None,
-            (n, true) => Some([1, n - 1][pick(self.seed, self.drawn, 2)]),
-            (n, false) => Some(1 + pick(self.seed, self.drawn, n - 1)),
+            (n, Graph::Ring) => Some([1, n - 1][pick(self.seed, self.draws, 2)]),
+            (n, Graph::Complete) => Some(1 + pick(self.seed, self.draws, n - 1)),
         };
-        Decision::fold(Fold::Pair { peer: away.map(|k| (a.worker + k) % self.n) }).step(1.0, Start::Sender)
+        let peer = distance.map(|distance| (a.worker + distance) % self.n);
+
+        // x_i, x_j = (x_i + x_j)/2 ;  x_i -= η g_i
+        Decision::fold(Fold::Pair { peer }).step(1.0, Start::Sender)
     }
 }
 
 #[cfg(test)]
-#[test]
-fn nobody_is_its_own_neighbour() {
-    let mut rule = super::tests::rule("adpsgd:graph=ring", 5);
-    let peers: Vec<_> = (0..20).map(|t| super::tests::arrive(&mut *rule, 0, t, t).fold).collect();
-    assert!(peers.iter().all(|p| [1, 4].map(|j| Fold::Pair { peer: Some(j) }).contains(p)));
+mod tests {
+    use super::super::tests::{arrive, rule};
+    use super::*;
+
+    #[test]
+    fn a_ring_has_two_neighbours_and_not_the_worker_itself() {
+        let mut rule = rule("adpsgd:graph=ring", 5);
+        let neighbours = [1, 4].map(|j| Fold::Pair { peer: Some(j) });
+        for t in 0..20 {
+            let fold = arrive(&mut *rule, 0, t, t).fold;
+            assert!(neighbours.contains(&fold), "{fold:?}");
+        }
+    }
 }

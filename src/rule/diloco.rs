@@ -1,12 +1,17 @@
-//! DiLoCo: all workers take H AdamW steps from the same model; the mean of their differences goes through Nesterov momentum.
+//! DiLoCo: all workers take H AdamW steps from the same model; their mean difference goes through Nesterov momentum.
 //!
 //! ```text
-//! worker: H AdamW steps of rate η from y = x_t, Δ_i = x_t - y     server: Δ = (1/n) Σ Δ_i ;  v = β v + Δ ;  x -= η_o (Δ + β v)
+//! worker i:  H AdamW steps of rate η from y = x_t ;  Δ_i = x_t - y
+//! server:    after all n answers:  Δ = (1/n) Σ Δ_i ;  v = β v + Δ ;  x_{t+1} = x_t - η_o (Δ + β v) ;  x_{t+1} to all
 //! ```
 //!
-//! Douillard et al. 2023. Empirical; nothing is proved for it. H = 500, η_o = 0.7, β = 0.9 as there; η is --lr (there 4e-4). The
-//! inner moments begin at zero in every job (theirs go on), since here a job's answer depends on its snapshot alone. v gathers
-//! sums of directions and is multiplied by today's η, which differs from theirs under a --schedule.
+//! H = 500, η_o = 0.7 and β = 0.9 as in the paper. η is --lr (the paper: 4e-4). AdamW has β1 = 0.9,
+//! β2 = 0.999, ε = 1e-8 and the weight decay 0.1; `inner=sgd` takes plain SGD steps instead. v begins at 0.
+//!
+//! Douillard et al. 2023. The evidence is empirical; nothing is proved. Two differences. The moments of AdamW
+//! begin at zero in every job (the paper keeps them), because an answer here depends on its job's snapshot
+//! alone. And v sums the directions of the steps, without η; the update multiplies v by the current η. This
+//! differs from the paper under a --schedule.
 
 use super::support::shared::{OUTER, Outer};
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, ServerOptimizer, Start};
@@ -18,12 +23,16 @@ pub(super) const ENTRY: Entry = Entry {
     source: include_str!("diloco.rs"),
     cost: Cost { server: "3", worker: "2", copies: "n", biased: false },
     keys: &OUTER,
-    build: |keys, setting| Ok(Box::new(DiLoCo { n: setting.workers, outer: Outer::new(keys)?, answered: 0 })),
+    build: |keys, setting| {
+        let outer = Outer::new(keys)?;
+        Ok(Box::new(DiLoCo { n: setting.workers, outer, answered: 0 }))
+    },
 };
 
 struct DiLoCo {
     n: usize,
     outer: Outer,
+    /// Answers since the last update.
     answered: usize,
 }
 
@@ -34,15 +43,27 @@ impl Rule for DiLoCo {
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
-        self.answered = (self.answered + 1) % self.n;
+        // Δ += Δ_i/n
         let fold = Decision::fold(Fold::Sum { scale: 1.0 / self.n as f64 });
-        if self.answered > 0 { fold } else { fold.step(0.0, Start::Everybody).rated(self.outer.lr) }
+        self.answered += 1;
+        if self.answered < self.n {
+            return fold;
+        }
+
+        // x -= η_o (Δ + β v) ;  Δ = 0 ; the server's optimizer keeps v
+        self.answered = 0;
+        fold.step(0.0, Start::Everybody).rated(self.outer.lr)
     }
 }
 
 #[cfg(test)]
-#[test]
-fn the_outer_step_has_its_own_rate() {
-    let mut rule = super::tests::rule("diloco:h=2,outer_lr=0.5", 1);
-    assert_eq!((rule.needs().local.steps, super::tests::arrive(&mut *rule, 0, 0, 0).step.unwrap().rate), (2, 0.5));
+mod tests {
+    use super::super::tests::{arrive, rule};
+
+    #[test]
+    fn the_outer_step_has_its_own_rate() {
+        let mut rule = rule("diloco:h=2,outer_lr=0.5", 1);
+        assert_eq!(rule.needs().local.steps, 2);
+        assert_eq!(arrive(&mut *rule, 0, 0, 0).step.unwrap().rate, 0.5);
+    }
 }

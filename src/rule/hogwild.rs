@@ -1,18 +1,19 @@
-//! Hogwild!: all workers write the shared model at once, without any lock or order; what that loses is lost.
+//! Hogwild!: all workers write the shared model at once, without a lock or an order; some writes get lost.
 //!
 //! ```text
-//! worker, for ever:  y = x as it is seen now ;   x_k -= η g_i(y)_k  for every parameter k, each for itself
+//! every worker, in a loop:  y = x, read while others write it ;  x_k -= η g_i(y)_k  for every parameter k, one by one
 //! ```
 //!
-//! Recht, Ré, Wright, Niu 2011. Proved: near-linear speed-up for *sparse* gradients. Dense gradients overwrite each other, so
-//! this is a bound on throughput and no method to train with. It does not repeat itself: the order of writes is the hardware's,
-//! and neither `virtual` nor `replay` can run it. Its server only counts arrivals; staleness is in arrivals, too.
+//! Recht, Ré, Wright, Niu 2011. Proved: near-linear speed-up for *sparse* gradients. Dense gradients
+//! overwrite each other, so use this rule to bound the throughput, not to train. A run is not reproducible:
+//! the hardware decides the order of writes, so the clocks `virtual` and `replay` cannot run it. The server
+//! only counts arrivals, and staleness is counted in arrivals.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "hogwild",
-    summary: "Hogwild!: everybody writes the shared model without a lock (not repeatable)",
+    summary: "Hogwild!: all workers write the shared model without a lock (not reproducible)",
     paper: "Recht et al. 2011",
     source: include_str!("hogwild.rs"),
     cost: Cost { server: "1", worker: "1", copies: "1", biased: true },
@@ -28,12 +29,19 @@ impl Rule for Hogwild {
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
+        // The worker has already written x -= η g_i.
         Decision::fold(Fold::Live).step(1.0, Start::Sender)
     }
 }
 
 #[cfg(test)]
-#[test]
-fn the_server_only_counts() {
-    assert_eq!(super::tests::arrive(&mut *super::tests::rule("hogwild", 2), 0, 0, 1).fold, Fold::Live);
+mod tests {
+    use super::super::tests::{arrive, rule};
+    use super::*;
+
+    #[test]
+    fn the_server_only_counts_arrivals() {
+        let mut rule = rule("hogwild", 2);
+        assert_eq!(arrive(&mut *rule, 0, 0, 1).fold, Fold::Live);
+    }
 }
