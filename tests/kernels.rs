@@ -114,7 +114,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
         let step = StepOp {
             fresh: &mut fresh,
             lr: 0.1,
-            factor: factor_of_step,
+            scale: factor_of_step,
             keep: case.keep,
             weight_decay: case.decay,
             base: based,
@@ -245,7 +245,7 @@ fn update_by_hand(device: &Device) {
     let mut row = Row::zeros(device, &layout, Dtype::F32);
     for (gradient, scale, steps) in [([1.0, 1.0], 0.0, false), ([3.0, -1.0], 0.25, true)] {
         let method = OptimizerStep::Plain;
-        let step = StepOp { fresh: &mut fresh, lr: 0.5, factor: 1.0, keep: 1.0, weight_decay: 0.0, base: None, method };
+        let step = StepOp { fresh: &mut fresh, lr: 0.5, scale: 1.0, keep: 1.0, weight_decay: 0.0, base: None, method };
         Update {
             gradient: GradientInput {
                 layout: &layout,
@@ -295,7 +295,7 @@ fn several_in_one_launch(device: &Device) {
                 let step = StepOp {
                     fresh: &mut fresh,
                     lr: 0.1,
-                    factor: 1.0,
+                    scale: 1.0,
                     keep: 0.5,
                     weight_decay: 0.0,
                     base: None,
@@ -467,7 +467,7 @@ fn step_to(fresh: &mut Buffer, steps: bool) -> Option<StepOp<'_>> {
     steps.then_some(StepOp {
         fresh,
         lr: 0.1,
-        factor: 1.0,
+        scale: 1.0,
         keep: 0.5,
         weight_decay: 0.01,
         base: None,

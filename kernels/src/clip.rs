@@ -1,9 +1,10 @@
-//! Clipping by norm: the factor min(1, limit / ‖g‖) of a gradient that lies in several buffers, as one float on the device.
+//! Gradient clipping by norm: the factor min(1, limit / ‖g‖) of a gradient in several buffers, as one float
+//! on the device.
 //!
-//! Elements that are not finite do not count: whoever reads the gradient leaves them out. It is not rewritten: whoever reads it multiplies
-//! by the factor. The sum of squares is taken in a fixed
-//! order (units in stripes, then groups of units), so the same gradient has the same factor every time. On a GPU it is taken in
-//! f32: a norm beyond 1e19 counts as infinite there, and the gradient as nothing.
+//! Non-finite elements do not count in the norm, because the update leaves them out. The gradient is not
+//! rewritten: the kernel that reads it multiplies it by the factor. Squares are added in a fixed order (units
+//! in stripes, then groups of units), so the same gradient always gets the same factor. On a GPU the sum of
+//! squares is in f32. A norm above 1e19 overflows there, and the factor is 0.
 
 use crate::device::{Buffer, Device};
 use crate::layout::Layout;
@@ -11,11 +12,12 @@ use crate::simd::{Lanes, for_each_instruction_set};
 use crate::update::finite;
 use cubecl::prelude::*;
 
-/// Units of the first pass; the second gathers as many groups as it has members.
+/// Units of the first pass. Each writes one partial sum.
 const UNITS: usize = 4096;
+/// Groups of the second pass. Each adds up `UNITS / GROUPS` partial sums.
 const GROUPS: usize = 64;
 
-/// The factor that brings the gradient's norm down to `limit`: one float, at most 1.
+/// Returns the factor that reduces the gradient's norm to `limit`: one float, at most 1.
 pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32) -> Buffer {
     let Device::Gpu(gpu) = device else {
         let mut squares = [0.0; LANES];
@@ -29,7 +31,7 @@ pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32)
     let factor = device.uninitialised(1);
     let room = gpu.bindings().saturating_sub(4).max(1);
     for (part, gradients) in gradient.chunks(room).enumerate() {
-        // SAFETY: every length is the bound buffer's own, counted in vectors; there are as many parts as units.
+        // SAFETY: every length is that of the bound buffer, in vectors; `parts` has one float per unit.
         unsafe {
             squares_kernel::launch_unchecked(
                 &gpu.client,
@@ -44,7 +46,8 @@ pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32)
             )
         }
     }
-    // SAFETY: GROUPS units read UNITS / GROUPS parts each; one unit reads GROUPS groups and writes one float.
+    // SAFETY: each of GROUPS units reads UNITS / GROUPS parts; then one unit reads GROUPS sums and writes one
+    // float.
     unsafe {
         gather_kernel::launch_unchecked(
             &gpu.client,
@@ -70,7 +73,8 @@ pub fn factor(device: &Device, layout: &Layout, gradient: &[Buffer], limit: f32)
     factor
 }
 
-/// Sums of squares that the CPU keeps, each of every so many elements.
+/// Number of partial sums on the CPU. Sum k adds the squares of elements k, k + LANES, k + 2 LANES, ... of
+/// each buffer.
 const LANES: usize = 16;
 
 for_each_instruction_set! {
@@ -79,7 +83,8 @@ for_each_instruction_set! {
 
 #[inline(always)]
 fn squares_on_host<L: Lanes, const P: usize, const N: usize>(gradient: &[Buffer], sums: &mut [f64; LANES]) {
-    // By value: sums that lie in memory would be written and read again with every line.
+    // A local copy stays in registers. Sums behind the reference would be stored and loaded again for every
+    // line.
     let mut own = *sums;
     let add = |own: &mut [f64; LANES], values: &[f32]| {
         for (sum, g) in own.iter_mut().zip(values) {

@@ -1,12 +1,14 @@
-//! A device that failed while in use.
+//! Errors of a device that fails while it is in use.
 
 use std::fmt;
 
-/// What the runtime said: a chain of causes, each on a line of its own, among lines that say nothing to who runs the program.
+/// The runtime's error text: a chain of causes, one per line. Other lines, such as backtraces and lists of
+/// skipped kernels, do not help the user.
 #[derive(Debug)]
 pub struct DeviceError(pub String);
 
-/// What is said of a lost device: CUDA's numbers and names of faults after which its context is of no use, and words of the runtimes.
+/// Lower-case texts that mean that the device is lost: CUDA's numbers and names of errors after which a
+/// context cannot be used, and the words of the runtimes.
 const LOST: [&str; 20] = [
     "status 700",
     "status 702",
@@ -30,28 +32,30 @@ const LOST: [&str; 20] = [
     "device is lost",
 ];
 
-/// What is said where memory is missing. "No room": a recording begins only after a step that took what it needs, or could not.
+/// Lower-case texts that mean that device memory is exhausted. The runtime says "no room for" if a recording
+/// has to allocate. The steps before the recording allocate all that it needs, so this happens only if they
+/// ran out of memory.
 const MEMORY: [&str; 5] = ["out of device memory", "out of memory", "outofmemory", "no room for", "not enough memory"];
 
-/// What such a failure is.
+/// Why a device failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It has no memory left.
+    /// The device has no memory left.
     Memory,
-    /// The driver or the card has given up: nothing will work any more.
+    /// The driver or the GPU has failed. All later work on the device fails too.
     Lost,
-    /// A kernel could not be built for it.
+    /// A kernel could not be compiled for the device.
     Kernel,
-    /// Anything else.
+    /// Any other failure.
     Other,
 }
 
 impl DeviceError {
-    /// What it is, by the words that CUDA, NVRTC, wgpu and the runtime have for it.
+    /// The cause, found by the words that CUDA, NVRTC, wgpu and the runtime use.
     pub fn cause(&self) -> Cause {
         let text = self.links().join("\n").to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        // First of all whether it is lost, for after that everything fails.
+        // A lost device is checked first, because everything else fails after the loss.
         if says(&LOST) {
             Cause::Lost
         } else if says(&MEMORY) {
@@ -63,7 +67,8 @@ impl DeviceError {
         }
     }
 
-    /// The links of the chain, without repetitions, without what was left out because of the failure, and without a kernel's source.
+    /// The links of the chain, without repetitions, without launches skipped because of the failure, and
+    /// without a kernel's source.
     fn links(&self) -> Vec<&str> {
         const SAY_NOTHING: [&str; 4] = ["Caused by", "Backtrace", "No backtrace available", "Asked at"];
         let mut said: Vec<&str> = Vec::new();
@@ -77,13 +82,13 @@ impl DeviceError {
         said
     }
 
-    /// The link that says most: of a kernel the compiler's message, else the last.
+    /// The most specific link: the compiler's message if a kernel did not compile, else the last link.
     pub fn root(&self) -> &str {
         let links = self.links();
-        // The message stands on the lines below its heading.
+        // The compiler's message is on the line after its heading.
         let heading = links.iter().position(|link| link.starts_with("[Compilation Error]"));
         let message = heading.and_then(|k| links.get(k + 1));
-        message.or(links.last()).copied().unwrap_or("it does not say why")
+        message.or(links.last()).copied().unwrap_or("no reason given")
     }
 }
 

@@ -1,8 +1,9 @@
-//! Draw a batch from the training set on the device: choose rows, normalise, crop, flip.
+//! Draws a batch from the training set on the device: chooses rows, normalises, crops, flips.
 //!
-//! The set lies on the device once, as u8 (four pixels to a word). Which row stands at place j of batch k of worker i is
-//! a function of (seed, i, k, j): the worker walks through a pseudo-random permutation of its part, a new one every
-//! epoch, without ever storing it. Crops and flips are drawn the same way.
+//! The device holds one copy of the set, as u8 (four pixels per 32-bit word). The row at position j of batch
+//! k of worker i is a function of (seed, i, k, j): the worker goes through a pseudo-random permutation of its
+//! part, a new one in every epoch. The permutation is computed and never stored. Crops and flips are drawn in
+//! the same way.
 
 use crate::device::{Buffer, Device, WeightCopy};
 use crate::launch::launch_bound;
@@ -16,16 +17,16 @@ use std::sync::Arc;
 /// The shape of a set of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ImageShape {
-    /// Planes: 3 for colour.
+    /// Number of colour planes: 3 for RGB.
     pub channels: usize,
-    /// Rows and columns of a square image.
+    /// Height and width of the square image, in pixels.
     pub side: usize,
     /// Number of labels.
     pub classes: usize,
 }
 
 impl ImageShape {
-    /// Bytes of one image, which is also its number of values.
+    /// Number of values of one image: channels · side². The u8 image has as many bytes.
     pub fn pixels(&self) -> usize {
         self.channels * self.side * self.side
     }
@@ -36,7 +37,7 @@ impl ImageShape {
 pub struct Images {
     shape: ImageShape,
     count: usize,
-    /// Mean of each channel, then the inverse of each standard deviation, of values in 0..1.
+    /// The mean of each channel, then the inverse of each standard deviation, for pixel values scaled to 0..=1.
     scale: [f32; 6],
     store: Store,
 }
@@ -54,7 +55,7 @@ enum Store {
     Device(Box<DeviceStore>),
 }
 
-/// The samples of one worker, on the device.
+/// The part of the set that belongs to one worker, on the device.
 #[derive(Clone)]
 pub struct Part {
     rows: Rows,
@@ -69,32 +70,33 @@ enum Rows {
     Device(Handle),
 }
 
-/// What is done to a training image besides normalising.
+/// Augmentation of a training image, in addition to normalising.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Augment {
-    /// Pixels of zero (after normalising: the mean colour) around the image before a random crop.
+    /// Width in pixels of the border added before a random crop. Its pixels are zero after normalising, which
+    /// is the mean colour.
     pub pad: usize,
-    /// Mirror left and right with probability one half.
+    /// Mirrors the image left to right with probability 1/2.
     pub flip: bool,
 }
 
 impl Augment {
-    /// The image as it is.
+    /// No augmentation.
     pub const NONE: Augment = Augment { pad: 0, flip: false };
 }
 
-/// Which samples a batch holds.
+/// Which samples a batch contains.
 pub enum Draw<'a> {
     /// Batch `job` of a worker's part, in the worker's pseudo-random order.
     Batch {
         /// The part.
         part: &'a Part,
-        /// The job's number k.
+        /// Number k of the job, from 0.
         job: u64,
-        /// What is done to each image.
+        /// Augmentation of each image.
         augment: Augment,
     },
-    /// Rows `first..first + size` of the set as they stand.
+    /// Rows `first..first + size` of the set, in order and without augmentation.
     InOrder {
         /// The first row.
         first: usize,
@@ -102,7 +104,8 @@ pub enum Draw<'a> {
 }
 
 impl Images {
-    /// Uploads a set. `pixels` holds the images one after another, channel by channel, row by row.
+    /// Uploads a set. `pixels` has the shape [images, channels, side, side], `labels` the shape [images].
+    /// `mean` and `std` are those of each channel, for pixel values scaled to 0..=1.
     pub fn new(
         device: &Device,
         shape: ImageShape,
@@ -144,8 +147,8 @@ impl Images {
         self.count == 0
     }
 
-    /// Draws `size` samples: normalised images [size, side, side, channels] and one-hot targets [size, classes]. On a GPU the same
-    /// launch does the `pull`, if there is one.
+    /// Draws `size` samples. Returns normalised images [size, side, side, channels] and one-hot targets
+    /// [size, classes]. On a GPU the same launch also copies the weights of `pull`, if given.
     pub fn draw(&self, device: &Device, draw: Draw, size: usize, pull: Option<WeightCopy>) -> (Buffer, Buffer) {
         let (x, target) = match device {
             Device::Cpu => return self.on_cpu(&[draw], size),
@@ -155,7 +158,7 @@ impl Images {
         (x, target)
     }
 
-    /// Several draws of `size` samples, one after another in the same buffers.
+    /// Makes several draws of `size` samples each, one after another in the same two buffers.
     pub fn draw_together(&self, device: &Device, draws: Vec<Draw>, size: usize) -> (Buffer, Buffer) {
         if matches!(device, Device::Cpu) {
             return self.on_cpu(&draws, size);
@@ -167,7 +170,7 @@ impl Images {
         (x, target)
     }
 
-    /// Room for a batch of `size` samples.
+    /// Uninitialised buffers for the images and the targets of a batch of `size` samples.
     pub fn batch(&self, device: &Device, size: usize) -> (Buffer, Buffer) {
         (device.uninitialised(size * self.shape.pixels()), device.uninitialised(size * self.shape.classes))
     }
@@ -177,13 +180,13 @@ impl Images {
         match draw {
             Draw::Batch { augment, .. } => Plan { augment: *augment, ..plan },
             Draw::InOrder { first } => {
-                assert!(first + size <= self.count, "rows in order lie inside the set");
+                assert!(first + size <= self.count, "rows in order must lie inside the set");
                 Plan { shuffled: false, ..plan }
             }
         }
     }
 
-    /// The same on a GPU, into buffers that lie there already, behind `first` other samples.
+    /// The same as [`Images::draw`] on a GPU, into existing buffers, starting at sample `first` of them.
     #[allow(clippy::too_many_arguments)]
     pub fn draw_into(
         &self,
@@ -199,19 +202,24 @@ impl Images {
         plan.pulls = pull.is_some();
         let vectors = pull.as_ref().map_or(0, |pull| pull.to.len() / 4);
         let (Device::Gpu(gpu), Store::Device(store)) = (device, &self.store) else {
-            unreachable!("a set is drawn from on the device that holds it");
+            unreachable!("a draw must use the device that holds the set");
         };
         let rows = match &draw {
             Draw::Batch { part: Part { rows: Rows::Device(rows), .. }, .. } => rows.clone(),
             _ => gpu.unused(),
         };
         let samples = target.len() / self.shape.classes;
-        assert!(x.len() == samples * self.shape.pixels() && first + size <= samples, "a batch's room");
+        assert!(
+            x.len() == samples * self.shape.pixels() && first + size <= samples,
+            "the buffers must hold whole samples, and the draw must fit in them"
+        );
         let cubes = cubes((size * self.shape.pixels().max(self.shape.classes)).max(vectors));
         let fence = pull.as_ref().map_or(gpu.unused(), |pull| gpu.fenced(&pull.fence));
         let (from, to) = pull.map_or((gpu.unused(), gpu.unused()), |pull| (pull.from.handle(), pull.to.handle()));
-        // SAFETY: the samples lie inside the buffers; rows of a shuffled draw has `count` entries, and is not touched otherwise; a pull's
-        // buffers hold the same number of floats, a multiple of four, and stand-ins take their place where there is none.
+        // SAFETY: the samples lie inside the buffers. In a shuffled draw `rows` has `count` entries,
+        // otherwise the kernel does not read it. The two buffers of a weight copy hold the same number of
+        // floats, a multiple of four. Without a copy, small unused buffers are bound, which the kernel does
+        // not touch.
         unsafe {
             launch_bound!(
                 gather_kernel, &gpu.client, cubes, 256, 4;
@@ -248,11 +256,11 @@ impl Images {
         (x.into(), target.into())
     }
 
-    /// Writes a draw over zeros.
+    /// Writes a draw into `x` and `target`, which must be zero.
     fn fill(&self, draw: &Draw, size: usize, x: &mut [f32], target: &mut [f32]) {
         let (plan, at) = (self.plan(draw, size), Place::of(draw, size));
         let Store::Host { pixels, labels } = &self.store else {
-            unreachable!("a set is drawn from on the device that holds it");
+            unreachable!("a draw must use the device that holds the set");
         };
         let ImageShape { side, classes, channels } = self.shape;
         let plane = side * side;
@@ -260,7 +268,7 @@ impl Images {
             let row = match draw {
                 Draw::InOrder { first } => first + j,
                 Draw::Batch { part: Part { rows: Rows::Host(rows), .. }, .. } => at.row(rows, j as u32) as usize,
-                Draw::Batch { .. } => unreachable!("a CPU part has host rows"),
+                Draw::Batch { .. } => unreachable!("a part on the CPU has its rows in host memory"),
             };
             target[j * classes + labels[row] as usize] = 1.0;
             let source = &pixels[row * self.shape.pixels()..][..self.shape.pixels()];
@@ -269,7 +277,8 @@ impl Images {
             for (k, out) in image.chunks_exact_mut(channels).enumerate() {
                 let (y, x) = (k / side, k % side);
                 let x = if flip { side - 1 - x } else { x };
-                // Moved by 0..=2 pad, then back by pad: a place outside the image wraps to a large number.
+                // The offset is 0..=2 pad, and the border takes pad off. A position above or left of the
+                // image wraps to a large number.
                 let (y, x) = ((y + dy).wrapping_sub(plan.augment.pad), (x + dx).wrapping_sub(plan.augment.pad));
                 if y < side && x < side {
                     for (c, out) in out.iter_mut().enumerate() {
@@ -283,7 +292,8 @@ impl Images {
 }
 
 impl Part {
-    /// Gives worker `worker` the rows that are its part of some set.
+    /// The part of worker `worker`: the row numbers `rows` of the set. The order and the augmentation depend
+    /// on `seed`.
     pub fn new(device: &Device, rows: Vec<u32>, seed: u64, worker: usize) -> Self {
         let len = rows.len();
         let rows = match device {
@@ -295,7 +305,7 @@ impl Part {
         Part { rows, len, order_key, augment_key }
     }
 
-    /// The row numbers of batch `job`, as floats [size]; exact below 2^24 rows.
+    /// Returns the row numbers of batch `job` as floats [size], which are exact below 2^24.
     pub fn draw(&self, device: &Device, job: u64, size: usize) -> Buffer {
         let at = Place::of(&Draw::Batch { part: self, job, augment: Augment::NONE }, size);
         match (device, &self.rows) {
@@ -304,7 +314,7 @@ impl Part {
             }
             (Device::Gpu(gpu), Rows::Device(rows)) => {
                 let handle = gpu.client.empty(4 * size);
-                // SAFETY: the lengths are the buffers' own.
+                // SAFETY: the lengths are those of the buffers.
                 unsafe {
                     draw_kernel::launch_unchecked(
                         &gpu.client,
@@ -321,23 +331,24 @@ impl Part {
                 }
                 Buffer::on_device(handle, size)
             }
-            _ => unreachable!("a part is drawn from on the device that holds it"),
+            _ => unreachable!("a draw must use the device that holds the part"),
         }
     }
 
-    /// Number of samples.
+    /// Number of samples in the part.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether the part holds no sample.
+    /// Whether the part contains no samples.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
 impl Augment {
-    /// The crop's offset from the top and from the left, and whether to flip, out of 32 random bits.
+    /// Derives from 32 random bits: the crop's offset from the top, its offset from the left, and whether to
+    /// flip.
     fn offsets(&self, random: u32) -> (usize, usize, bool) {
         let span = 2 * self.pad as u32 + 1;
         let crop = |bits: u32| ((bits * span) >> 12) as usize;
@@ -345,13 +356,14 @@ impl Augment {
     }
 }
 
-/// Cubes of 256 units for `len` elements, folded in two dimensions: WGPU allows 65,535 in one.
+/// The number of cubes of 256 units for `len` elements, in two dimensions, because WGPU allows at most 65,535
+/// cubes in one.
 fn cubes(len: usize) -> CubeCount {
     let count = len.div_ceil(256).max(1) as u32;
     CubeCount::Static(count.min(32_768), count.div_ceil(32_768), 1)
 }
 
-/// Where in its worker's walk a batch begins: plain numbers, worked out once on the host.
+/// Where a batch starts in its worker's sequence of samples. The host computes this once per batch.
 struct Place {
     order_key: u32,
     augment_key: u32,
@@ -363,7 +375,7 @@ struct Place {
 }
 
 impl Place {
-    /// The set's row at place `j` of the batch.
+    /// The row of the set at position `j` of the batch.
     fn row(&self, rows: &[u32], j: u32) -> u32 {
         let walked = self.position + j;
         let key = mix(self.order_key, self.epoch.wrapping_add(walked / self.count));
@@ -407,7 +419,8 @@ struct Plan {
     pulls: bool,
 }
 
-// An `if` on the plan is decided when the kernel is compiled, one on a number when it runs: they cannot be one.
+// An `if` on the plan is evaluated when the kernel is compiled, an `if` on a value when it runs, so they
+// cannot be combined.
 #[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 #[cube(launch_unchecked, create_dummy_kernel)]
 fn gather_kernel<N: Size>(
@@ -418,7 +431,7 @@ fn gather_kernel<N: Size>(
     x: &mut [f32],
     target: &mut [f32],
     from: &[Vector<f32, N>],
-    _seal: &[f32],
+    _fence: &[f32],
     to: &mut [Vector<f32, N>],
     order_key: u32,
     augment_key: u32,
@@ -551,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_larger_than_the_part_goes_round() {
+    fn a_batch_larger_than_the_part_starts_over() {
         let images = set(10);
         let part = Part::new(&Device::Cpu, vec![3, 4, 5], 1, 0);
         let mut rows = rows_of(&images, &part, 0, 6);

@@ -1,19 +1,21 @@
-//! A run of launches that is recorded once and replayed with one.
+//! Recorded steps: a sequence of launches that is recorded once and replayed as one launch.
 //!
-//! On CUDA a recording is a graph of the driver's: one launch, whatever it holds. On WGPU the runtime keeps the dispatches and
-//! encodes them anew, which still spares the way through a tensor library. What a recording reads and writes stays where it
-//! was. It may bind buffers of its own stream alone: for another stream's the runtime would record and wait for events in the middle
-//! of it, which a driver refuses.
+//! On CUDA a recording is a CUDA graph: one launch, whatever it contains. On WGPU the runtime keeps the
+//! dispatches and encodes them again for each replay, which still saves the work of the tensor library. The
+//! buffers that a recording reads and writes keep their addresses. A recording may bind buffers of its own
+//! stream only. For a buffer of another stream, the runtime would record events and wait for them in the
+//! middle of the recording, which the driver refuses.
 
 use crate::device::Device;
 use crate::failure::DeviceError;
 use burn::tensor::StreamId;
 use cubecl::client::{Client, Graph};
 
-/// Times that a step runs before it is recorded: kernels are compiled and memory is taken, none of which a recording may do.
+/// How often a step runs before it is recorded. These runs compile kernels and allocate memory, because a
+/// recording must not do either.
 const WARM_UP: usize = 2;
 
-/// What a recorded step gave, in buffers that every replay writes anew.
+/// A recorded step and its output, in buffers that each replay overwrites.
 pub struct Recorded<T> {
     graph: Graph,
     output: T,
@@ -21,14 +23,16 @@ pub struct Recorded<T> {
 }
 
 impl Device {
-    /// Records what `step` launches on this thread's stream. Nobody else may use the device meanwhile. An error if the device
-    /// cannot record; the stream is then as it was.
+    /// Records what `step` launches on this thread's stream. No other thread may use the device during the
+    /// recording.
+    ///
+    /// Returns an error if the device cannot record. The stream is then in the same state as before.
     pub fn record<T>(&self, mut step: impl FnMut() -> T) -> Result<Recorded<T>, DeviceError> {
         let Device::Gpu(gpu) = self else { return Err(DeviceError("the CPU has no launches to record".into())) };
         let failed = |e: &dyn std::fmt::Display| DeviceError(format!("a step could not be recorded: {e}"));
         let client = &gpu.client;
         client.graph_prepare().map_err(|e| failed(&e))?;
-        // However this ends early, the stream leaves the state in which it records.
+        // Ends the stream's recording state on every early return.
         struct Leave<'a>(Option<&'a Client>);
         impl Drop for Leave<'_> {
             fn drop(&mut self) {
@@ -52,24 +56,28 @@ impl Device {
 }
 
 impl<T> Recorded<T> {
-    /// Whether this thread's stream is the one it was recorded on.
+    /// Whether the step was recorded on this thread's stream.
     pub fn is_here(&self) -> bool {
         self.stream == StreamId::current()
     }
 
-    /// Enqueues the step again, on the stream it was recorded on, and gives what it writes. Whoever reads that on another stream
-    /// orders this stream's next replay behind the reading (with a fence), and this replay before it.
+    /// Enqueues the step again on the stream on which it was recorded, and returns the output that it writes.
+    ///
+    /// A reader on another stream needs two fences: one that orders its read behind this replay, and one that
+    /// orders the next replay behind its read. Panics if the recording belongs to another thread's stream.
     pub fn replay(&self) -> Result<&T, DeviceError> {
-        assert!(self.is_here(), "a recording is replayed by the thread that made it");
-        // SAFETY: the pages that the recording touches are guarded for its life; inputs are refreshed and replays are made on this
-        // thread alone, which is its stream; other streams are ordered by fences, as said above.
+        assert!(self.is_here(), "only the thread that made a recording may replay it");
+        // SAFETY: the memory pages of the recording stay allocated as long as it exists. Only this thread, on
+        // the recording's own stream, writes its inputs and replays it. Fences order other streams, as
+        // documented above.
         unsafe { self.graph.replay() }.map_err(|e| DeviceError(e.to_string()))?;
         Ok(&self.output)
     }
 }
 
 impl<T, E> Recorded<Result<T, E>> {
-    /// The recording of a step that did not fail.
+    /// Turns the recording of a result into the result of a recording, as [`Option::transpose`] does for
+    /// options.
     pub fn transpose(self) -> Result<Recorded<T>, E> {
         let Recorded { graph, output, stream } = self;
         output.map(|output| Recorded { graph, output, stream })

@@ -1,11 +1,12 @@
-//! Launches of kernels that are made once.
+//! Launches of kernels that each thread creates once and keeps.
 //!
-//! The library makes a kernel anew for every launch of it, to ask afterwards whether it has it compiled, and copies all that it knows of
-//! the device on the way: on CUDA that copy alone was a third of what a launch cost the thread that asks for it. A step launches the same
-//! kernels every time, so here each thread keeps those that it has launched, and launches them again with other buffers and numbers.
+//! CubeCL creates a kernel object for every launch, and only then asks whether it has compiled that kernel.
+//! To create it, CubeCL copies all properties of the device. On CUDA this copy alone took a third of the time
+//! that a launch cost the calling thread. A step launches the same kernels every time, so each thread keeps
+//! the kernels that it has launched, and launches them again with other buffers and scalars.
 //!
-//! Invariant: a kernel is decided by its device, its name with its types, the units of a cube and its plan, and by nothing else. Lengths
-//! and numbers are told to it at each launch.
+//! Invariant: a kernel depends only on its device, its name with its types, the number of units per cube, and
+//! its plan. Lengths and scalars are passed at each launch.
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -19,14 +20,15 @@ use std::cell::RefCell;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// A kernel, and what the library knows it by. Apart from a launch the library makes only kernels that check their indices; this is one,
-/// turned into the same without.
+/// A kernel and its identifier. Outside of a launch, CubeCL creates only kernels that check their indices.
+/// [`Launched`] turns off these checks, and the identifier says so.
 pub(crate) struct Made {
     id: KernelId,
     kernel: Box<dyn CubeKernel>,
 }
 
-/// What a kernel is told apart by, hashed once: the library looks each launch's kernel up three times, and hashes all of this each time.
+/// The identifier of a kernel with its hash, computed once. CubeCL looks up a kernel three times per launch,
+/// and would hash the whole identifier each time.
 #[derive(Clone, Debug)]
 struct Identity {
     id: KernelId,
@@ -47,7 +49,7 @@ impl Hash for Identity {
     }
 }
 
-/// One launch's share of it.
+/// The kernel as it is passed to one launch.
 struct Launched(Arc<Made>);
 
 impl KernelMetadata for Launched {
@@ -72,7 +74,7 @@ impl CubeKernel for Launched {
     }
 }
 
-/// A kernel that this thread has launched, and what it was made for.
+/// A kernel that this thread has launched, and what it was created for.
 struct Known {
     properties: Arc<DeviceProperties>,
     name: &'static str,
@@ -82,12 +84,13 @@ struct Known {
 }
 
 thread_local! {
-    /// Few: a step has some ten to sixty different kernels.
+    /// A short list: a step has about ten to sixty different kernels.
     static KNOWN: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
     static INFO: RefCell<InfoBuilder> = RefCell::default();
 }
 
-/// The kernel of this name for cubes of so many units and this plan, made if this thread has none for this device.
+/// Returns the kernel with this name, number of units per cube and plan. Creates it if this thread has none
+/// yet for this device.
 pub(crate) fn known<P: PartialEq + Clone + 'static, K: CubeKernel>(
     client: &Client,
     name: &'static str,
@@ -117,31 +120,32 @@ pub(crate) fn known<P: PartialEq + Clone + 'static, K: CubeKernel>(
     })
 }
 
-/// A buffer that is bound: its handle, the bytes of an element, whether it is written.
+/// A buffer to bind: its handle, the bytes per element, and whether the kernel writes it.
 pub(crate) type Bound = (Handle, usize, bool);
 
-/// What a kernel reads: in f32.
+/// A tensor that a kernel reads, in f32.
 pub(crate) fn read(tensor: &CubeTensor) -> Bound {
-    assert_eq!(tensor.dtype, DType::F32, "a kernel over f32");
+    assert_eq!(tensor.dtype, DType::F32, "the kernel reads f32");
     (tensor.handle.clone(), size_of::<f32>(), false)
 }
 
-/// What a kernel writes: in the type that it was launched for.
+/// A tensor that a kernel writes, in the type for which the kernel is launched.
 pub(crate) fn written(tensor: &CubeTensor, dtype: DType) -> Bound {
-    assert_eq!(tensor.dtype, dtype, "a kernel over {dtype:?}");
+    assert_eq!(tensor.dtype, dtype, "the kernel writes {dtype:?}");
     (tensor.handle.clone(), dtype.size(), true)
 }
 
-/// Launches a kernel over buffers of numbers, in the order of its parameters.
+/// Launches a kernel. `buffers` and the scalars that `scalars` pushes are in the order of the kernel's
+/// parameters.
 ///
 /// # Safety
-/// The kernel keeps to the buffers' lengths.
+/// The kernel must stay within the lengths of its buffers.
 pub(crate) unsafe fn with(
     client: &Client,
     made: Arc<Made>,
     count: CubeCount,
     buffers: impl IntoIterator<Item = Bound>,
-    numbers: impl FnOnce(&mut ScalarBuilder),
+    scalars: impl FnOnce(&mut ScalarBuilder),
 ) {
     let mut arguments = KernelArguments::new();
     let buffers = buffers.into_iter();
@@ -153,22 +157,23 @@ pub(crate) unsafe fn with(
             arguments.resources.push(KernelResource::Buffer(handle.binding()));
             arguments.declared_io.push(if written { BufferIOAttr::ReadWrite } else { BufferIOAttr::ReadOnly });
         }
-        numbers(&mut info.scalars);
+        scalars(&mut info.scalars);
         arguments.info = info.finish(AddressType::U32);
     });
     client.launch(Box::new(Launched(made)), count, arguments);
 }
 
-/// An argument of which a kernel is made: what is bound at a launch stands in its place.
+/// An argument with which a kernel is created. Each launch binds a buffer of its own in this place.
 pub(crate) fn argument((handle, size, _): &Bound) -> BufferArg {
-    // SAFETY: nothing is launched with it, and the handle covers as many elements.
+    // SAFETY: no launch uses this argument, and the handle covers this number of elements.
     unsafe { BufferArg::from_raw_parts(handle.clone(), handle.size_in_used() as usize / size) }
 }
 
-/// Launches a kernel over buffers that are bound: `launch_bound!(kernel, client, cubes, units, floats of a vector; bound ..; numbers ..;
-/// plan ..)`, each list in the order of the kernel's parameters. To be called where [`with`] may be.
+/// Launches a kernel over [`Bound`] buffers: `launch_bound!(kernel, client, cubes, units, floats per vector;
+/// bound ..; scalars ..; plan ..)`. Each list is in the order of the kernel's parameters. The safety
+/// conditions are those of [`with`].
 macro_rules! launch_bound {
-    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr $(, $vector:expr)?; $($bound:expr),*; $($number:expr),*; $($plan:expr),*) => {{
+    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr $(, $vector:expr)?; $($bound:expr),*; $($scalar:expr),*; $($plan:expr),*) => {{
         let (client, units) = ($client, $units);
         let name = concat!(module_path!(), "::", stringify!($kernel $(<$type>)?));
         let buffers = [$($bound),*];
@@ -182,29 +187,30 @@ macro_rules! launch_bound {
                 $($vector,)?
                 $({
                     let _ = stringify!($bound);
-                    arguments.next().expect("one for each")
+                    arguments.next().expect("one argument per bound buffer")
                 },)*
-                $($number,)*
+                $($scalar,)*
                 $($plan),*
             )
         });
-        $crate::launch::with(client, made, $cubes, buffers, |_numbers| {
-            $(_numbers.push($number);)*
+        $crate::launch::with(client, made, $cubes, buffers, |_scalars| {
+            $(_scalars.push($scalar);)*
         })
     }};
 }
 pub(crate) use launch_bound;
 
-/// Launches a kernel over contiguous tensors: `launch!(kernel, client, cubes, units; read ..; written ..; numbers ..; plan ..)`, each list
-/// in the order of the kernel's parameters, which begin with what is read, then what is written. To be called where [`with`] may be.
+/// Launches a kernel over contiguous tensors: `launch!(kernel, client, cubes, units; read ..; written ..;
+/// scalars ..; plan ..)`. Each list is in the order of the kernel's parameters: first the tensors that it
+/// reads, then those that it writes, then scalars and plan. The safety conditions are those of [`with`].
 macro_rules! launch {
-    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr; $($read:expr),*; $($written:expr),*; $($number:expr),*; $($plan:expr),*) => {{
-        // The first of these: f32 if no other type is given.
+    ($kernel:ident $(<$type:ty>)?, $client:expr, $cubes:expr, $units:expr; $($read:expr),*; $($written:expr),*; $($scalar:expr),*; $($plan:expr),*) => {{
+        // The given type, or f32 if none is given.
         let dtype = [$(<$type as burn::tensor::Element>::dtype(),)? burn::tensor::DType::F32][0];
         $crate::launch::launch_bound!(
             $kernel $(<$type>)?, $client, $cubes, $units;
             $($crate::launch::read(&$read),)* $($crate::launch::written(&$written, dtype)),*;
-            $($number),*;
+            $($scalar),*;
             $($plan),*
         )
     }};

@@ -1,6 +1,7 @@
 //! Where each parameter lies in the flat weight buffer.
 
-/// Segments start at multiples of this many floats (256 bytes), which every backend accepts as the start of a view.
+/// Segments start at multiples of this number of floats (256 bytes). Every backend accepts such a start of a
+/// view.
 pub const ALIGNMENT: usize = 64;
 
 /// One parameter tensor inside the flat buffer.
@@ -16,10 +17,10 @@ pub struct Segment {
     pub len: usize,
 }
 
-/// The order and place of all parameters of a model.
+/// The order and position of all parameters of a model in the flat buffer.
 ///
-/// Invariant: segments are in the order in which the model visits its parameters, do not overlap, and leave gaps only for
-/// alignment. What lies in a gap is never read as a parameter.
+/// Invariant: segments are in the order in which the model visits its parameters. They do not overlap, and
+/// the only gaps are for alignment. The content of a gap is never read as a parameter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -34,14 +35,15 @@ impl Layout {
         self.total = (self.total + len).next_multiple_of(ALIGNMENT);
     }
 
-    /// The same buffer seen as one single segment, gaps included: the shape of an accumulated gradient.
+    /// The same buffer as one segment, including the gaps: the layout of an accumulated gradient.
     pub fn flat(&self) -> Layout {
         let mut flat = Layout::default();
         flat.push("flat".into(), vec![self.total]);
         flat
     }
 
-    /// The layout of as many models: every parameter's first dimension so many times as long.
+    /// The layout of `replicas` models in one buffer: the first dimension of every parameter is `replicas`
+    /// times as long.
     pub fn stacked(&self, replicas: usize) -> Layout {
         let segment = |s: &Segment| {
             let mut shape = s.shape.clone();
@@ -56,12 +58,12 @@ impl Layout {
         &self.segments
     }
 
-    /// Floats in the flat buffer, gaps included.
+    /// Number of floats in the flat buffer, including the gaps.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// Number of parameters (floats without gaps).
+    /// Number of scalar parameters (floats without the gaps).
     pub fn parameters(&self) -> usize {
         self.segments.iter().map(|s| s.len).sum()
     }

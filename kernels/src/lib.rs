@@ -1,26 +1,28 @@
-//! The device side of stagger: buffers, and the few kernels that are ours.
+//! The device side of stagger: buffers, streams, and the project's own kernels.
 //!
-//! | module | what it holds |
+//! | module | content |
 //! | --- | --- |
-//! | [`device`] | a [`Device`] (plain CPU, or a CubeCL client for WGPU and CUDA), buffers, fences |
-//! | [`failure`] | what a device says that failed |
-//! | [`cuda`] | whether CUDA can be used here |
-//! | [`graph`] | launches recorded once and replayed with one |
-//! | `launch` | launches of kernels that are made once |
-//! | [`layout`] | where each parameter lies in the flat weight buffer |
-//! | [`update`] | the fused update: one launch folds a gradient and makes the new weights |
+//! | [`device`] | a [`Device`] (the CPU, or a CubeCL client for WGPU or CUDA), buffers, streams, fences, replicas |
+//! | [`failure`] | errors of a device, and their causes |
+//! | [`cuda`] | a check whether CUDA can be used on this machine |
+//! | [`graph`] | recorded steps: launches that are recorded once and replayed as one launch |
+//! | `launch` | launches of kernels that each thread creates once |
+//! | [`layout`] | the position of each parameter in the flat weight buffer |
+//! | [`update`] | the fused update: one launch folds a gradient and computes the new weights |
 //! | [`row`] | table rows in f32 and bf16 |
-//! | [`mixing`] | the updates of rules that mix models |
-//! | [`clip`] | the factor that clips a gradient by its norm |
-//! | [`live`] | weights that everybody writes without a lock |
-//! | [`nn`] | the layers of the convolutional networks, forward and backward |
-//! | [`stack`] | several models as one of so many replicas |
-//! | [`gather`] | draw a batch from the u8 training set, normalise, crop, flip |
-//! | [`timing`] | when the device did what, by its own clock |
-//! | [`random`] | counter-based randomness, the same numbers on host and device |
+//! | [`mixing`] | the fused update of rules that mix models |
+//! | [`clip`] | gradient clipping by norm |
+//! | [`live`] | weights that all workers write without a lock (Hogwild!) |
+//! | [`layers`] | the layers of the convolutional networks, forward and backward |
+//! | [`stack`] | several models in one buffer, for a stacked pass |
+//! | [`gather`] | batches from the u8 training set: drawn, normalised, cropped, flipped |
+//! | [`timing`] | start and end times of work, by the device's own clock |
+//! | [`random`] | counter-based random numbers, the same on host and device |
+//! | `scratch` | host buffers that are reused |
+//! | `simd` | vector instructions of the CPU |
 //!
-//! Every kernel stands beside the plain loop that is both the CPU path and its reference; the tests hold them equal.
-//! This crate knows no rule, no worker and no thread.
+//! Next to each kernel is a plain loop, which is both the CPU path and the kernel's reference. The tests
+//! compare the two. This crate does not depend on rules, workers or threads.
 #![deny(missing_docs)]
 
 pub mod clip;

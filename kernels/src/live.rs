@@ -1,5 +1,7 @@
-//! Weights that everybody writes at once and nobody guards (Hogwild!). They have no version and no snapshot: a reader may see
-//! one parameter before and another after the same step, and of two simultaneous steps one may be lost, parameter by parameter.
+//! Weights that all workers write at the same time, without a lock (Hogwild!).
+//!
+//! They have no version and no snapshot. A reader may see one parameter before a step and another parameter
+//! after it. If two steps write a parameter at the same time, one of the two changes may be lost.
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::layout::Layout;
@@ -13,12 +15,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub enum Live {
     /// Bits of f32 in host memory.
     Host(Arc<[AtomicU32]>),
-    /// One buffer that every stream writes in place.
+    /// One device buffer, which every stream writes in place.
     Device(Buffer),
 }
 
 impl Live {
-    /// Shared weights that begin as `values`.
+    /// Shared weights with the initial content `values`.
     pub fn new(device: &Device, values: Vec<f32>) -> Self {
         match device {
             Device::Cpu => Live::Host(values.into_iter().map(|v| AtomicU32::new(v.to_bits())).collect()),
@@ -26,7 +28,7 @@ impl Live {
         }
     }
 
-    /// A copy of the weights as they are seen now.
+    /// A copy of the weights as this thread sees them now.
     pub fn read(&self, device: &Device) -> Buffer {
         match (self, device) {
             (Live::Host(bits), _) => {
@@ -37,11 +39,12 @@ impl Live {
                 crate::device::copy(device, live, &mut copy);
                 copy
             }
-            (Live::Device(_), Device::Cpu) => unreachable!("a device buffer never meets the CPU"),
+            (Live::Device(_), Device::Cpu) => unreachable!("the CPU device has no device buffers"),
         }
     }
 
-    /// w -= η (factor · g + λ w), parameter by parameter, without a lock.
+    /// w -= η (factor · g + λ w), parameter by parameter, without a lock. `lr` is η and `decay` is λ. A
+    /// non-finite element of the gradient counts as zero.
     pub fn step(
         &self,
         device: &Device,
@@ -63,7 +66,7 @@ impl Live {
                 }
             }
             (Live::Device(live), Device::Gpu(gpu)) => on_gpu(gpu, live, layout, gradient, factor, lr, decay),
-            (Live::Device(_), Device::Cpu) => unreachable!("a device buffer never meets the CPU"),
+            (Live::Device(_), Device::Cpu) => unreachable!("the CPU device has no device buffers"),
         }
     }
 }
@@ -82,7 +85,7 @@ fn on_gpu(
     for (segments, gradients) in layout.segments().chunks(room).zip(gradient.chunks(room)) {
         let places: Vec<_> = segments.iter().map(|s| (s.start / vector, s.len / vector)).collect();
         let longest = places.iter().map(|p| p.1).max().unwrap_or(1);
-        // SAFETY: every length is the bound buffer's own, counted in vectors.
+        // SAFETY: every length is that of the bound buffer, in vectors.
         unsafe {
             live_kernel::launch_unchecked(
                 &gpu.client,

@@ -1,49 +1,50 @@
-//! Rules that mix models instead of stepping along a gradient: one launch makes every new model that an arrival brings.
+//! The update of rules that mix models instead of stepping along a gradient. One launch computes all new
+//! models of an arrival.
 //!
-//! The arithmetic, per parameter (w: the server's weights, x: the model at which the gradient g was computed or the worker's
-//! own, p: a peer's own, η: the learning rate):
+//! The arithmetic, per parameter (w: the server's weights, x: the model at which the gradient g was computed,
+//! or the worker's own model, p: a peer's own model, η: the learning rate, n: the number of workers):
 //!
 //! ```text
-//! towards   w' = w + α (x - η g - w)                                                    FedAsync
-//! elastic   y = x - η g ;  x' = y - α (y - w) ;  w' = w + α (y - w)                      EASGD
-//! pair      a = (x + p)/2 ;  x' = a - η g ;  p' = a ;  w' = w - (η/n) g                  AD-PSGD; w is the mean of all x
-//! alone     x' = x - η g ;  w' = w - (η/n) g                                             AD-PSGD without a neighbour
+//! towards   w' = w + α (x - η g - w)                                                  FedAsync
+//! elastic   y = x - η g ;  x' = y - α (y - w) ;  w' = w + α (y - w)                   EASGD
+//! pair      a = (x + p)/2 ;  x' = a - η g ;  p' = a ;  w' = w - (η/n) g               AD-PSGD; w is the mean of all x
+//! alone     x' = x - η g ;  w' = w - (η/n) g                                          AD-PSGD without a neighbour
 //! ```
 //!
-//! Invariant I2: all new models go to fresh buffers.
+//! Invariant I2: all new models are written to fresh buffers.
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::simd::{Lanes, for_each_instruction_set};
 use crate::update::{Block, GradientInput, Guard, clean, clipped, count_launch, guarded};
 use cubecl::prelude::*;
 
-/// What is mixed. The plain loop holds it with slices in the place of buffers.
+/// Which models are mixed, and how. On the CPU, the loop uses slices (`B = [f32]`) instead of buffers.
 pub enum Mixing<'a, B: ?Sized = Buffer> {
-    /// The server moves towards the worker's model.
+    /// The server's weights move towards the worker's model.
     Towards {
-        /// x: the model that the worker was sent.
+        /// x: the model that was sent to the worker.
         sent: &'a B,
-        /// α.
+        /// α: the mixing weight.
         alpha: f32,
     },
-    /// Server and worker pull at each other.
+    /// The server's weights and the worker's model move towards each other.
     Elastic {
         /// x: the worker's own model.
         own: &'a B,
-        /// x'.
+        /// Receives x', the worker's new model.
         fresh_own: &'a mut B,
-        /// α.
+        /// α: the mixing weight.
         alpha: f32,
     },
-    /// Two workers average; the server's weights follow their mean.
+    /// Two workers average their models. The server's weights follow the mean of all models.
     Pair {
         /// x: the worker's own model.
         own: &'a B,
-        /// x'.
+        /// Receives x', the worker's new model.
         fresh_own: &'a mut B,
-        /// p and p', if there is a peer.
+        /// p, and the buffer that receives p', if there is a peer.
         peer: Option<(&'a B, &'a mut B)>,
-        /// 1/n.
+        /// 1/n for n workers.
         share: f32,
     },
 }
@@ -52,18 +53,18 @@ pub enum Mixing<'a, B: ?Sized = Buffer> {
 pub struct Exchange<'a> {
     /// The gradient, or the sum of a worker's local steps.
     pub gradient: GradientInput<'a>,
-    /// w.
+    /// w: the server's current weights.
     pub weights: &'a Buffer,
-    /// w'.
+    /// Receives w', the server's new weights.
     pub fresh: &'a mut Buffer,
-    /// η.
+    /// η: the learning rate.
     pub lr: f32,
-    /// What is mixed.
+    /// The models to mix.
     pub mixing: Mixing<'a>,
 }
 
 impl<'a> Mixing<'a> {
-    /// Buffers as slices, once per exchange, as those of an update.
+    /// Turns buffers into slices once per exchange, as an update does.
     fn on_host(self) -> Mixing<'a, [f32]> {
         match self {
             Mixing::Towards { sent, alpha } => Mixing::Towards { sent: sent.host(), alpha },
@@ -82,7 +83,7 @@ for_each_instruction_set! {
     fn on_cpu(exchange: Exchange) = blocks
 }
 
-/// The plain loop: the CPU path, and the reference of the kernel. The same bits whatever the instructions.
+/// The plain loop: the CPU path and the reference of the kernel. All instruction sets give the same bits.
 #[inline(always)]
 fn blocks<L: Lanes, const P: usize, const N: usize>(exchange: Exchange) {
     let Exchange { mut gradient, weights, fresh, lr, mixing } = exchange;
@@ -129,7 +130,7 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(exchange: Exchange) {
 }
 
 impl Exchange<'_> {
-    /// Runs it on `device`.
+    /// Runs the exchange on `device`.
     pub fn run(self, device: &Device) {
         self.gradient.check();
         match device {
@@ -167,8 +168,8 @@ impl Exchange<'_> {
                 places: segments.iter().map(|s| (s.start / vector, s.len / vector)).collect(),
             };
             let longest = plan.places.iter().map(|p| p.1).max().unwrap_or(1);
-            // SAFETY: every length is the bound buffer's own, counted in vectors; a slot that the plan does not touch is
-            // bound to a small buffer that is long enough for its declared length.
+            // SAFETY: every length is that of the bound buffer, in vectors. A parameter that the plan does
+            // not use gets a small buffer, which covers its declared length.
             unsafe {
                 let arg = |slot: &(cubecl::server::Handle, usize)| BufferArg::from_raw_parts(slot.0.clone(), slot.1);
                 mixing_kernel::launch_unchecked(
@@ -230,7 +231,7 @@ fn mixing_kernel<N: Size>(
     factor: &[f32],
     loss: &[f32],
     losses: &mut [f32],
-    _seal: &[f32],
+    _fence: &[f32],
     lr: f32,
     alpha: f32,
     slot: u32,

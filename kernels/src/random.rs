@@ -1,25 +1,27 @@
-//! Counter-based randomness: every number is a function of a key and a position, on the host and on the device alike.
+//! Counter-based random numbers: each number is a function of a key and a position. Host and device compute
+//! the same numbers.
 //!
-//! No generator has a state, so the batch that worker i draws for its job k does not depend on what any thread did
-//! before. The mixing step is MurmurHash3's 32-bit finaliser (Appleby, 2008), which needs nothing but 32-bit
-//! multiplication and is therefore exact on every backend.
+//! There is no generator state, so the batch that worker i draws for its job k does not depend on what any
+//! thread did before. The mixing step is MurmurHash3's 32-bit finaliser (Appleby, 2008). It uses 32-bit
+//! integer operations only, so it is exact on every backend.
 
 use cubecl::prelude::*;
 
-/// Keys of one purpose never meet those of another.
+/// What a key is used for. Each purpose has keys of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
     /// The order in which a worker goes through its partition.
     Order = 1,
-    /// Crops and flips.
+    /// The random crops and flips.
     Augment = 2,
 }
 
-/// Keeps the rounds of the Feistel network apart: keys that differ in few bits would make its rounds alike.
+/// Difference between the keys of two Feistel rounds. If round keys differed in a few bits only, the rounds
+/// would be too similar.
 const ROUND: u32 = 0x632b_e5ab;
 
-/// One round of mixing: folds `word` into `hash`.
+/// One mixing round: combines `hash` and `word`.
 pub fn mix(hash: u32, word: u32) -> u32 {
     let mut h = hash.wrapping_add(0x9e37_79b9) ^ word;
     h ^= h >> 16;
@@ -34,8 +36,10 @@ pub fn key(seed: u64, purpose: Purpose, worker: usize) -> u32 {
     [(seed >> 32) as u32, purpose as u32, worker as u32].into_iter().fold(mix(0, seed as u32), mix)
 }
 
-/// A pseudo-random permutation of `0..count` evaluated at `position`: a four-round Feistel network on the next even
-/// number of bits, walked until it lands inside (fewer than four steps on average).
+/// Evaluates a pseudo-random permutation of `0..count` at `position`.
+///
+/// A four-round Feistel network permutes the numbers of the next even number of bits. It is applied until the
+/// result is below `count` (cycle walking; fewer than four times on average).
 pub fn permute(position: u32, count: u32, key: u32) -> u32 {
     let half = half_bits(count);
     let mask = (1u32 << half) - 1;
@@ -53,7 +57,7 @@ pub fn permute(position: u32, count: u32, key: u32) -> u32 {
     }
 }
 
-/// Half the bits of the Feistel domain: the smallest h with 4^h >= count.
+/// Half the number of bits of the Feistel domain: the smallest h >= 1 with 4^h >= count.
 pub fn half_bits(count: u32) -> u32 {
     (32 - count.saturating_sub(1).leading_zeros()).div_ceil(2).max(1)
 }

@@ -1,7 +1,8 @@
-//! Table rows: one worker's latest gradient (or mean of gradients), in f32 or bf16.
+//! Table rows: a row holds one worker's latest gradient (or a mean of its gradients), in f32 or bf16.
 //!
-//! In bf16 (the upper half of an f32, rounded to nearest, ties to even) a row takes half the memory. Two neighbours share a
-//! 32-bit word, the first in the lower half; on a GPU a model whose tensors are not all of even size takes a word for each.
+//! bf16 is the upper half of an f32, rounded to nearest, ties to even. A bf16 row takes half the memory: two
+//! neighbouring values share a 32-bit word, the first in the lower half. If the tensors of a model are not
+//! all of even size, each value takes a word of its own on a GPU.
 
 use crate::device::{Buffer, Device, Gpu, Slot};
 use crate::layout::Layout;
@@ -15,7 +16,7 @@ pub enum Dtype {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits: the exponent of f32, 8 bits of significand.
+    /// 16 bits: the exponent range of f32, 8 bits of significand.
     Bf16,
 }
 
@@ -25,11 +26,11 @@ pub struct Row {
     dtype: Dtype,
 }
 
-/// An f32 rounded to bf16.
+/// Rounds an f32 to bf16.
 fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    // Not a number stays so: rounding up its bits could wrap around to zero.
+    // NaN stays NaN: rounding up its bits could wrap around to zero.
     (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 
@@ -43,17 +44,17 @@ impl Row {
         Row { values: device.zeros(Self::floats(layout, dtype)), dtype }
     }
 
-    /// A flat buffer seen as a row; no byte is copied.
+    /// A flat f32 buffer as a row, without a copy.
     pub fn of(values: Buffer) -> Self {
         Row { values, dtype: Dtype::F32 }
     }
 
-    /// The row as it is stored, in 32-bit words.
+    /// The storage of the row, in 32-bit words.
     pub fn words(&mut self) -> &mut Buffer {
         &mut self.values
     }
 
-    /// 32-bit words of a row.
+    /// Number of 32-bit words of a row.
     pub fn floats(layout: &Layout, dtype: Dtype) -> usize {
         match dtype {
             Dtype::F32 => layout.total(),
@@ -62,7 +63,8 @@ impl Row {
         }
     }
 
-    /// The first `total` values on the host, for tests and for looking into a run.
+    /// Copies the values to the host, for tests and debugging. The first `layout.total()` values are the row.
+    /// On the CPU, unused words follow if the row is in bf16 and not all tensors are of even size.
     pub fn download(&self, device: &Device, layout: &Layout) -> Result<Vec<f32>, crate::DeviceError> {
         let words = device.download(&self.values)?;
         if !self.packed() {
@@ -80,8 +82,9 @@ impl Row {
         self.dtype == Dtype::Bf16
     }
 
-    /// The row as an argument of a kernel with vectors of `vector` floats: as vectors, or as `words`; the form that it does
-    /// not have is a stand-in.
+    /// Binds the row for a kernel: as 32-bit words (`words`, the form of a bf16 row), or as vectors of
+    /// `vector` floats (the form of an f32 row). If the row does not have the requested form, a small unused
+    /// buffer is bound instead.
     pub(crate) fn bind(&self, gpu: &Gpu, vector: usize, words: bool) -> Slot {
         match (words, self.packed()) {
             (false, false) => (self.values.handle(), self.values.len() / vector),
@@ -90,7 +93,7 @@ impl Row {
         }
     }
 
-    /// The entries of a host row, for writing.
+    /// The entries of a row in host memory, for writing.
     pub(crate) fn entries(&mut self) -> Entries<'_> {
         match self.dtype {
             Dtype::F32 => Entries::F32(self.values.host_mut()),
@@ -98,7 +101,7 @@ impl Row {
         }
     }
 
-    /// Reads the entries of `there`.
+    /// Calls `read(k, value)` for the k-th entry of `there`, in f32.
     #[inline(always)]
     pub(crate) fn read_on_cpu(&self, there: Range<usize>, mut read: impl FnMut(usize, f32)) {
         match self.dtype {
@@ -111,15 +114,15 @@ impl Row {
     }
 }
 
-/// A host row as it is stored.
+/// The entries of a row in host memory, as they are stored.
 pub(crate) enum Entries<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [u16]),
 }
 
 impl Entries<'_> {
-    /// Rewrites the entries of `there`, each beside one of `others`: `renew(old, other)` gives the new value; `changed` gets the old,
-    /// the new as it was stored, and the other.
+    /// Rewrites the entries of `there`, each paired with one item of `others`. `renew(old, other)` returns
+    /// the new value. `changed(old, stored, other)` then gets the new value as it was stored, after rounding.
     #[inline(always)]
     pub(crate) fn renew<T>(
         &mut self,
@@ -145,12 +148,12 @@ impl Entries<'_> {
 
 static RESUMS: AtomicU64 = AtomicU64::new(0);
 
-/// Launches of this process that summed rows (0 on the CPU).
+/// Number of launches of this process that added up rows (0 on the CPU).
 pub fn resums() -> u64 {
     RESUMS.load(Ordering::Relaxed)
 }
 
-/// sum = scale · Σ rows: takes the rounding out of a sum that was kept by increments.
+/// sum = scale · Σ rows. Removes the rounding errors that a sum collects when it is updated by increments.
 pub fn resum(device: &Device, layout: &Layout, sum: &mut Buffer, rows: &[&Row], scale: f32) {
     match device {
         Device::Cpu => {
@@ -163,14 +166,15 @@ pub fn resum(device: &Device, layout: &Layout, sum: &mut Buffer, rows: &[&Row], 
     }
 }
 
-/// sum (+)= scale · Σ rows, as many rows a launch as the device binds.
+/// sum = scale · Σ rows with `anew`, else sum += scale · Σ rows. Each launch adds as many rows as the device
+/// can bind.
 pub(crate) fn add(gpu: &Gpu, vector: usize, sum: &Buffer, rows: &[&Row], scale: f32, anew: bool) {
     let vectors = sum.len() / vector;
     let room = gpu.bindings().saturating_sub(8).max(1);
     for (part, rows) in rows.chunks(room).enumerate() {
         let packed = rows[0].packed();
         let plan = Adding { rows: rows.len(), packed, anew: anew && part == 0, vector };
-        // SAFETY: every length is the bound buffer's own, counted in vectors (or in words where rows are packed).
+        // SAFETY: every length is that of the bound buffer, in vectors (in words for packed rows).
         unsafe {
             let arg = |slot: Slot| BufferArg::from_raw_parts(slot.0, slot.1);
             add_kernel::launch_unchecked(
@@ -226,7 +230,7 @@ fn add_kernel<N: Size>(
     }
 }
 
-/// The vector of `size` floats at `at` of a packed row.
+/// Reads the vector of `size` floats at position `at` of a packed row.
 #[cube]
 pub(crate) fn unpack<N: Size>(words: &[u32], at: usize, #[comptime] size: usize) -> Vector<f32, N> {
     let mut values = Vector::<f32, N>::new(0.0f32);
@@ -243,7 +247,8 @@ pub(crate) fn unpack<N: Size>(words: &[u32], at: usize, #[comptime] size: usize)
     values
 }
 
-/// Stores a vector of `size` floats at `at` of a packed row, and returns what a reader will see.
+/// Stores a vector of `size` floats at position `at` of a packed row, and returns the stored values after
+/// rounding.
 #[cube]
 pub(crate) fn pack<N: Size>(
     words: &mut [u32],
@@ -274,7 +279,7 @@ pub(crate) fn pack<N: Size>(
 fn round(x: f32) -> u32 {
     let bits = u32::reinterpret(x);
     let rounded = (bits + 0x7fffu32 + ((bits >> 16u32) & 1u32)) >> 16u32;
-    // Not a number stays so: rounding up its bits could wrap around to zero.
+    // NaN stays NaN: rounding up its bits could wrap around to zero.
     select((bits & 0x7fff_ffffu32) > 0x7f80_0000u32, (bits >> 16u32) | 0x40u32, rounded)
 }
 

@@ -1,7 +1,7 @@
-//! Several workers' models seen as one of so many replicas, and the gradients of that one as theirs.
+//! The buffers of a stacked pass: joins the models of several workers, and splits the gradients of the pass.
 //!
-//! A stacked buffer has the stacked layout ([`Layout::stacked`]): of each parameter the values of all replicas, one after another.
-//! All launches are made by the stream that owns the models, so no fence is needed.
+//! A stacked buffer has the stacked layout ([`Layout::stacked`]): for each parameter, the values of all
+//! replicas one after another. All launches are on the stream that owns the models, so no fence is needed.
 
 use crate::device::{Buffer, Device, Gpu};
 use crate::layout::{ALIGNMENT, Layout};
@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 /// A replica's gradient, one buffer per segment of the layout, and its loss.
 pub type Gradient = (Vec<Buffer>, Buffer);
 
-/// Models of this layout as one stacked buffer.
+/// Copies models of this layout into one stacked buffer.
 pub fn stack(device: &Device, layout: &Layout, models: &[&Buffer]) -> Buffer {
     let replicas = models.len();
     let Device::Gpu(gpu) = device else {
@@ -27,7 +27,7 @@ pub fn stack(device: &Device, layout: &Layout, models: &[&Buffer]) -> Buffer {
     let vector = layout.vector_size();
     let stacked = device.uninitialised(replicas * layout.total());
     for (r, model) in models.iter().enumerate() {
-        // SAFETY: the lengths are the buffers' own, counted in vectors; each place lies inside both.
+        // SAFETY: the lengths are those of the buffers, in vectors; each place lies inside both buffers.
         unsafe {
             stack_kernel::launch_unchecked(
                 &gpu.client,
@@ -45,8 +45,9 @@ pub fn stack(device: &Device, layout: &Layout, models: &[&Buffer]) -> Buffer {
     stacked
 }
 
-/// The gradients of a stacked pass (one buffer per segment, of all replicas) and its losses, taken apart: copied, so that a gradient
-/// that waits long does not hold those of the others.
+/// Splits the gradients of a stacked pass (one buffer per segment, for all replicas) and its losses into one
+/// gradient per replica. The gradients are copies, so a gradient that waits for a long time does not keep the
+/// memory of the others.
 pub fn unstack(
     device: &Device,
     layout: &Layout,
@@ -62,7 +63,8 @@ pub fn unstack(
         return (0..replicas).map(|r| (gradients.iter().map(|all| own(all, r)).collect(), own(losses, r))).collect();
     };
     let own = |r: usize| {
-        // Every piece begins where every adapter can bind it: the segments by their layout, and behind them the loss.
+        // Each view starts at an offset that every adapter can bind: the segments because of the layout, and
+        // the loss behind them.
         let row = device.uninitialised(layout.total() + ALIGNMENT);
         take_apart(gpu, layout, (r, replicas), gradients, losses, &row);
         let of = |segment: &crate::Segment| row.view(segment.start, segment.len);
@@ -84,7 +86,7 @@ fn take_apart(
     let room = gpu.bindings().saturating_sub(6).max(1);
     for (part, (places, gradients)) in all.chunks(room).zip(gradients.chunks(room)).enumerate() {
         let longest = places.iter().map(|p| p.1).max().unwrap_or(1);
-        // SAFETY: the lengths are the buffers' own, counted in vectors; each place lies inside the row.
+        // SAFETY: the lengths are those of the buffers, in vectors; each place lies inside the row.
         unsafe {
             unstack_kernel::launch_unchecked(
                 &gpu.client,
@@ -102,12 +104,12 @@ fn take_apart(
     }
 }
 
-/// (start, length) of each segment, in vectors.
+/// Start and length of each segment, in vectors.
 fn places(layout: &Layout, vector: usize) -> Vec<(usize, usize)> {
     layout.segments().iter().map(|s| (s.start / vector, s.len / vector)).collect()
 }
 
-// An unrolled loop runs over numbers.
+// CubeCL unrolls loops over integers only.
 #[allow(clippy::needless_range_loop)]
 #[cube(launch_unchecked)]
 fn stack_kernel<N: Size>(
@@ -144,7 +146,7 @@ fn unstack_kernel<N: Size>(
 ) {
     if comptime!(notes_loss) {
         if ABSOLUTE_POS == 0 {
-            // A whole vector, of which the first number counts: the loss lies 64 floats before the end.
+            // Stores a whole vector, whose first float is the loss. The loss is 64 floats before the end.
             let behind = comptime!(ALIGNMENT) / N::value();
             row[row.len() - behind] = Vector::new(losses[replica as usize]);
         }

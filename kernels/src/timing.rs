@@ -1,9 +1,10 @@
-//! When a device did what, by its own clock.
+//! Start and end times of work on a device, by the device's own clock.
 //!
-//! On CUDA a stretch of work stands between two events in its stream. The device stamps them when it comes to them, and they are read
-//! later, so nobody waits for the work; but who asks for an event waits until the thread that issues launches has come to it. On WGPU, with
-//! its one queue, the runtime tells how long a stretch was, but not when: it sets each stream's clock by the moment at which the stream was
-//! first asked.
+//! On CUDA a stretch of work lies between two events in its stream. The device records the time of an event
+//! when it reaches it. The times are read later, so no thread waits for the work. The thread that requests an
+//! event waits, however, until the thread that issues launches has processed the request. On WGPU, which has
+//! one queue, the runtime reports how long a stretch took, but not when it ran: it starts the clock of each
+//! stream at the first request on that stream.
 
 use crate::device::Device;
 use crate::failure::DeviceError;
@@ -12,24 +13,26 @@ use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// What the runtime says of a stretch whose events cannot be read.
+/// The runtime reports at least this length for a stretch whose events cannot be read.
 const UNREADABLE: Duration = Duration::from_secs(3600);
 
-/// A stretch of work that was enqueued, to be read when the device is through with it.
+/// A stretch of enqueued work, whose times are read after the device has finished it.
 pub struct Stretch(ProfileDuration);
 
 impl Stretch {
-    /// Waits until the device is through, and gives when it began and ended, since `epoch` of the host's clock (zero for what was
-    /// before); nothing if the device did not tell. It begins when the stream comes to the first event: where the stream has nothing else to
-    /// do, that is before the host has asked for the first of the work. The length is as exact as the device's clock, the place as a thread
-    /// of the host wakes up, for the two clocks are compared once a second.
+    /// Waits until the device has finished the work, and returns its start and end relative to `epoch` of the
+    /// host's clock (zero for times before `epoch`). Returns `None` if the device reports no times.
+    ///
+    /// The start is the time at which the stream reaches the first event. On an idle stream that is before
+    /// the host enqueues the first launch. The length is as exact as the device's clock. The position in time
+    /// is only as exact as the wake-up of a host thread, because the two clocks are compared once a second.
     pub fn read(self, epoch: Instant) -> Option<(Duration, Duration)> {
         let span = |ticks: ProfileTicks| (ticks.start_duration_since(epoch), ticks.end_duration_since(epoch));
         cubecl::future::block_on(self.0.into_future()).map(span).filter(|(began, ended)| *ended - *began < UNREADABLE)
     }
 }
 
-/// A window that is abandoned unless it is closed.
+/// A profiling window that is abandoned on drop unless it was closed.
 struct Open<'a>(&'a Client, Option<ProfileWindow>);
 
 impl Drop for Open<'_> {
@@ -41,12 +44,13 @@ impl Drop for Open<'_> {
 }
 
 impl Device {
-    /// Whether it tells when it did what, on one clock for all streams.
+    /// Whether the device reports start and end times, on one clock for all streams.
     pub fn tells_when(&self) -> bool {
         matches!(self, Device::Gpu(gpu) if gpu.overlaps)
     }
 
-    /// Runs `work`, and gives the stretch of what it enqueued on this thread's stream; no stretch if the device refused, or does not tell.
+    /// Runs `work`, and returns its result and the stretch of what it enqueued on this thread's stream. There
+    /// is no stretch if the device reports no times or refuses the request.
     pub fn timed<T>(&self, work: impl FnOnce() -> T) -> (T, Option<Stretch>) {
         let Device::Gpu(gpu) = self else { return (work(), None) };
         if !self.tells_when() {
@@ -58,9 +62,12 @@ impl Device {
         (result, closed.map(Stretch))
     }
 
-    /// Runs `work`, and gives the seconds from where this thread's stream stood before to the end of what `work` enqueued there, by the
-    /// device's own clock; `None` on the CPU, and where the device has no such clock. On an idle stream that holds the time that the host
-    /// needed to enqueue.
+    /// Runs `work`, and returns its result and the seconds that this thread's stream needed for what `work`
+    /// enqueued, by the device's own clock. The seconds are `None` on the CPU and on devices without such a
+    /// clock.
+    ///
+    /// The time runs from the end of the work that was enqueued before. On an idle stream it includes the
+    /// time that the host needed to enqueue.
     pub fn profile<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send) -> Result<(T, Option<f64>), DeviceError> {
         let Device::Gpu(gpu) = self else { return Ok((work(), None)) };
         let (result, span) = gpu

@@ -163,7 +163,7 @@ impl State {
                 FoldOp::Direct { scale: 1.0 }
             }
         };
-        let step = StepOp { fresh, lr: 0.01, factor: 1.0, keep: 1.0, weight_decay: 0.0, base, method };
+        let step = StepOp { fresh, lr: 0.01, scale: 1.0, keep: 1.0, weight_decay: 0.0, base, method };
         Update { gradient, weights, fold, step: Some(step) }.run(device);
     }
 

@@ -138,7 +138,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
         let step = StepOp {
             fresh: &mut fresh,
             lr: 0.01,
-            factor: 1.0,
+            scale: 1.0,
             keep: 1.0,
             weight_decay: 0.0,
             base: None,

@@ -461,7 +461,7 @@ impl State {
         let step = steps.zip(fresh.as_mut()).map(|(step, fresh)| StepOp {
             fresh,
             lr: (rate * step.rate) as f32,
-            factor: step.scale as f32,
+            scale: step.scale as f32,
             keep: step.keep as f32,
             weight_decay: self.settings.weight_decay as f32,
             base: step.follow.map(|follow| (self.base.as_mut().expect(asked), follow as f32)),

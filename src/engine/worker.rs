@@ -260,7 +260,7 @@ impl Worker {
             step: Some(StepOp {
                 fresh: &mut fresh,
                 lr: self.local.lr.map_or(job.lr, |lr| lr as f32),
-                factor: 1.0,
+                scale: 1.0,
                 keep: 1.0,
                 weight_decay: self.local.adamw.unwrap_or(0.0) as f32,
                 base: None,

@@ -1,16 +1,19 @@
-//! The update as a plain loop: the CPU path, and the reference of the kernel.
+//! The update as a plain loop: the CPU path and the reference of the kernel.
 
 use super::{FoldOp, GradientInput, Guard, MOST_PENDING, OptimizerStep, SQUARE_FLOOR, StepOp, Update};
 use crate::row::Entries;
 use crate::simd::{Lanes, for_each_instruction_set};
 
-/// Floats per block of the loop. So few that the passes over one and over the next overlap in the processor, which then reads all
-/// buffers at a time: blocks of 1,024 reach two thirds of this speed.
+/// Floats per block of the loop. With blocks this small, the processor overlaps the passes over one block
+/// with those over the next, and so reads all buffers at the same time. Blocks of 1,024 floats reach two
+/// thirds of this speed.
 pub(crate) const BLOCK: usize = 64;
 
-/// A block that one pass writes and the next reads. It begins with a line of the cache: what is written across two lines must be on its
-/// way to memory before it can be read again, behind all that was written before (a fifth of an update's samples in a profile of AMD
-/// Zen 4).
+/// A block that one pass writes and the next pass reads.
+///
+/// It is aligned to a cache line. A store across two lines cannot be forwarded to a load: the load waits
+/// until the store and all earlier stores have reached the cache (a fifth of the samples of an update in a
+/// profile on AMD Zen 4).
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Block(pub [f32; BLOCK]);
@@ -20,25 +23,27 @@ impl Block {
 }
 
 impl GradientInput<'_> {
-    /// Whether all of it is left out.
+    /// Whether the whole gradient is left out.
     pub(crate) fn is_out(&self) -> bool {
         self.guard == Guard::Whole && !self.loss.host()[0].is_finite()
     }
 
-    /// Flags the gradient that came `before` this one as not finite.
+    /// Flags a gradient as non-finite: the one that is `before` ring positions before this one (0 is this one).
     pub(crate) fn flag(&mut self, before: usize) {
         let flags = self.losses.len() / 2;
         self.losses.host_mut()[flags + self.slot - before] = 1.0;
     }
 
-    /// Notes the loss; gives the factor with which the gradient is clipped, if it is.
+    /// Stores the loss in the ring. Returns the clipping factor, or `None` if it is 1 or the gradient is not
+    /// clipped.
     pub(crate) fn note(&mut self) -> Option<f32> {
         self.losses.host_mut()[self.slot] = self.loss.host()[0];
         self.factor.map(|f| f.host()[0]).filter(|f| *f != 1.0)
     }
 
-    /// The gradient of a host in blocks, each with its place. An iterator and not a closure that is called: what a loop over it does is
-    /// compiled with the instructions of the function that it stands in.
+    /// The blocks of a gradient in host memory, each with its start in the flat weights. This is an iterator
+    /// instead of a function that takes a closure, so that the body of the loop is compiled for the
+    /// instruction set of the calling function.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = (usize, &[f32])> {
         self.layout.segments().iter().zip(self.buffers).flat_map(|(segment, buffer)| {
             buffer.host().chunks(BLOCK).enumerate().map(|(k, g)| (segment.start + k * BLOCK, g))
@@ -46,7 +51,7 @@ impl GradientInput<'_> {
     }
 }
 
-/// The block, times the factor if there is one.
+/// The block multiplied by the factor, in `room`; the block itself without a factor.
 #[inline(always)]
 pub(crate) fn clipped<'a>(g: &'a [f32], factor: Option<f32>, room: &'a mut Block) -> &'a [f32] {
     let Some(factor) = factor else { return g };
@@ -55,7 +60,8 @@ pub(crate) fn clipped<'a>(g: &'a [f32], factor: Option<f32>, room: &'a mut Block
     room
 }
 
-/// The block with `instead` in the place of what is not finite, or of all if the gradient is `out`; `bad` says whether something was.
+/// The block with `instead` in place of each non-finite element, or of all elements if the whole gradient is
+/// left out (`out`). Sets `bad` if an element was replaced.
 #[inline(always)]
 pub(crate) fn clean<'a>(
     g: &'a [f32],
@@ -63,7 +69,7 @@ pub(crate) fn clean<'a>(
     bad: &mut bool,
     room: &'a mut Block,
 ) -> &'a [f32] {
-    // The largest exponent: one look at a block that is as it should be.
+    // One pass finds the largest exponent. It is enough for a block that is finite.
     let exponent = g.iter().fold(0, |most, g| most.max(g.to_bits() & EXPONENT));
     if guard == Guard::Off || (exponent != EXPONENT && !out) {
         return g;
@@ -74,7 +80,7 @@ pub(crate) fn clean<'a>(
     room
 }
 
-/// All ones where a number is infinite or none.
+/// The exponent bits of an f32. All of them are 1 in Inf and NaN only.
 const EXPONENT: u32 = 0x7f80_0000;
 
 impl Update<'_> {
@@ -83,7 +89,8 @@ impl Update<'_> {
     }
 }
 
-/// Buffers as slices, once per update: asking a buffer whether it has one owner is a barrier for the processor.
+/// Turns buffers into slices once per update, because the check that a buffer has one owner is a memory
+/// barrier.
 impl<'a> FoldOp<'a> {
     fn on_host(self) -> FoldOp<'a, [f32], Entries<'a>> {
         match self {
@@ -105,7 +112,7 @@ impl<'a> FoldOp<'a> {
 
 impl<'a> StepOp<'a> {
     fn on_host(self) -> StepOp<'a, [f32]> {
-        let StepOp { fresh, lr, factor, keep, weight_decay, base, method } = self;
+        let StepOp { fresh, lr, scale, keep, weight_decay, base, method } = self;
         let base = base.map(|(base, k)| (base.host_mut(), k));
         let method = match method {
             OptimizerStep::Plain => OptimizerStep::Plain,
@@ -121,7 +128,7 @@ impl<'a> StepOp<'a> {
                 OptimizerStep::Adam { first: first.host_mut(), second: second.host_mut(), largest, constants }
             }
         };
-        StepOp { fresh: fresh.host_mut(), lr, factor, keep, weight_decay, base, method }
+        StepOp { fresh: fresh.host_mut(), lr, scale, keep, weight_decay, base, method }
     }
 }
 
@@ -129,7 +136,8 @@ for_each_instruction_set! {
     fn on_cpu(update: Update) = blocks
 }
 
-/// Block by block, pass by pass. The same bits whatever the instructions: nothing here is contracted or taken in another order.
+/// Runs all passes on each block. All instruction sets give the same bits: no operation is contracted or
+/// reordered.
 #[inline(always)]
 fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     let Update { mut gradient, weights, fold, step } = update;
@@ -142,7 +150,8 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     }
     let [mut direction, mut room, mut cleaned] = [Block::ZERO; 3];
     let mut early = [Block::ZERO; MOST_PENDING];
-    // This one, and those that waited.
+    // Whether to leave out a gradient as a whole, and whether it had non-finite values: this one and the
+    // pending ones.
     let guard = if matches!(fold, FoldOp::Nothing) { Guard::Off } else { gradient.guard };
     let (out, mut bad) = (gradient.is_out(), false);
     let (mut early_out, mut early_bad) = ([false; MOST_PENDING], [false; MOST_PENDING]);
@@ -150,10 +159,10 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
         let outs = earlier.iter().map(|e| guard == Guard::Whole && !e.loss.host()[0].is_finite());
         early_out.iter_mut().zip(outs).for_each(|(out, is)| *out = is);
     }
-    // A row keeps what it holds where the gradient has no number.
+    // A row keeps its value where the gradient is not finite: `block` looks for NaN.
     let instead = if matches!(fold, FoldOp::Row { .. }) { f32::NAN } else { 0.0 };
     for (k, (segment, buffer)) in gradient.layout.segments().iter().zip(gradient.buffers).enumerate() {
-        // What waited, of this segment; nothing of what did not.
+        // The pending gradients' buffers of this segment. The other entries stay empty.
         let mut waited: [&[f32]; MOST_PENDING] = [&[]; MOST_PENDING];
         let mut count = 0;
         if let FoldOp::Sum { earlier, .. } = &fold {
@@ -175,7 +184,7 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     found.filter(|(_, bad)| *bad).for_each(|(before, _)| gradient.flag(before));
 }
 
-/// One block: all passes over it, while it is near.
+/// Runs all passes on one block, while it is in the cache. `at` is the start of the block in the flat weights.
 #[inline(always)]
 fn block(
     fold: &mut FoldOp<[f32], Entries>,
@@ -211,7 +220,7 @@ fn block(
                     let g = if g.is_finite() { **g } else { old };
                     if mix == 1.0 { g } else { old + mix * (g - old) }
                 },
-                // By what was stored, so that the sum holds exactly what the row holds.
+                // The stored value, after rounding, so that the sum matches the row exactly.
                 |r, new, ((_, s), d)| {
                     *s += scale * (new - if forget { 0.0 } else { r });
                     *d = *s;
@@ -244,9 +253,9 @@ fn block(
     }
     let Some(step) = step else { return };
     let w = &weights[there.clone()];
-    let (factor, lr, decay, keep) = (step.factor, step.lr, step.weight_decay, step.keep);
-    if factor != 1.0 {
-        d.iter_mut().for_each(|d| *d *= factor);
+    let (scale, lr, decay, keep) = (step.scale, step.lr, step.weight_decay, step.keep);
+    if scale != 1.0 {
+        d.iter_mut().for_each(|d| *d *= scale);
     }
     if let Some((base, k)) = &mut step.base {
         let k = *k;
@@ -309,7 +318,7 @@ fn block(
             sum[there].iter_mut().zip(&*d).for_each(|(s, d)| *s += d);
         }
         FoldOp::Sum { sum, .. } | FoldOp::Row { sum, .. } if keep != 1.0 => {
-            // Emptied, not multiplied by zero: the product of zero and infinity is not zero.
+            // Set to zero instead of multiplied by zero, because 0 · Inf is NaN.
             for s in &mut sum[there] {
                 *s = if keep == 0.0 { 0.0 } else { *s * keep };
             }
