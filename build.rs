@@ -1,4 +1,4 @@
-//! Notes the commit that is built, for the reports of `stagger bench`.
+//! Records the git commit of the build, for reports and checkpoints.
 
 use std::process::Command;
 

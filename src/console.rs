@@ -7,8 +7,8 @@ use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// Prints a line on standard output. If nobody reads it any more (`stagger train | head`, a closed terminal), the line is lost and
-/// the program goes on.
+/// Prints a line on standard output. If the reader is gone (`stagger train | head`, a closed terminal), the
+/// line is lost and the program continues.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write;
@@ -23,7 +23,7 @@ macro_rules! note {
     };
 }
 
-/// Lines that wait until the dashboard releases the terminal; `None` while there is no dashboard.
+/// Lines held until the dashboard releases the terminal; `None` while there is no dashboard.
 static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
 
 /// Prints a line on standard error, or holds it. Use `note!`.
@@ -34,19 +34,20 @@ pub fn note(line: Arguments) {
     }
 }
 
-/// Holds all lines from now on, the messages of panics included.
+/// Holds all following lines, including the messages of panics.
 pub fn hold() {
     *HELD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
     std::panic::set_hook(Box::new(|panic| note!("{panic}")));
 }
 
-/// Prints the held lines. Lines are no longer held.
+/// Prints the held lines and stops holding lines.
 pub fn release() {
     let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
     held.into_iter().flatten().for_each(|line| note!("{line}"));
 }
 
-/// Prints a whole text on standard output. A reader that has closed the pipe (`stagger rules | head`) is not an error.
+/// Prints a whole text on standard output. A reader that has closed the pipe (`stagger rules | head`) is not an
+/// error.
 pub fn print(text: &[u8]) -> Result<()> {
     match std::io::stdout().write_all(text) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -1,19 +1,19 @@
-//! Errors and the exit code of each kind. Only the command line prints them.
+//! Errors and their exit codes. Only the command line prints them.
 
 use serde::{Deserialize, Serialize};
 use stagger_kernels::Cause;
 use std::fmt;
 
-/// Why a command did not end well.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum Error {
-    /// The user can fix it: a flag, a file, a device that is not there. Exit code 2.
+    /// The user can fix it: a wrong flag or file, or a missing device. Exit code 2.
     Usage(String),
     /// The run failed. Exit code 1.
     Failed(String),
-    /// A worker failed; the run may go on without it.
+    /// A worker failed. The server continues if the policy allows it; otherwise exit code 1.
     Worker(Failure),
-    /// Somebody asked the run to stop; what was reached is saved. Exit code 130.
+    /// The user interrupted the run; its state is saved. Exit code 130.
     Interrupted(String),
 }
 
@@ -21,7 +21,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// The process's exit code.
+    /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Failed(_) | Error::Worker(_) => 1,
@@ -44,29 +44,29 @@ impl Error {
 /// A worker's failure.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The worker, counted from 0.
+    /// Index of the worker, from 0.
     pub worker: usize,
-    /// The number of its job.
+    /// Number of the worker's job, from 0.
     pub job: u64,
     /// What went wrong.
     pub reason: String,
-    /// Whether its thread hangs, so that it cannot be joined.
+    /// Whether the worker's thread hangs, so that it cannot be joined.
     pub hung: bool,
-    /// What the run did about it.
+    /// How the run handled the failure.
     pub handled: Handled,
 }
 
-/// What a run did about a worker's failure.
+/// How a run handled a worker's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Handled {
     /// The run ended.
     Stopped,
-    /// The run went on without the worker.
+    /// The run continued without the worker.
     Dropped,
     /// The worker computed the job again.
     Restarted,
-    /// The job failed too often; the run ended.
+    /// The job failed too many times; the run ended.
     #[serde(rename = "given up")]
     GivenUp,
     /// A stacked pass failed; the run ended.
@@ -103,7 +103,7 @@ impl fmt::Display for Error {
         match self {
             Error::Usage(text) | Error::Failed(text) | Error::Interrupted(text) => write!(f, "{text}"),
             Error::Worker(failure) if failure.handled == Handled::Stopped => {
-                write!(f, "{failure}; --on-failure drop goes on without it, --on-failure restart tries again")
+                write!(f, "{failure}; --on-failure drop continues without it, --on-failure restart tries again")
             }
             Error::Worker(failure) => write!(f, "{failure}; {}", failure.handled),
         }
@@ -123,13 +123,13 @@ impl From<stagger_kernels::DeviceError> for Error {
         let root = error.root();
         Error::Failed(match error.cause() {
             Cause::Memory => format!(
-                "the device has no memory left ({root}): use fewer --workers, a smaller --batch, --step eager or --table-dtype bf16, or end what else uses the device"
+                "the device has no memory left ({root}): use fewer --workers, a smaller --batch, --step eager or --table-dtype bf16, or close other programs that use the device"
             ),
             Cause::Lost => format!(
-                "the device was lost ({root}): its driver or the card has given up, the system's log may say why; when it works again, `stagger train --resume` goes on from the newest checkpoint, if there is one"
+                "the device was lost ({root}): its driver or the card failed, and the system log may say why; when the device works again, `stagger train --resume` continues from the newest checkpoint, if there is one"
             ),
             Cause::Kernel => format!(
-                "a kernel cannot be built for this device ({root}): a newer driver or a whole CUDA toolkit may help, another --backend may do without"
+                "a kernel cannot be built for this device ({root}): a newer driver or a complete CUDA toolkit may help, or use another --backend"
             ),
             Cause::Other => error.to_string(),
         })

@@ -1,34 +1,34 @@
-//! Faults on purpose, and what a run does about those that come by themselves. Plain data.
+//! Injected faults (`--inject`), and the policy for workers that fail (`--on-failure`, `--worker-timeout`).
 
 use crate::error::{Error, Result};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What goes wrong in a job.
+/// What an injected fault does to a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    /// Its thread panics.
+    /// The worker's thread panics.
     Panic,
-    /// It never ends.
+    /// The job never ends.
     Hang,
-    /// Its gradient and its loss are no numbers.
+    /// The gradient and the loss become NaN.
     Nan,
-    /// It takes so many seconds longer, on the run's axis.
+    /// The job takes this many seconds longer, in the time of the run's clock.
     Slow(f64),
 }
 
-/// A fault in one job of one worker. It happens once: a job that is done again succeeds.
+/// A fault in one job of one worker. It happens once: a restarted job succeeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fault {
-    /// The worker.
+    /// Index of the worker, from 0.
     pub worker: usize,
-    /// Its job's number, from 0.
+    /// Number of the worker's job, from 0.
     pub job: u64,
-    /// What happens.
+    /// What the fault does.
     pub kind: Kind,
 }
 
-/// The faults of a run.
+/// All injected faults of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults(pub Vec<Fault>);
 
@@ -38,7 +38,7 @@ impl Faults {
         self.0.iter().copied().filter(|fault| fault.worker == worker).collect()
     }
 
-    /// Seconds that a job takes longer.
+    /// Additional seconds that a job of `worker` takes.
     pub fn delay(&self, worker: usize, job: u64) -> f64 {
         let slow = self.0.iter().filter(|fault| (fault.worker, fault.job) == (worker, job));
         slow.map(|fault| if let Kind::Slow(seconds) = fault.kind { seconds } else { 0.0 }).sum()
@@ -74,7 +74,7 @@ impl FromStr for Faults {
         let all: Option<Vec<Fault>> = text.split(';').filter(|part| !part.trim().is_empty()).map(one).collect();
         all.map(Faults).ok_or_else(|| {
             Error::usage(format!(
-                "--inject `{text}`: write worker=I,job=K,kind=panic|hang|nan|slow (and seconds=S for slow), several with ; between them"
+                "--inject `{text}`: write worker=I,job=K,kind=panic|hang|nan|slow (and seconds=S for slow), several are separated by ;"
             ))
         })
     }
@@ -83,12 +83,13 @@ impl FromStr for Faults {
 /// What a run does when a worker fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
-    /// It ends.
+    /// The run ends.
     #[default]
     Stop,
-    /// It goes on without the worker.
+    /// The run continues without the worker.
     Drop,
-    /// The worker does the job again, a few times; a worker that hangs is dropped, for its thread cannot be taken back.
+    /// The worker computes the job again, a limited number of times. A hung worker is dropped, because its
+    /// thread cannot be recovered.
     Restart,
 }
 
@@ -105,12 +106,13 @@ impl FromStr for OnFailure {
     }
 }
 
-/// What is done about workers that fail.
+/// How a run handles workers that fail.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy {
-    /// About those that panic or hang.
+    /// Action for a worker that panics or hangs.
     pub on_failure: OnFailure,
-    /// Real time after which a worker without an answer counts as hanging, injected delays left out.
+    /// Real time after which a worker without a result counts as hung, not counting simulated delays. `None`
+    /// for no limit.
     pub timeout: Option<Duration>,
 }
 
@@ -119,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_read_and_mistakes_are_named() {
+    fn faults_are_parsed_and_errors_quote_the_text() {
         let faults: Faults = "worker=3,job=40,kind=panic; job=1,worker=0,kind=slow,seconds=2.5".parse().unwrap();
         assert_eq!(faults.of(3), [Fault { worker: 3, job: 40, kind: Kind::Panic }]);
         assert_eq!((faults.delay(0, 1), faults.delay(0, 2), faults.delay(3, 40)), (2.5, 0.0, 0.0));

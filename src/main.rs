@@ -1,10 +1,12 @@
-//! The program: the library's command line, and the allocator that suits it.
+//! The program `stagger`: the command line of the library, and the allocator.
 
 use std::process::ExitCode;
 
-/// Tensors are made by one thread and freed by another all the time: by workers and the server on the CPU, by workers and
-/// the thread that issues launches on a GPU. The system's allocator takes a lock for that, and gives large blocks back to
-/// the kernel only to fault them in again.
+/// mimalloc instead of the system allocator.
+///
+/// Buffers are often allocated by one thread and freed by another: by workers and the server on the CPU, by
+/// workers and the thread that issues launches on a GPU. The system allocator takes a lock for this, and it
+/// returns large blocks to the kernel, which then cost page faults again.
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

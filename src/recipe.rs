@@ -1,14 +1,14 @@
-//! `stagger recipe`: experiments of the papers, as scenarios that come with the program.
+//! `stagger recipe`: experiments from papers, as scenarios that are included with the program.
 //!
-//! A recipe is a scenario of `stagger compare` whose comment says what its paper gives and what had to be chosen; its section `[quick]`
-//! replaces keys for a small version.
+//! A recipe is a scenario of `stagger compare`. Its comment says what the paper specifies and what had to be
+//! chosen. Its section `[quick]` replaces keys for a small version.
 
 use crate::compare::{CompareOptions, compare_scenario};
 use crate::config::{self, Options};
 use crate::error::{Error, Result};
 use std::path::PathBuf;
 
-/// Name and text of every recipe.
+/// Name and text of each recipe.
 const RECIPES: [(&str, &str); 16] = [
     ("abs-fig1", include_str!("recipes/abs-fig1.toml")),
     ("abs-fig2", include_str!("recipes/abs-fig2.toml")),
@@ -28,38 +28,39 @@ const RECIPES: [(&str, &str); 16] = [
     ("nvflare-fedbuff", include_str!("recipes/nvflare-fedbuff.toml")),
 ];
 
-/// What `stagger recipe` does.
+/// The subcommands of `recipe`.
 // These comments are what `--help` prints.
 #[allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 #[derive(clap::Subcommand)]
 pub enum Recipe {
     /// List the recipes
     List,
-    /// Print a recipe: what its paper gives, what was chosen, the scenario
+    /// Print a recipe: what the paper specifies, what was chosen, and the scenario
     Show {
-        /// Its name
+        /// Name of the recipe
         name: String,
     },
     /// Run a recipe, as `stagger compare` runs a scenario
     Run {
-        /// Its name
+        /// Name of the recipe
         name: String,
-        /// The small version: minutes on two cores
+        /// Run the small version, which takes minutes on two cores
         #[arg(long)]
         quick: bool,
         /// Folder of the data sets [default: datasets]
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
-        /// auto, cuda, wgpu or cpu [default: auto]
+        /// Device backend: auto, cuda, wgpu or cpu [default: auto]
         #[arg(long)]
         backend: Option<String>,
         /// Set one key of the scenario, such as --set compare.seeds=[1,2]
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
-        /// Runs at a time
+        /// Number of runs at the same time
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
-        /// Folder of the comparison; the same again goes on where it was stopped [default: runs/<name>, or runs/<name>-quick]
+        /// Folder of the comparison; repeating the command continues it [default: runs/<name>, or
+        /// runs/<name>-quick]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
@@ -82,7 +83,8 @@ pub fn recipe(command: Recipe) -> Result<()> {
             Ok(())
         }
         Recipe::Show { name } => {
-            // A scenario that `stagger compare --config` takes; what --quick changes stands behind it, as a comment.
+            // The output is a scenario for `stagger compare --config`. The section [quick] follows as a
+            // comment.
             let folder = stagger_datasets::default_folder().display().to_string();
             let text = text_of(&name)?.replace("{data}", &folder);
             let (scenario, quick) = text.split_at(text.find("\n[quick").map_or(text.len(), |at| at + 1));
@@ -101,7 +103,7 @@ pub fn recipe(command: Recipe) -> Result<()> {
     }
 }
 
-/// The scenario and its section `[compare]`.
+/// Returns the scenario of a recipe and its section `[compare]`.
 fn scenario(
     text: &str,
     quick: bool,
@@ -110,7 +112,7 @@ fn scenario(
     sets: &[String],
 ) -> Result<(toml::Table, toml::Table)> {
     let data = data.unwrap_or_else(stagger_datasets::default_folder);
-    // As a TOML text holds it.
+    // Escaped for a TOML string.
     let folder = data.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
     let mut table: toml::Table = text.replace("{data}", &folder).parse().expect("a recipe is TOML");
     let section = |table: &mut toml::Table, name: &str| match table.remove(name) {
@@ -132,7 +134,7 @@ fn scenario(
     for file in names {
         if !std::path::Path::new(file).is_file() {
             return Err(Error::usage(format!(
-                "{file} is not there: put the LIBSVM set there, or name its folder with --data"
+                "{file} does not exist: put the LIBSVM file there, or name the data folder with --data"
             )));
         }
     }
@@ -146,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_recipe_is_a_scenario_that_can_be_run() {
+    fn every_recipe_is_a_valid_scenario() {
         for (name, text) in RECIPES {
             for quick in [false, true] {
                 let mut table: toml::Table = text.parse().unwrap();
@@ -171,7 +173,7 @@ mod tests {
                 }
             }
             for part in ["gives:", "We chose:", "--quick:"] {
-                assert!(text.contains(part), "{name} does not say `{part}`");
+                assert!(text.contains(part), "{name} lacks `{part}`");
             }
         }
     }

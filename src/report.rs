@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 /// The flags of `report`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ReportOptions {
-    /// Folders of runs or of comparisons
+    /// Folders of runs or comparisons
     #[arg(required = true, value_name = "DIR")]
     pub folders: Vec<PathBuf>,
-    /// The page
+    /// HTML file to write
     #[arg(long, value_name = "FILE.html", default_value = "report.html")]
     pub out: PathBuf,
-    /// Write every figure as an SVG and a PNG file into this folder too
+    /// Also write every figure to this folder, as SVG and PNG
     #[arg(long, value_name = "DIR")]
     pub figures: Option<PathBuf>,
-    /// Test accuracy in percent whose time and gradients are told
+    /// Report the time and the number of gradients needed to reach this test accuracy (percent)
     #[arg(long, value_name = "PERCENT")]
     pub target: Option<f64>,
 }

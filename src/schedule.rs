@@ -1,38 +1,38 @@
-//! Schedules of the learning rate: a factor of η as a function of the server's version. Plain arithmetic.
+//! Learning rate schedules: a factor for η as a function of the server's version.
 
 use crate::error::{Error, Result};
 use std::f64::consts::PI;
 use std::fmt;
 use std::str::FromStr;
 
-/// A schedule; T is the number of updates over which it runs.
+/// A learning rate schedule. The factor is a function of the version t; T is a number of updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Schedule {
-    /// 1.
+    /// Always 1.
     #[default]
     Constant,
-    /// Multiplied by `factor` every so many updates.
+    /// `factor`^⌊t/`every`⌋: multiplied by `factor` after every `every` updates.
     Step {
-        /// Updates from one drop to the next.
+        /// Number of updates between two drops.
         every: f64,
-        /// The drop.
+        /// Factor of each drop.
         factor: f64,
     },
-    /// From 1 to 0 in a straight line over T updates.
+    /// max(1 - t/T, 0).
     Linear(f64),
-    /// (1 + cos(π t/T))/2, and 0 after T (Loshchilov & Hutter, 2017).
+    /// (1 + cos(π t/T))/2 up to T, then 0 (Loshchilov & Hutter, 2017).
     Cosine(f64),
     /// 1/sqrt(1 + t/T).
     InverseSqrt(f64),
-    /// From 1/T to 1 in a straight line over T updates.
+    /// min((t + 1)/T, 1).
     Warmup(f64),
 }
 
-/// Names and forms, for messages.
+/// The forms of a schedule, for messages.
 const FORMS: &str = "constant, step:EVERY,FACTOR, linear:T, cosine:T, inverse-sqrt:T, warmup:T (T in updates)";
 
 impl Schedule {
-    /// The factor of η for the update that makes version t + 1.
+    /// The factor of η for the update from version t to t + 1.
     pub fn factor(&self, t: u64) -> f64 {
         let t = t as f64;
         match *self {
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn factors_are_as_written() {
+    fn factors_follow_the_formulas() {
         for (text, t, factor) in [
             ("constant", 9, 1.0),
             ("step:10,0.5", 25, 0.25),

@@ -1,4 +1,5 @@
-//! CIFAR-10 in its standard binary form (Krizhevsky, 2009): six files of 10,000 records, a label byte and 3,072 pixels.
+//! CIFAR-10 in its binary form (Krizhevsky, 2009): six files of 10,000 records. A record is a label byte and
+//! 3,072 pixels.
 
 use crate::{DataError, ImageData, ImageSet, Result};
 use sha2::{Digest, Sha256};
@@ -6,16 +7,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The folder inside the official archive.
+/// Name of the folder inside the official archive.
 pub const FOLDER: &str = "cifar-10-batches-bin";
-/// Where the official archive is published.
+/// URL of the official archive.
 pub const URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 const ARCHIVE_SHA256: &str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
 const ARCHIVE_BYTES: u64 = 170_052_171;
 const RECORD: usize = 1 + 3072;
 const RECORDS: usize = 10_000;
 
-/// File names with their SHA-256; the last is the test set.
+/// File names with their SHA-256 checksums. The last file is the test set.
 const FILES: [(&str, &str); 6] = [
     ("data_batch_1.bin", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
     ("data_batch_2.bin", "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
@@ -25,18 +26,18 @@ const FILES: [(&str, &str); 6] = [
     ("test_batch.bin", "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
 ];
 
-/// The labels' names.
+/// Names of the labels, in order.
 pub const CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// The folder that holds the batch files: `folder` itself, or the archive's folder inside it.
+/// Finds the folder with the batch files: `folder` itself, or the archive's folder inside it.
 pub fn find(folder: &Path) -> Option<PathBuf> {
     [folder.to_path_buf(), folder.join(FOLDER)].into_iter().find(|f| f.join(FILES[0].0).is_file())
 }
 
 fn locate(folder: &Path) -> Result<PathBuf> {
     if !folder.is_dir() {
-        let why = if folder.exists() { "is no folder" } else { "does not exist" };
+        let why = if folder.exists() { "is not a folder" } else { "does not exist" };
         return Err(DataError(format!(
             "the data folder {} {why}: give a folder that holds {FOLDER}/ with --data, or run `stagger data fetch`",
             folder.display()
@@ -44,14 +45,14 @@ fn locate(folder: &Path) -> Result<PathBuf> {
     }
     find(folder).ok_or_else(|| {
         DataError(format!(
-            "{} holds no CIFAR-10: {} is neither there nor in {FOLDER}/ below it; run `stagger data fetch`",
+            "{} does not contain CIFAR-10: {} is neither there nor in {FOLDER}/ below it; run `stagger data fetch`",
             folder.display(),
             FILES[0].0
         ))
     })
 }
 
-/// Checks the sizes and SHA-256 sums of all six files under `folder`. Returns one line per file.
+/// Checks the sizes and SHA-256 checksums of all six files under `folder`. Returns one line per file.
 pub fn verify(folder: &Path) -> Result<Vec<String>> {
     let folder = locate(folder)?;
     FILES
@@ -60,7 +61,7 @@ pub fn verify(folder: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Reads the whole set, checking every file's size and SHA-256.
+/// Reads the whole set, and checks the size and the SHA-256 checksum of every file.
 pub fn load(folder: &Path) -> Result<ImageData> {
     let folder = locate(folder)?;
     let mut sets =
@@ -84,7 +85,7 @@ pub fn load(folder: &Path) -> Result<ImageData> {
     })
 }
 
-/// Reads one batch file and checks it.
+/// Reads one batch file and checks its size and checksum.
 fn checked(path: &Path, sum: &str) -> Result<Vec<u8>> {
     let expected = RECORD * RECORDS;
     let bytes = crate::read(path, 4 * expected as u64)?;
@@ -110,10 +111,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Downloads the official archive to `folder`, resuming a partial download, checks its SHA-256 and unpacks it.
+/// Downloads the archive to `folder`, checks its SHA-256 checksum and unpacks it. A partial download is
+/// resumed.
 ///
-/// `progress` is called with the bytes so far and in all. Nothing partial is ever given the final name: the archive is
-/// `*.part` until its sum is right, and the files are unpacked in a folder beside the final one, then renamed into it.
+/// `progress` is called with the number of bytes so far and in total. A partial file never gets its final name:
+/// the archive is `*.part`, and its files are unpacked in a folder next to the final one and then renamed into
+/// it.
 pub fn fetch(url: &str, folder: &Path, progress: impl FnMut(u64, u64)) -> Result<PathBuf> {
     fetch_checked(url, folder, ARCHIVE_SHA256, ARCHIVE_BYTES, progress)
 }
@@ -136,13 +139,11 @@ fn fetch_checked(
     let mut have = file.metadata().map_err(at)?.len();
     if have < limit {
         let lost = |e: &dyn std::fmt::Display| {
-            DataError(format!(
-                "the download of {url} failed: {e}; run `stagger data fetch` again to go on where it stopped"
-            ))
+            DataError(format!("the download of {url} failed: {e}; run `stagger data fetch` again to resume it"))
         };
         let mut response = ureq::get(url).header("Range", format!("bytes={have}-")).call().map_err(|e| lost(&e))?;
         if response.status() != 206 {
-            // The server sends the whole file: begin again.
+            // The server ignores the range and sends the whole file: start again.
             file.set_len(0).map_err(at)?;
             have = 0;
         }
@@ -168,7 +169,7 @@ fn fetch_checked(
     if found != sum {
         fs::remove_file(&part).map_err(at)?;
         return Err(DataError(format!(
-            "what {url} sent has the wrong checksum (SHA-256 {found}, not {sum}); it was deleted, try again"
+            "the download of {url} has the wrong checksum (SHA-256 {found}, not {sum}); it was deleted, try again"
         )));
     }
     unpack(&part, folder)?;
@@ -176,7 +177,7 @@ fn fetch_checked(
     Ok(target)
 }
 
-/// Unpacks the batch files (and nothing else) of the archive at `part` and renames them into place.
+/// Unpacks only the batch files and the class names of the archive at `part`, and renames them into place.
 fn unpack(part: &Path, folder: &Path) -> Result<()> {
     let bad = |e: std::io::Error| DataError(format!("cannot unpack {}: {e}", part.display()));
     let fresh = folder.join(format!("{FOLDER}.part"));
@@ -189,7 +190,7 @@ fn unpack(part: &Path, folder: &Path) -> Result<()> {
             entry.unpack(fresh.join(name)).map_err(bad)?;
         }
     }
-    // File by file, so that a damaged set that is already there is mended.
+    // Rename file by file, so that a damaged set in the folder is repaired.
     let target = folder.join(FOLDER);
     fs::create_dir_all(&target).map_err(bad)?;
     for entry in fs::read_dir(&fresh).map_err(bad)? {
@@ -205,7 +206,7 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::net::TcpListener;
 
-    /// A tiny archive with the right names, and its sum.
+    /// A tiny archive with the right file names, and its checksum.
     fn archive() -> (Vec<u8>, String) {
         let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
         for (name, _) in FILES {
@@ -219,7 +220,8 @@ mod tests {
         (bytes, sum)
     }
 
-    /// Serves `bytes` once, honouring a range, and reports the range's start.
+    /// Serves `bytes` once over HTTP, or only the first `cut` bytes. The thread returns the start of the
+    /// requested range.
     fn serve(bytes: Vec<u8>, cut: Option<usize>) -> (String, std::thread::JoinHandle<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/archive", listener.local_addr().unwrap());
@@ -257,7 +259,7 @@ mod tests {
         let error = fetch_checked(&url, &folder, &sum, size, |_, _| {}).unwrap_err();
         assert!(error.0.contains("again"), "{error}");
         assert_eq!(thread.join().unwrap(), 0);
-        assert!(find(&folder).is_none(), "nothing partial is trusted");
+        assert!(find(&folder).is_none(), "a partial download is not used");
         let (url, thread) = serve(bytes, None);
         let target = fetch_checked(&url, &folder, &sum, size, |_, _| {}).unwrap();
         assert_eq!(thread.join().unwrap(), 100);
@@ -266,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_with_a_wrong_sum_is_deleted() {
+    fn an_archive_with_a_wrong_checksum_is_deleted() {
         let (bytes, _) = archive();
         let folder = crate::scratch("wrong-sum");
         let size = bytes.len() as u64;

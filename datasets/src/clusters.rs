@@ -1,28 +1,30 @@
-//! Random vectors of 20 numbers in ten classes, for experiments that want a small set and no file.
+//! Random vectors of dimension 20 in ten classes, for experiments on a small set without a file.
 //!
-//! Every class is two normal clouds of deviation 1 around centres that are drawn from N(0, SPREAD²) in each number. The vectors are kept
-//! as images of one plane of 6×6 whose last 16 pixels are the same everywhere, in 8 bits: steps of 1/24 of a cloud's deviation.
+//! Every class is a mixture of two normal clouds with standard deviation 1. Each coordinate of a cloud's centre
+//! is drawn from N(0, SPREAD²). A vector is stored as a 6×6 image with one channel, whose last 16 pixels are
+//! constant. The 8-bit values are steps of 1/24 of the standard deviation.
 
 use crate::{ImageData, ImageSet, keyed};
 use rand_distr::{Distribution, Normal};
 
-/// Numbers of a vector.
+/// Dimension of a vector.
 pub const DIMENSION: usize = 20;
-/// Training vectors.
+/// Number of training vectors.
 pub const TRAIN: usize = 8_000;
-/// Test vectors.
+/// Number of test vectors.
 pub const TEST: usize = 2_000;
 const SIDE: usize = 6;
 const CLASSES: usize = 10;
-/// Clouds of a class.
+/// Clouds per class.
 const CLOUDS: usize = 2;
-/// Deviation of the centres: clouds overlap, so that no classifier is right everywhere.
+/// Standard deviation of the centres. Clouds overlap, so that no classifier reaches 100 %.
 const SPREAD: f64 = 0.9;
-/// Grey of zero, and greys of one deviation.
+/// Pixel value of 0.
 const ZERO: f64 = 128.0;
+/// Pixel steps per standard deviation.
 const UNIT: f64 = 24.0;
 
-/// Makes the set of `seed`: labels come round and round, so classes are equally large.
+/// Generates the set for `seed`. Labels repeat 0, 1, .., 9, so all classes have the same size.
 pub fn generate(seed: u64) -> ImageData {
     ImageData {
         train: vectors(seed, 0, TRAIN),
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_centre_is_often_but_not_always_right() {
+    fn the_nearest_centre_classifies_most_vectors_but_not_all() {
         let (train, test) = (vectors(1, 0, 4000), vectors(1, 1, 500));
         assert_eq!(train.pixels, vectors(1, 0, 4000).pixels);
         assert_ne!(train.pixels, vectors(2, 0, 4000).pixels);

@@ -1,17 +1,17 @@
-//! The data of stagger: readers that check what they read, a synthetic set, and partitions.
+//! The data sets of stagger: readers that check their input, generated sets, and partitions.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! | --- | --- |
-//! | [`cifar10`] | the standard binary CIFAR-10: find, verify, read, fetch |
-//! | [`synthetic`] | a procedural set of ten textures, for machines without data |
-//! | [`mnist`] | MNIST's own files |
-//! | [`clusters`] | random vectors in ten classes |
-//! | [`libsvm`] | sparse rows with two classes |
-//! | [`syn`] | the same, made: Syn(α, β) |
-//! | [`quadratic`] | centres of ½‖x - c_i‖² |
-//! | [`partition`] | who holds which sample |
+//! | [`cifar10`] | CIFAR-10 in its binary form: find, verify, read, download |
+//! | [`synthetic`] | generated images of ten textures, for machines without data |
+//! | [`mnist`] | MNIST in its IDX format |
+//! | [`clusters`] | generated random vectors in ten classes |
+//! | [`libsvm`] | sparse rows with two classes, from LIBSVM files |
+//! | [`syn`] | generated rows with two classes: Syn(α, β) |
+//! | [`quadratic`] | centres c_i of the quadratics ½‖x - c_i‖² |
+//! | [`partition`] | the samples of each worker |
 //!
-//! This crate knows no training and no device.
+//! This crate depends on no training code and no device.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -30,7 +30,7 @@ use rand_chacha::rand_core::block::BlockRng;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Something is wrong with data; the sentence names the file and the way out.
+/// An error in a data set. The message names the file or flag and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DataError(pub String);
@@ -38,16 +38,16 @@ pub struct DataError(pub String);
 /// The result of reading data.
 pub type Result<T> = std::result::Result<T, DataError>;
 
-/// Labelled images, 8 bits a value, channel by channel, row by row.
+/// Labelled images with 8-bit values. An image is stored channel by channel, each channel row by row.
 pub struct ImageSet {
-    /// One image after another.
+    /// Pixels of all images, one image after another: `labels.len()` × channels × side × side bytes.
     pub pixels: Vec<u8>,
-    /// One label per image.
+    /// Label of each image.
     pub labels: Vec<u8>,
 }
 
 impl ImageSet {
-    /// Keeps the first `count` images, if there are more.
+    /// Keeps only the first `count` images.
     pub fn truncate(&mut self, count: usize) {
         if count < self.labels.len() {
             self.pixels.truncate(self.pixels.len() / self.labels.len() * count);
@@ -56,26 +56,30 @@ impl ImageSet {
     }
 }
 
-/// A training and a test set of images of one shape.
+/// A training set and a test set of square images of one shape.
 pub struct ImageData {
     /// Training images.
     pub train: ImageSet,
     /// Test images.
     pub test: ImageSet,
-    /// Planes of an image.
+    /// Number of channels.
     pub channels: usize,
-    /// Rows and columns.
+    /// Rows and columns of an image, in pixels.
     pub side: usize,
-    /// Names of the labels, in order.
+    /// Name of each label.
     pub classes: Vec<String>,
-    /// Mean of each channel of the training set, of values in 0..1.
+    /// Mean of each channel over the training set, with values scaled to 0..1.
     pub mean: [f32; 3],
-    /// Standard deviation likewise.
+    /// Standard deviation of each channel, on the same scale.
     pub std: [f32; 3],
 }
 
 impl ImageData {
-    /// The last `count` training images take the place of the test set; an error with the number that there are if none would remain.
+    /// Replaces the test set by the last `count` training images.
+    ///
+    /// # Errors
+    ///
+    /// The number of training images, if none of them would remain.
     pub fn hold_out(&mut self, count: usize) -> std::result::Result<(), usize> {
         let have = self.train.labels.len();
         if count >= have {
@@ -88,38 +92,43 @@ impl ImageData {
     }
 }
 
-/// A counter-based stream of random numbers: a function of what keys it, never of what was drawn before.
+/// A stream of random numbers (ChaCha8) that depends only on the key `words`, never on earlier draws.
 #[inline]
 pub fn keyed(words: [u64; 4]) -> BlockRng<ChaCha8Core> {
     let mut key = [0u8; 32];
     for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
-    // Without its wrapper, which is a move of 300 bytes: a draw of a job's time is one of these.
+    // `BlockRng` without the wrapper `ChaCha8Rng` saves a move of 300 bytes. Every draw of a job time creates a
+    // stream.
     BlockRng::new(ChaCha8Core::from_seed(key))
 }
 
-/// Reads a whole file of at most `limit` bytes, or says which file could not be read and why.
+/// Reads a whole file of at most `limit` bytes.
+///
+/// # Errors
+///
+/// If the file cannot be read or is longer; the message names the file.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |e: std::io::Error| DataError(format!("cannot read {}: {e}", path.display()));
-    let longer = || DataError(format!("{} is longer than {limit} bytes, the most that is read", path.display()));
+    let longer = || DataError(format!("{} is longer than {limit} bytes, the maximum for this file", path.display()));
     let file = std::fs::File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
     if size > limit {
         return Err(longer());
     }
     let mut bytes = Vec::with_capacity(size as usize);
-    // What is no plain file says nothing of its length.
+    // The metadata of a special file does not give its length.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit { Err(longer()) } else { Ok(bytes) }
 }
 
-/// Where data sets are kept unless `--data` says otherwise.
+/// The default folder of data sets, without `--data`.
 pub fn default_folder() -> PathBuf {
     PathBuf::from("datasets")
 }
 
-/// An empty folder for one test, below the system's temporary folder; a test removes it at its end.
+/// An empty folder for one test, below the system's temporary folder. The test removes it at its end.
 #[cfg(test)]
 pub(crate) fn scratch(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("stagger-datasets-{}-{name}", std::process::id()));

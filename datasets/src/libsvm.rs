@@ -1,9 +1,9 @@
-//! LIBSVM files: `label index:value index:value …`, indices from 1, two classes.
+//! LIBSVM files with two classes: one row `label index:value index:value …` per line, with indices from 1.
 
 use crate::{DataError, Result};
 use std::path::Path;
 
-/// Sparse rows (compressed row storage) with labels ±1.
+/// Sparse rows (compressed sparse row format) with labels ±1.
 #[derive(Clone, Debug, Default)]
 pub struct SparseRows {
     /// Row r holds entries `starts[r]..starts[r + 1]`.
@@ -12,13 +12,13 @@ pub struct SparseRows {
     pub columns: Vec<u32>,
     /// Value of each entry.
     pub values: Vec<f64>,
-    /// -1 for the smaller label of the file, +1 for the larger.
+    /// Label of each row: -1 for the smaller label of the file, +1 for the larger.
     pub labels: Vec<f64>,
-    /// Number of columns: the largest index of the file.
+    /// Number of columns: the largest index in the file.
     pub dimension: usize,
 }
 
-/// More columns than this are refused before memory is taken for them.
+/// Maximum number of columns, checked before memory is allocated for them.
 const MAX_DIMENSION: usize = 1 << 24;
 
 impl SparseRows {
@@ -27,7 +27,7 @@ impl SparseRows {
         self.labels.len()
     }
 
-    /// Whether there is no row.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
@@ -38,13 +38,13 @@ impl SparseRows {
     }
 }
 
-/// Reads a file.
+/// Reads a LIBSVM file of at most 4 GiB.
 pub fn load(path: &Path) -> Result<SparseRows> {
     let bytes = crate::read(path, 4 << 30)?;
     parse(&bytes).map_err(|e| DataError(format!("{} {e}", path.display())))
 }
 
-/// Parses the text of a file; the error begins with the line.
+/// Parses the text of a LIBSVM file. A message about a row begins with its line number.
 pub fn parse(bytes: &[u8]) -> Result<SparseRows> {
     let text = std::str::from_utf8(bytes).map_err(|_| DataError("is not text: a LIBSVM file was expected".into()))?;
     let mut rows = SparseRows { starts: vec![0], ..Default::default() };
@@ -60,7 +60,7 @@ pub fn parse(bytes: &[u8]) -> Result<SparseRows> {
             let (index, value) = entry.ok_or_else(|| at(format!("`{word}` is not index:value")))?;
             if index <= last || index > MAX_DIMENSION {
                 return Err(at(format!(
-                    "index {index} must lie above {last} (indices rise from 1) and not above {MAX_DIMENSION}"
+                    "index {index} must be greater than {last} (indices increase from 1) and at most {MAX_DIMENSION}"
                 )));
             }
             last = index;
@@ -73,7 +73,7 @@ pub fn parse(bytes: &[u8]) -> Result<SparseRows> {
     let low = rows.labels.iter().copied().fold(f64::INFINITY, f64::min);
     let high = rows.labels.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if rows.dimension == 0 || low == high || rows.labels.iter().any(|&l| l != low && l != high) {
-        return Err(DataError("does not hold rows of exactly two classes".into()));
+        return Err(DataError("does not contain rows of exactly two classes".into()));
     }
     for label in &mut rows.labels {
         *label = if *label == low { -1.0 } else { 1.0 };
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_their_line() {
+    fn errors_name_the_line() {
         for (text, part) in [
             ("0 1:1\n1 x\n", "line 2"),
             ("0 1:1\n1 2:1 1:1\n", "line 2"),
@@ -111,7 +111,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_input_makes_the_reader_panic(bytes: Vec<u8>) {
+        fn the_parser_never_panics(bytes: Vec<u8>) {
             let _ = parse(&bytes);
         }
     }

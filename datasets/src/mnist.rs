@@ -1,6 +1,7 @@
-//! MNIST in its own format (IDX): four files, plain or with `.gz`.
+//! MNIST in its IDX format: four files, plain or as `.gz`.
 //!
-//! Integers are big-endian: the magic number 2051 (images) or 2049 (labels), the count, for images rows and columns, then the bytes.
+//! A file begins with big-endian 32-bit integers: the magic number 2051 (images) or 2049 (labels), the count
+//! and, for images, rows and columns. The values follow, one byte each.
 
 use crate::{DataError, ImageData, ImageSet, Result};
 use std::io::Read;
@@ -8,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 /// Rows and columns of an image.
 const SIDE: usize = 28;
-/// Images of the training and of the test set.
+/// Number of images in the training set and in the test set.
 const COUNTS: [usize; 2] = [60_000, 10_000];
-/// Names of their files.
+/// Prefixes of the file names of the two sets.
 const NAMES: [&str; 2] = ["train", "t10k"];
-/// A file of the set unpacked is at most this long.
+/// Length in bytes of the largest unpacked file.
 const LONGEST: u64 = 16 + (COUNTS[0] * SIDE * SIDE) as u64;
 
 /// Reads the set from `folder` or from `folder/mnist`.
@@ -33,12 +34,12 @@ fn set(folder: &Path, name: &str, count: usize) -> Result<ImageSet> {
     let pixels = body(folder, &format!("{name}-images-idx3-ubyte"), &[2051, count, SIDE, SIDE])?;
     let labels = body(folder, &format!("{name}-labels-idx1-ubyte"), &[2049, count])?;
     match labels.iter().find(|label| **label > 9) {
-        Some(label) => Err(DataError(format!("{name}-labels-idx1-ubyte holds the label {label}; it is damaged"))),
+        Some(label) => Err(DataError(format!("{name}-labels-idx1-ubyte contains the label {label}; it is damaged"))),
         None => Ok(ImageSet { pixels, labels }),
     }
 }
 
-/// The bytes behind a header that must be as given.
+/// Reads a file whose header must equal `header`, and returns the bytes after it.
 fn body(folder: &Path, name: &str, header: &[usize]) -> Result<Vec<u8>> {
     let places = [folder.to_path_buf(), folder.join("mnist")];
     let names = places.iter().flat_map(|place| [place.join(name), place.join(format!("{name}.gz"))]);
@@ -60,7 +61,7 @@ fn body(folder: &Path, name: &str, header: &[usize]) -> Result<Vec<u8>> {
     let rest = header[1..].iter().product::<usize>();
     if bytes.len() != expected.len() + rest || !bytes.starts_with(&expected) {
         return Err(DataError(format!(
-            "{} is not what MNIST calls {name}: {} bytes, where the header {header:?} and {rest} bytes belong; get it again",
+            "{} is not what MNIST calls {name}: {} bytes, expected the header {header:?} and {rest} bytes; download it again",
             path.display(),
             bytes.len()
         )));
@@ -75,7 +76,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn both_forms_are_read_and_damage_is_named() {
+    fn plain_and_gzip_files_are_read_and_damaged_files_are_named() {
         let folder = crate::scratch("mnist");
         let idx = |header: &[u32], body: Vec<u8>| {
             [header.iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<u8>>(), body].concat()

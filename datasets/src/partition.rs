@@ -1,4 +1,5 @@
-//! Who holds which sample. Every worker has weight 1/n in the objective whatever the size of its part.
+//! Partitions: which worker holds which samples. Every worker has weight 1/n in the objective, regardless of
+//! the size of its part.
 
 use crate::{DataError, Result, keyed};
 use rand::{Rng, seq::SliceRandom};
@@ -6,24 +7,25 @@ use rand_distr::{Distribution, Gamma};
 use std::fmt;
 use std::str::FromStr;
 
-/// A way to deal samples to workers.
+/// How samples are divided among workers. N is the number of samples, n the number of workers, C the number of
+/// classes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Partition {
-    /// Shuffled, equal sizes (up to one).
+    /// Shuffled; the sizes differ by at most one.
     Iid,
-    /// Each class is split by proportions drawn from Dirichlet(α·1_n); with `equal`, every worker holds N/n samples whose
-    /// classes follow its own draw from Dirichlet(α·1_C).
+    /// Each class is split in proportions drawn from Dirichlet(α·1_n). With `equal`, every worker holds ⌊N/n⌋
+    /// samples whose classes follow the worker's draw from Dirichlet(α·1_C).
     Dirichlet {
-        /// Concentration: small is heterogeneous.
+        /// Concentration α; a small value makes the parts heterogeneous.
         alpha: f64,
-        /// Parts of equal size.
+        /// Whether all parts have the same size.
         equal: bool,
     },
-    /// Sorted by label, cut in n·k shards, k random shards each (McMahan et al., 2017).
+    /// Sorted by label and cut into n·k shards; each worker gets k random shards (McMahan et al., 2017).
     Shards(usize),
-    /// Shuffled, sizes drawn from Dirichlet(β·1_n).
+    /// Shuffled; the sizes are drawn from Dirichlet(β·1_n).
     Quantity(f64),
-    /// Consecutive blocks of N/n (floor) in the file's order; what remains is not used.
+    /// Consecutive blocks of ⌊N/n⌋ samples in the order of the file; the remaining samples are not used.
     Blocks,
 }
 
@@ -66,11 +68,16 @@ impl fmt::Display for Partition {
     }
 }
 
-/// Attempts at a draw that leaves nobody without a sample.
+/// Maximum number of draws until every worker has a sample.
 const ATTEMPTS: u64 = 1000;
 
 impl Partition {
-    /// Deals `labels.len()` samples of `classes` classes to `workers`. Every worker gets at least one.
+    /// Divides `labels.len()` samples of `classes` classes among `workers` workers. Every worker
+    /// gets at least one. Returns the sample indices of each worker. The result depends only on the arguments.
+    ///
+    /// # Errors
+    ///
+    /// If there are more workers or shards than samples, or if no draw gives every worker a sample.
     pub fn deal(&self, labels: &[u8], classes: usize, workers: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
         let all = labels.len();
         if workers == 0 {
@@ -89,12 +96,13 @@ impl Partition {
                 workers.saturating_mul(*k)
             )));
         }
-        // Keyed by the attempt too, so a draw that leaves a worker empty-handed is replaced by another, always the same.
+        // The attempt is part of the key: a draw that leaves a worker without samples is followed by another,
+        // reproducibly.
         (0..ATTEMPTS)
             .map(|attempt| self.attempt(labels, classes, workers, &mut keyed([seed, 0x70617274, attempt, workers as u64])))
             .find(|parts| parts.iter().all(|p| !p.is_empty()))
             .ok_or_else(|| {
-                DataError(format!("--partition {self}: {ATTEMPTS} draws all left one of {workers} workers without a sample; use a larger parameter, fewer workers, or `,equal`"))
+                DataError(format!("--partition {self}: {ATTEMPTS} draws each left at least one of {workers} workers without a sample; use a larger parameter, fewer workers, or `,equal`"))
             })
     }
 
@@ -144,9 +152,9 @@ impl Partition {
     }
 }
 
-/// Takes a sample of a class drawn by `proportions` among the classes that still have samples.
+/// Removes and returns a sample. Its class is drawn by `proportions` among the classes that still have samples.
 fn take(left: &mut [Vec<u32>], proportions: &[f64], random: &mut impl Rng) -> u32 {
-    // A little weight for every class, so that a worker whose own classes are used up takes what is there.
+    // A small weight for every class, so that a worker whose classes are used up gets samples of other classes.
     let weight = |c: usize| if left[c].is_empty() { 0.0 } else { proportions[c] + 1e-12 };
     let mut at = random.random::<f64>() * (0..left.len()).map(weight).sum::<f64>();
     let class = (0..left.len()).find(|&c| {
@@ -157,14 +165,14 @@ fn take(left: &mut [Vec<u32>], proportions: &[f64], random: &mut impl Rng) -> u3
     left[class].pop().expect("the class has samples")
 }
 
-/// A permutation of `0..count`.
+/// A random permutation of `0..count`.
 fn shuffled(count: usize, random: &mut impl Rng) -> Vec<u32> {
     let mut rows: Vec<u32> = (0..count as u32).collect();
     rows.shuffle(random);
     rows
 }
 
-/// Cuts `rows` at the cumulative `shares`, which sum to one: every row goes to exactly one part.
+/// Cuts `rows` at the cumulative `shares`, which sum to one. Every row is in exactly one part.
 fn cut(rows: &[u32], shares: &[f64]) -> Vec<Vec<u32>> {
     let mut upto = 0.0;
     let mut first = 0;
@@ -185,7 +193,7 @@ fn cut(rows: &[u32], shares: &[f64]) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// One draw from Dirichlet(a·1_k): normalised Gamma(a, 1) variates.
+/// One draw from Dirichlet(a·1_k): k Gamma(a, 1) variates, normalised.
 fn dirichlet(a: f64, k: usize, random: &mut impl Rng) -> Vec<f64> {
     let gamma = Gamma::new(a, 1.0).expect("the parameter is positive");
     let mut draw: Vec<f64> = (0..k).map(|_| gamma.sample(random)).collect();
@@ -193,14 +201,14 @@ fn dirichlet(a: f64, k: usize, random: &mut impl Rng) -> Vec<f64> {
     if sum > 0.0 {
         draw.iter_mut().for_each(|x| *x /= sum);
     } else {
-        // All variates underflowed: the limit of the distribution puts everything on one.
+        // All variates underflowed to 0. For small a the distribution approaches a random one-hot vector.
         let one = (random.random::<f64>() * k as f64) as usize;
         draw[one.min(k - 1)] = 1.0;
     }
     draw
 }
 
-/// How many samples of each of `classes` classes each part holds.
+/// Number of samples of each class in each part, indexed `[part][class]`.
 pub fn held(parts: &[Vec<u32>], labels: &[u8], classes: usize) -> Vec<Vec<usize>> {
     let count = |part: &Vec<u32>| {
         let mut counts = vec![0; classes];
@@ -210,7 +218,7 @@ pub fn held(parts: &[Vec<u32>], labels: &[u8], classes: usize) -> Vec<Vec<usize>
     parts.iter().map(count).collect()
 }
 
-/// Who holds what ([`held`]), as lines for people: at most `shown` workers.
+/// Formats the result of [`held`] as a table of at most `shown` workers, one line each.
 pub fn table(held: &[Vec<usize>], classes: &[String], shown: usize) -> Vec<String> {
     let width = classes.iter().map(|c| c.len()).max().unwrap_or(1).clamp(6, 10);
     let mut lines = vec![format!(
@@ -241,7 +249,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_sample_is_dealt_twice_and_nobody_goes_without(
+        fn each_sample_has_one_worker_and_each_worker_has_samples(
             spec in prop_oneof![Just("iid"), Just("dirichlet:0.5"), Just("dirichlet:0.1,equal"), Just("shards:2"), Just("quantity:0.7"), Just("blocks")],
             workers in 1usize..20, n in 100usize..500, seed: u64,
         ) {
@@ -280,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_quote_the_partition() {
         for spec in ["dirichlet", "dirichlet:0", "dirichlet:x", "shards:0", "iid:1", "blocks:2", "zipf"] {
             assert!(spec.parse::<Partition>().unwrap_err().0.contains(spec), "{spec}");
         }

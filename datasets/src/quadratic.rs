@@ -1,9 +1,13 @@
-//! Centres c_i of f_i(x) = ½‖x - c_i‖²: one line per worker, numbers separated by commas.
+//! Centres c_i of the quadratics f_i(x) = ½‖x - c_i‖²: one line per worker, with numbers separated by commas.
 
 use crate::{DataError, Result};
 use std::path::Path;
 
-/// Reads the centres; all have the same dimension, at least one.
+/// Reads the centres. All have the same dimension, and there is at least one.
+///
+/// # Errors
+///
+/// If the file cannot be read, or a line is not a list of finite numbers of the same length as the first.
 pub fn load(path: &Path) -> Result<Vec<Vec<f64>>> {
     let text = String::from_utf8(crate::read(path, 1 << 30)?).map_err(|_| {
         DataError(format!("{} is not text: it needs one centre per line, numbers separated by commas", path.display()))
@@ -34,7 +38,7 @@ pub fn load(path: &Path) -> Result<Vec<Vec<f64>>> {
         centres.push(centre);
     }
     if centres.is_empty() {
-        return Err(DataError(format!("{} holds no centre: it needs one per line", path.display())));
+        return Err(DataError(format!("{} contains no centre: it needs one per line", path.display())));
     }
     Ok(centres)
 }
@@ -44,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn centres_are_read_and_mistakes_are_named() {
+    fn centres_are_read_and_errors_name_the_line() {
         let folder = crate::scratch("quadratic");
         let path = folder.join("q");
         std::fs::write(&path, "0, 1\n\n3,-6e0\n").unwrap();

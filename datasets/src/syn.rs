@@ -1,23 +1,24 @@
-//! Syn(α, β): two classes whose data and whose true models differ from worker to worker (Li et al., "Federated Optimization in
-//! Heterogeneous Networks", 2020; with one number as the label, as AsGrad uses it, 2024).
+//! Syn(α, β): generated rows with two classes. The data and the true model differ from worker to worker (Li et
+//! al., "Federated Optimization in Heterogeneous Networks", 2020; with a scalar label, as in AsGrad, 2024).
 //!
 //! ```text
 //! B_i ~ N(0, β)     v_i[j] ~ N(B_i, 1)     a[j] ~ N(v_i[j], j^-1.2)
 //! u_i ~ N(0, α)     c_i, w_i[j] ~ N(u_i, 1)     the label is -1 with probability sigmoid(w_i·a + c_i), else +1
 //! ```
 //!
-//! The second parameter of N is a variance. Block i of the rows is worker i's, so the partition `blocks` gives each its own.
+//! The second parameter of N is a variance. Block i of the rows belongs to worker i: the partition `blocks`
+//! assigns it.
 
 use crate::keyed;
 use crate::libsvm::SparseRows;
 use rand_distr::{Distribution, Normal, Uniform};
 
-/// Numbers of a row.
+/// Dimension of a row.
 pub const DIMENSION: usize = 300;
-/// Rows of a worker.
+/// Number of rows per worker.
 pub const ROWS: usize = 200;
 
-/// Makes the set of `seed` for `workers` workers; `alpha` and `beta` are at least 0.
+/// Generates the set for `seed` and `workers` workers. `alpha` and `beta` must be at least 0.
 pub fn generate(alpha: f64, beta: f64, workers: usize, seed: u64) -> SparseRows {
     let mut rows = SparseRows { starts: vec![0], dimension: DIMENSION, ..SparseRows::default() };
     let unit = Uniform::new(0.0, 1.0).expect("a range");
@@ -51,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_differ_the_more_the_larger_beta_is() {
+    fn a_larger_beta_makes_workers_more_different() {
         let means = |beta: f64| -> Vec<f64> {
             let rows = generate(1.0, beta, 20, 3);
             assert_eq!((rows.len(), rows.values.len()), (20 * ROWS, 20 * ROWS * DIMENSION));
             rows.values.chunks_exact(ROWS * DIMENSION).map(|w| w.iter().sum::<f64>() / w.len() as f64).collect()
         };
         let spread = |m: Vec<f64>| m.iter().map(|x| x * x).sum::<f64>() / m.len() as f64;
-        // The variance of a worker's mean is β, and 1/300 for the mean of v around it.
+        // The variance of a worker's mean is β plus 1/300, the variance of the mean of v.
         let (none, some) = (spread(means(0.0)), spread(means(1.5)));
         assert!(none < 0.02 && (0.5..4.0).contains(&some), "{none} {some}");
         assert_eq!(generate(1.0, 1.0, 2, 5).labels, generate(1.0, 1.0, 2, 5).labels);

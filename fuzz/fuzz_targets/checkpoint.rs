@@ -1,4 +1,5 @@
-//! A checkpoint: two bytes say how long its manifest is, then come manifest and state. The checksum is made to fit.
+//! A checkpoint. The input is the length of the manifest in two bytes, the manifest and the state; the target
+//! inserts the matching checksum.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

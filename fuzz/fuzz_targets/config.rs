@@ -1,4 +1,4 @@
-//! A configuration, up to the settings of a run.
+//! A configuration file, read and resolved to the settings of a run.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

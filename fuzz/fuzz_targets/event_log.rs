@@ -1,4 +1,4 @@
-//! An event log: what is read as one is possible.
+//! An event log: every event that the reader accepts is consistent.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! CIFAR-10 and MNIST: whatever stands in place of one of their files is refused, unless it is that file.
+//! CIFAR-10 and MNIST: the reader rejects any other content in place of one of their files.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Sparse rows in LIBSVM's text form, and a table of centres.
+//! Sparse rows in LIBSVM's text format, and a file of centres for quadratics.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

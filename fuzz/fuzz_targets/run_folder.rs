@@ -1,4 +1,5 @@
-//! The folder of a run of somebody else's, up to the page of its report: five files, parted by zeros.
+//! A run's folder from an untrusted source, up to the page of its report. The input is five files, separated by
+//! zero bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

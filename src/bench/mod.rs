@@ -25,11 +25,11 @@ pub enum Subject {
     Scaling,
     /// Time to a target accuracy against the number of workers, with injected stragglers
     TimeToAccuracy,
-    /// Each fused update against Burn's tensor operations and against a copy of the same device
+    /// Each fused update kernel against Burn's tensor operations and against a copy on the same device
     Kernels,
-    /// Events of the virtual clock per second, and the latency of a hand-over between threads
+    /// Events of the virtual clock per second, and the latency of passing a message between threads
     Engine,
-    /// A worker's step taken apart: forward, data gradient, weight gradient, update
+    /// Parts of a worker's step: forward pass, data gradient, weight gradient, update
     Model,
 }
 
@@ -39,52 +39,52 @@ pub struct BenchOptions {
     /// What to measure
     #[arg(value_enum, default_value_t = Subject::Scaling)]
     pub subject: Subject,
-    /// auto, cuda, wgpu or cpu; several, such as cpu,wgpu, are measured one after another and stand beside each other
+    /// Device backends: auto, cuda, wgpu or cpu; several, such as cpu,wgpu, are measured one after another
     #[arg(long, value_delimiter = ',', default_value = "auto", value_name = "BACKEND,..")]
     pub backend: Vec<String>,
-    /// cnn, resnet18, mlp or logreg
+    /// Model: cnn, resnet18, mlp or logreg
     #[arg(long, default_value = "cnn")]
     pub model: String,
     /// Samples per gradient
     #[arg(long, default_value_t = 32)]
     pub batch: usize,
-    /// Numbers of workers [default: 1,2,4,... to 16]
+    /// Numbers of workers to measure [default: 1,2,4,... to 16]
     #[arg(long, value_delimiter = ',', value_name = "N,N,..")]
     pub workers: Vec<usize>,
-    /// Threads of each worker on the CPU [default: the cores shared out]
+    /// CPU threads per worker [default: cores / workers; all cores for `model`]
     #[arg(long, value_name = "N")]
     pub threads_per_worker: Option<usize>,
-    /// auto, eager or captured: how a worker's step is launched on a GPU
+    /// How a worker's step is launched on a GPU: auto, eager or captured
     #[arg(long, default_value = "auto")]
     pub step: String,
-    /// On a GPU (scaling, time-to-accuracy, model): the file of measured kernels, as for `train`
+    /// File of measured GPU kernels, as for `train` (scaling, time-to-accuracy, model)
     #[arg(long, value_name = "FILE")]
     pub tune_kernels: Option<PathBuf>,
     /// Rules to compare (time-to-accuracy)
     #[arg(long, value_delimiter = ';', default_value = "asgd;dude;sync", value_name = "RULE;RULE;..")]
     pub rules: Vec<String>,
-    /// Job times (time-to-accuracy): every worker in turn gets one of these
+    /// Distribution of the simulated job times, as for `train` (time-to-accuracy)
     #[arg(long, default_value = "fixed:1,1,1,4")]
     pub delay: String,
-    /// Whose time is counted (time-to-accuracy): simulated seconds, or real ones, in which stragglers are waited for
+    /// Clock of the runs: simulated seconds, or real seconds with real delays (time-to-accuracy)
     #[arg(long, value_parser = ["virtual", "wall"], default_value = "virtual")]
     pub clock: String,
-    /// Test accuracy to reach (time-to-accuracy), in percent
+    /// Test accuracy to reach, in percent (time-to-accuracy)
     #[arg(long, default_value_t = 60.0)]
     pub target: f64,
-    /// Data set (scaling, time-to-accuracy): auto, cifar10 or synthetic
+    /// Data set: auto, cifar10 or synthetic (scaling, time-to-accuracy)
     #[arg(long, default_value = "synthetic")]
     pub dataset: String,
-    /// Folder of the data set
+    /// Folder of the data set [default: datasets]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Seconds for each measurement (the engine's take a fixed number of events)
+    /// Seconds per measurement; `engine` measures a fixed number of events instead
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
-    /// Times that every number of workers is measured (scaling), all of them in turn; the median counts, of an even number the lower
+    /// Rounds over all numbers of workers; the median round is reported, of an even number the lower (scaling)
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub rounds: usize,
-    /// Folder of the report
+    /// Folder of the report [default: runs/TIME-bench-SUBJECT]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }

@@ -22,38 +22,50 @@ use std::path::{Path, PathBuf};
 /// Images of the training set that are held out for `--tune`.
 const VALIDATION: usize = 5000;
 
-/// The flags of `compare` beside those of a run.
+/// The flags of `compare` in addition to those of a run.
 // These comments are what `--help` prints.
 #[allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct CompareOptions {
-    /// The scenario: a TOML file with the keys of a run, and a section [compare] with those below; flags win over it
-    #[arg(long, value_name = "FILE")]
+    /// Scenario: a TOML file with the keys of a run and a section [compare]; flags override it
+    ///
+    /// The keys of the section are rules, seeds, vary, target, tune and jobs.
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     pub config: Option<PathBuf>,
     /// Set one key of the scenario, such as --set lr=0.1 or --set compare.target=60
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", hide_short_help = true)]
     pub sets: Vec<String>,
     /// Rules, separated by semicolons, such as "dude;asgd;fedbuff:b=5"
     #[arg(long, value_delimiter = ';', value_name = "RULE;RULE;..")]
     pub rules: Vec<String>,
-    /// Seeds; each gives all rules the same first weights and the same parts
-    #[arg(long, value_delimiter = ',', value_name = "N,N,..")]
+    /// Random seeds; every rule runs with each seed [default: 1,2,3]
+    ///
+    /// All rules of a seed start from the same weights and the same partition.
+    #[arg(long, value_delimiter = ',', value_name = "N,N,..", verbatim_doc_comment)]
     pub seeds: Vec<u64>,
-    /// A key of a run and its values, every one with every rule, such as --vary "workers=4;8" (repeat it for more keys)
-    #[arg(long, value_name = "KEY=VALUE;VALUE;..")]
+    /// Key of a run and its values, such as "workers=4;8"; may be repeated
+    ///
+    /// Every rule runs with every combination of the values.
+    #[arg(long, value_name = "KEY=VALUE;VALUE;..", verbatim_doc_comment)]
     pub vary: Vec<String>,
-    /// Test accuracy in percent whose time and gradients are told
+    /// Report the time and the number of gradients needed to reach this test accuracy (percent)
     #[arg(long, value_name = "PERCENT")]
     pub target: Option<f64>,
-    /// Learning rates of which each rule takes its best: by the accuracy, after the same budget, on 5,000 training images that are
-    /// held out for it, with the first seed
-    #[arg(long, value_delimiter = ',', value_name = "LR,LR,..")]
+    /// Candidate learning rates; each rule uses its best one
+    ///
+    /// The best learning rate has the highest accuracy on 5,000 held-out training images, after the same budget
+    /// and with the first seed.
+    #[arg(long, value_delimiter = ',', value_name = "LR,LR,..", verbatim_doc_comment)]
     pub tune: Vec<f64>,
-    /// Runs at a time [default: one, which uses the whole machine; for quadratic and libsvm data one per core]
-    #[arg(long, value_name = "N")]
+    /// Number of runs at the same time [default: 1; one per core for quadratic and libsvm data]
+    ///
+    /// One run uses the whole machine.
+    #[arg(long, value_name = "N", verbatim_doc_comment)]
     pub jobs: Option<usize>,
-    /// Folder of the comparison; the same again goes on where it was stopped [default: runs/compare-<hash of the scenario>]
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the comparison [default: runs/compare-<hash of the scenario>]
+    ///
+    /// Repeating the same command continues a comparison that was interrupted.
+    #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     pub out: Option<PathBuf>,
 }
 

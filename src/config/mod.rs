@@ -1,5 +1,7 @@
-//! The settings of a run. The command line, a TOML file and `--set` all fill the same [`Options`]; [`Options::resolve`]
-//! turns them into typed [`Settings`], and back into the complete `config.toml` of the run's folder.
+//! The settings of a run.
+//!
+//! The command line, a TOML file and `--set` all fill the same [`Options`]. [`Options::resolve`] turns them
+//! into typed [`Settings`]. The completed options are written to the run's folder as `config.toml`.
 
 mod options;
 mod schema;
@@ -13,8 +15,10 @@ pub use settings::{ClockChoice, Dataset, OnNan, Settings};
 use crate::error::{Error, Result};
 use std::path::Path;
 
-/// Applies `--set key=value` to the keys of a run, `--set compare.key=value` to the section `[compare]`, and `--set rule.key=value` to
-/// the rule's parameters.
+/// Applies `--set` flags to the keys of a run (`table`) and to the section `[compare]` (`section`).
+///
+/// `key=value` sets a key of the run, `compare.key=value` a key of the section, and `rule.key=value` a
+/// parameter of the rule.
 pub fn set(mut table: toml::Table, mut section: toml::Table, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
     for set in sets {
         let (key, text) = set.split_once('=').ok_or_else(|| Error::usage(format!("--set `{set}` is not key=value")))?;
@@ -33,24 +37,24 @@ pub fn set(mut table: toml::Table, mut section: toml::Table, sets: &[String]) ->
     Ok((table, section))
 }
 
-/// A value as TOML reads it, or else the text itself.
+/// Parses `text` as a TOML value. A text that is not one becomes a TOML string.
 pub fn value(text: &str) -> toml::Value {
     let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
     parsed.unwrap_or_else(|| toml::Value::String(text.trim().into()))
 }
 
-/// That `key` is not `what`, with the nearest of those that are.
+/// The usage error that `key` is not `what`, with the most similar of the `known` names.
 pub fn unknown_key<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> Error {
     Error::usage(unknown(key, what, known))
 }
 
-/// The beginning of a text that somebody else wrote, which may be of any length.
+/// Shortens a text from outside to 120 characters, for use in a message.
 pub fn shortened(text: &str) -> String {
-    const MOST: usize = 120;
-    if text.chars().count() > MOST { text.chars().take(MOST).chain(['…']).collect() } else { text.into() }
+    const LIMIT: usize = 120;
+    if text.chars().count() > LIMIT { text.chars().take(LIMIT).chain(['…']).collect() } else { text.into() }
 }
 
-/// The sentence of [`unknown_key`].
+/// The message of [`unknown_key`].
 pub fn unknown<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(last, name), name)).min();
@@ -60,7 +64,7 @@ pub fn unknown<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a st
     format!("`{key}` is not {what}{hint}")
 }
 
-/// `rule` with its parameter `key` set.
+/// Returns the rule `NAME:key=value,..` with the parameter `key` set to `text`.
 fn with_parameter(rule: &str, key: &str, text: &str) -> String {
     let (name, parameters) = rule.split_once(':').unwrap_or((rule, ""));
     let others = parameters.split(',').filter(|p| !p.is_empty() && p.split('=').next() != Some(key));
@@ -68,7 +72,7 @@ fn with_parameter(rule: &str, key: &str, text: &str) -> String {
     format!("{name}:{}", all.join(","))
 }
 
-/// Whether a key is one of a run's, with a value that may stand there; else a sentence.
+/// Checks that `key` is a key of a run and that the type of `value` fits it. The error is a message.
 fn check(key: &str, value: &toml::Value) -> std::result::Result<(), String> {
     let single = toml::Table::from_iter([(key.to_string(), value.clone())]);
     if single.try_into::<Options>().is_ok() {
@@ -84,21 +88,24 @@ fn check(key: &str, value: &toml::Value) -> std::result::Result<(), String> {
         ["integer", "string"] => "a whole number or a text in quotes",
         _ => "a text in quotes",
     };
-    Err(format!("`{key}` takes {kinds}, not {value} ({})", known.help.replace('\n', " ")))
+    let help = known.help.lines().next().unwrap_or_default();
+    Err(format!("`{key}` takes {kinds}, not {value} ({help})"))
 }
 
-/// Reads a configuration, and checks it key by key, so that what is wrong is told with its line.
+/// Reads a configuration file and checks it key by key. An error names the file and the line.
 fn read(path: &Path) -> Result<toml::Table> {
     let name = path.display();
     let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::usage(format!("cannot read the configuration {name}: {e}; a run's folder has one, config.toml"))
+        Error::usage(format!("cannot read the configuration {name}: {e}; the folder of a run holds one, config.toml"))
     })?;
     let line_of = |start: usize| 1 + text[..start.min(text.len())].matches('\n').count();
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = line_of(e.span().map_or(0, |span| span.start));
         let there = shortened(text.lines().nth(line - 1).unwrap_or("").trim());
         let why = e.message().replace('\n', ", ");
-        Error::usage(format!("{name} line {line}, `{there}`: {why} (a text stands in quotes, each key once)"))
+        Error::usage(format!(
+            "{name} line {line}, `{there}`: {why} (text values need quotes, and a key may occur only once)"
+        ))
     })?;
     let spans = toml::de::DeTable::parse(&text).map_err(|e| Error::usage(format!("{name}: {}", e.message())))?;
     let line = |key: &str| {
@@ -122,7 +129,7 @@ fn read(path: &Path) -> Result<toml::Table> {
     }
     let resolved = |table: &toml::Table| table.clone().try_into::<Options>().map(|options| options.resolve());
     if let Ok(Err(error)) = resolved(&run) {
-        // The key without which it could be used, if there is one.
+        // Blame the key whose removal makes the configuration valid, if there is one.
         let without = |key: &str| {
             let mut rest = run.clone();
             rest.remove(key);
@@ -139,7 +146,7 @@ fn read(path: &Path) -> Result<toml::Table> {
         if let Some(file) = file.filter(|file| !Path::new(file).exists()) {
             return Err(wrong(
                 key,
-                format!("`{key}` names {file}, which does not exist; paths start at the present folder"),
+                format!("`{key}` names {file}, which does not exist; paths are relative to the current folder"),
             ));
         }
     }
@@ -147,23 +154,27 @@ fn read(path: &Path) -> Result<toml::Table> {
     if let Some(folder) = data.filter(|folder| !Path::new(folder).is_dir()) {
         return Err(wrong(
             "data",
-            format!("`data` names the folder {folder}, which does not exist; paths start at the present folder"),
+            format!("`data` names the folder {folder}, which does not exist; paths are relative to the current folder"),
         ));
     }
     Ok(table)
 }
 
 impl Options {
-    /// Reads a TOML file, applies `--set key=value`, and lets what was given on the command line win over both.
+    /// Reads a TOML file and applies `--set key=value` and then the flags: flags override `--set`, which
+    /// overrides the file.
     pub fn layered(flags: &Options, file: Option<&Path>, sets: &[String]) -> Result<Options> {
         let (table, section) = Options::scenario(flags, file, sets)?;
         if !section.is_empty() {
-            return Err(Error::usage("the section [compare] is for `stagger compare`; a run has none: leave it out"));
+            return Err(Error::usage(
+                "the section [compare] is for `stagger compare` only: leave it out of the configuration of a run",
+            ));
         }
         Options::of(table)
     }
 
-    /// The same for several runs: the keys that they share, and the section `[compare]`.
+    /// Like [`Options::layered`] for a comparison. Returns the keys that its runs share, and the section
+    /// `[compare]`.
     pub fn scenario(flags: &Options, file: Option<&Path>, sets: &[String]) -> Result<(toml::Table, toml::Table)> {
         let mut table = file.map_or(Ok(toml::Table::new()), read)?;
         let section = match table.remove("compare") {
@@ -171,18 +182,18 @@ impl Options {
             None => toml::Table::new(),
             Some(_) => return Err(Error::usage("`compare` is a section: [compare], then its keys")),
         };
-        // Parameters of the rule go to the rule that there is in the end, whoever named it.
-        let (of_the_rule, others): (Vec<String>, Vec<String>) =
+        // Parameters of the rule are set last, because a flag may still change the rule.
+        let (rule_sets, others): (Vec<String>, Vec<String>) =
             sets.iter().cloned().partition(|set| set.trim_start().starts_with("rule."));
         let (table, section) = set(table, section, &others)?;
-        set(Options::layered_over(table, flags)?, section, &of_the_rule)
+        set(Options::layered_over(table, flags)?, section, &rule_sets)
     }
 
-    /// A table with what was given on the command line over it.
+    /// Returns `table` with the values of the flags that were given.
     pub fn layered_over(mut table: toml::Table, flags: &Options) -> Result<toml::Table> {
         let given = toml::Table::try_from(flags).map_err(|e| {
             Error::usage(format!(
-                "a flag cannot be written to a configuration: {e} (whole numbers go up to {}, paths are UTF-8)",
+                "a flag cannot be written to a configuration: {e} (whole numbers go up to {}, and paths must be UTF-8)",
                 i64::MAX
             ))
         })?;
@@ -190,7 +201,11 @@ impl Options {
         Ok(table)
     }
 
-    /// The options that a table holds.
+    /// Converts a table into options.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for an unknown key or a value of the wrong type.
     pub fn of(table: toml::Table) -> Result<Options> {
         for (key, value) in &table {
             check(key, value).map_err(Error::usage)?;
@@ -208,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_says_what_it_takes() {
+    fn keys_know_their_types_and_errors_name_them() {
         let keys = keys();
         let kinds = |name: &str| keys.iter().find(|k| k.name == name).unwrap().kinds.clone();
         assert_eq!(kinds("workers"), ["integer"]);
@@ -224,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_win_over_set() {
+    fn flags_override_set() {
         let flags = Options { lr: Some(0.5), ..Options::default() };
         let options =
             Options::layered(&flags, None, &["lr=0.1".into(), "batch=64".into(), "rule=sync".into()]).unwrap();
@@ -235,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_name_the_wrong_value() {
         assert!(set(&["lrr=1"]).unwrap_err().to_string().contains("lrr"));
         assert!(set(&["lr=fast"]).unwrap_err().to_string().contains("fast"));
         for (sets, part) in [

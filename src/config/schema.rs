@@ -1,24 +1,24 @@
-//! What the keys of a configuration take: for messages and for `stagger config schema`.
+//! The keys of a configuration with their types, for messages and for `stagger config schema`.
 
 use super::Options;
 
 /// A key of a run's configuration.
 pub struct Key {
-    /// Its name: the flag's, with `_` for `-`.
+    /// Name: the flag's name with `_` in place of `-`.
     pub name: String,
-    /// What it means: the flag's help.
+    /// Meaning: the flag's help. The first line is the short help.
     pub help: String,
-    /// What may stand there, as JSON calls it.
+    /// Types of its values, as JSON Schema names them.
     pub kinds: Vec<&'static str>,
 }
 
-/// All keys of a run, in the order of the flags.
+/// All keys of a run, in the order of the flags of `train`.
 pub fn keys() -> Vec<Key> {
     let command = <Options as clap::Args>::augment_args(clap::Command::new("train"));
     let key = |flag: &clap::Arg| {
         let name = flag.get_long()?.replace('-', "_");
         let help = flag.get_long_help().or(flag.get_help()).map(|text| text.to_string()).unwrap_or_default();
-        // Asked of the type itself, so that it cannot say anything else.
+        // Try a value of each type on `Options` itself, so that the schema cannot disagree with it.
         let samples = [("integer", "1"), ("number", "1.5"), ("string", "\"1\"")];
         let fits = |sample: &&(&str, &str)| toml::from_str::<Options>(&format!("{name} = {}", sample.1)).is_ok();
         let kinds = samples.iter().filter(fits).map(|(kind, _)| *kind).collect();
@@ -37,15 +37,15 @@ pub fn schema() -> serde_json::Value {
         "compare".into(),
         json!({
             "type": "object",
-            "description": "for `stagger compare`",
+            "description": "Settings of `stagger compare`",
             "additionalProperties": false,
             "properties": {
-                "rules": list("string", "the rules"),
-                "seeds": list("integer", "the seeds, each for every rule"),
-                "vary": {"type": "object", "additionalProperties": {"type": "array"}, "description": "a key of a run and its values"},
-                "target": {"type": "number", "description": "test accuracy in percent"},
-                "tune": list("number", "learning rates of which each rule takes its best"),
-                "jobs": {"type": "integer", "description": "runs at a time"},
+                "rules": list("string", "Rules with their parameters"),
+                "seeds": list("integer", "Random seeds; every rule runs with each seed"),
+                "vary": {"type": "object", "additionalProperties": {"type": "array"}, "description": "Keys of a run, each with a list of values"},
+                "target": {"type": "number", "description": "Target test accuracy in percent"},
+                "tune": list("number", "Candidate learning rates; each rule uses its best one"),
+                "jobs": {"type": "integer", "description": "Number of runs at the same time"},
             },
         }),
     );

@@ -2,7 +2,7 @@
 //!
 //! Every launch is handed from the one to the other, and what it names is given back that way, so how far apart they lie decides
 //! what a step costs the host: in a virtual machine whose cores came to lie in one complex and in two, by turns, 3,500 and 2,000 eager
-//! steps a second were made (`benches/RESULTS.md`). All of it is best effort: nothing depends on it.
+//! steps a second were made (`docs/history.md`). All of it is best effort: nothing depends on it.
 
 use core_affinity::{CoreId, get_core_ids, set_for_current};
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 ///
 /// Only one of them works at a time (the gate has one permit), and what they touch is alike, so together they find a warm
 /// cache; the thread of the runtime that issues the launches keeps another core to itself. On two cores, eight workers on
-/// the null driver: 250 steps a second without, 380 with (`benches/RESULTS.md`).
+/// the null driver: 250 steps a second without, 380 with (`docs/history.md`).
 pub fn submit_here() {
     keep_to(|[submits, _]| submits);
 }

@@ -1,4 +1,4 @@
-//! stagger with one rule more.
+//! stagger with one additional rule.
 
 mod damped;
 

@@ -1,4 +1,4 @@
-//! `docs/write-your-own-rule.md` followed to the letter.
+//! Tests of `docs/write-your-own-rule.md`: its files are the files of this crate, and its commands work.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,7 +39,7 @@ fn the_guide_shows_the_files_of_this_crate() {
 }
 
 #[test]
-fn its_commands_list_and_run_the_rule() {
+fn the_commands_of_the_guide_describe_and_run_the_rule() {
     let [list, train] = <[Vec<String>; 2]>::try_from(commands()).unwrap();
     let about = run(&list, None);
     assert!(about.contains("x_{t+1} = x_t - η (1+τ)^-p") && about.contains("exponent [default: 0.5]"), "{about}");
@@ -57,7 +57,7 @@ fn its_commands_list_and_run_the_rule() {
 }
 
 #[test]
-fn a_name_is_taken_once() {
+fn a_rule_name_can_be_registered_only_once() {
     let json = run(&["rules".into(), "--json".into()], None);
     assert_eq!(json.matches("\"name\": \"damped\"").count(), 1);
     let clash = stagger::rule::RULES.iter().find(|e| e.name == "asgd").unwrap();
