@@ -346,7 +346,7 @@ fn main() {
     let arguments = Arguments::from_args();
     // NVRTC and the headers come from PyPI, the driver is compiled here.
     let ready = Command::new(tool()).arg("true").output().is_ok_and(|o| o.status.success());
-    let without = if ready { "" } else { " (SKIPPED: needs python3 with pip, a C compiler and PyPI)" };
+    let without = if ready { "" } else { " (SKIPPED: needs python3 with pip, a C compiler, libxxhash-dev and PyPI)" };
     let trial = |name: &str, test: fn()| {
         Trial::test(format!("{name}{without}"), move || {
             test();

@@ -18,7 +18,7 @@
 //! for K and τ_max were not available: these schedules are ours (`loss` with p = 1/2 is AdaSync's, rounded
 //! up). Here K never shrinks.
 
-use super::support::shared::{Bound, KEYS, Schedule};
+use super::support::shared::{Bound, KEYS, KSchedule};
 use super::{Arrival, Cost, Decision, Entry, Fold, Local, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
@@ -30,7 +30,7 @@ pub(super) const ENTRY: Entry = Entry {
     keys: &KEYS,
     build: |keys, setting| {
         let steps = keys.count("u", 5, 1..=1 << 16)? as u32;
-        let schedule = Schedule::new(keys, setting)?;
+        let schedule = KSchedule::new(keys, setting)?;
         let bound = Bound::new(keys)?;
         let began = vec![Some(0); setting.workers];
         Ok(Box::new(Abs { k: schedule.k0, steps, schedule, bound, began }))
@@ -41,7 +41,7 @@ struct Abs {
     k: usize,
     /// U: local steps per job.
     steps: u32,
-    schedule: Schedule,
+    schedule: KSchedule,
     bound: Bound,
     /// The version at which each worker's running job began. `None`: the worker has answered and waits for the update.
     began: Vec<Option<u64>>,

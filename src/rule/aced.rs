@@ -15,7 +15,7 @@
 //! Differences: we drop a gradient that is too old on arrival and its worker continues; the paper skips an
 //! update only if A is empty. The paper fixes no max_age; our default is 2n.
 
-use super::support::crowd::Ages;
+use super::support::workers::Ages;
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {

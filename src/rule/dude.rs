@@ -15,7 +15,7 @@
 //! paper's first round was not available to us, so there are three to choose from. s is recomputed from the
 //! rows every 4,096 arrivals, against rounding drift.
 
-use super::support::crowd::PendingWorkers;
+use super::support::workers::PendingWorkers;
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {

@@ -1,12 +1,17 @@
-//! Mini-batch SGD: b workers drawn at random compute at the same model, and the server steps along their mean.
+//! Mini-batch SGD: b random workers compute at the same model; the server steps along the mean of their
+//! gradients.
 //!
 //! ```text
-//! x_t to b draws k ~ Uni{1..n} ;   s += g_k / b ;   after all b:  x_{t+1} = x_t - η s ,  s = 0
+//! x_t to b workers, each drawn as k ~ Uni{1..n}
+//! on g_k:           s += g_k / b
+//! after b answers:  x_{t+1} = x_t - η s ;  s = 0 ;  x_{t+1} to b new draws
 //! ```
 //!
-//! Islamov, Safaryan, Alistarh 2024 ("AsGrad", section on known methods as special cases): data points are the workers. Proved
-//! with 20 L η <= 1: L F0/T + (L F0 ζ²/(Tb))^{1/2}. Draws are with replacement, so a worker that is drawn twice computes twice.
-//! The paper fixes no b; ours is the number of workers.
+//! Draws are with replacement. A worker that is drawn twice computes two gradients.
+//!
+//! Islamov, Safaryan, Alistarh 2024 ("AsGrad", section on known methods as special cases). The paper's data
+//! points are the workers here. Proved with 20 L η <= 1: L F0/T + (L F0 ζ²/(Tb))^{1/2}. The paper fixes no b;
+//! our default is n.
 
 use super::support::draw::pick;
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Needs, Rule, Start};
@@ -19,8 +24,9 @@ pub(super) const ENTRY: Entry = Entry {
     cost: Cost { server: "2", worker: "0", copies: "b", biased: false },
     keys: &[Key { name: "b", default: "all workers", meaning: "draws per update" }],
     build: |keys, setting| {
-        let b = keys.count("b", setting.workers, 1..=1 << 20)?;
-        Ok(Box::new(Minibatch { n: setting.workers, seed: setting.seed, b, received: 0 }))
+        let n = setting.workers;
+        let b = keys.count("b", n, 1..=1 << 20)?;
+        Ok(Box::new(Minibatch { n, seed: setting.seed, b, received: 0 }))
     },
 };
 
@@ -28,7 +34,15 @@ struct Minibatch {
     n: usize,
     seed: u64,
     b: usize,
+    /// Number of gradients received.
     received: usize,
+}
+
+impl Minibatch {
+    /// The b random workers of the next update.
+    fn draw(&self) -> Vec<usize> {
+        (0..self.b).map(|k| pick(self.seed, (self.received + k) as u64, self.n)).collect()
+    }
 }
 
 impl Rule for Minibatch {
@@ -37,13 +51,19 @@ impl Rule for Minibatch {
     }
 
     fn begin(&mut self, _: usize) -> Vec<usize> {
-        (0..self.b).map(|k| pick(self.seed, (self.received + k) as u64, self.n)).collect()
+        self.draw()
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
-        self.received += 1;
+        // s += g_k / b
         let fold = Decision::fold(Fold::Sum { scale: 1.0 / self.b as f64 });
-        if self.received.is_multiple_of(self.b) { fold.step(0.0, Start::These(self.begin(self.n))) } else { fold }
+        self.received += 1;
+        if !self.received.is_multiple_of(self.b) {
+            return fold;
+        }
+
+        // x -= η s ;  s = 0 ;  x to b new draws
+        fold.step(0.0, Start::These(self.draw()))
     }
 }
 

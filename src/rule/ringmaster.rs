@@ -1,60 +1,87 @@
-//! Ringmaster ASGD: pure ASGD that ignores gradients which are R updates late or more.
+//! Ringmaster ASGD: pure asynchronous SGD that ignores gradients with a delay of R updates or more.
+//!
 //! ```text
-//! on g_i:  if τ < R:  x -= η g_i  (else nothing) ;   x to i
-//! with stops:  after each update, whoever's running job has reached the delay R begins again at the current x
+//! on g_i with delay τ:  if τ < R:  x -= η g_i   (otherwise nothing) ;  x to worker i
+//! with stops:           after each update, running jobs with the delay R are cancelled and restart at the current x
 //! ```
-//! Maranjyan, Tyurin, Richtárik 2025 (ICML). Proved: optimal time for homogeneous data with R = max(1, σ²/ε) and η = min(1/(2RL),
-//! ε/(4Lσ²)). A small R silences slow workers: a bias when data differ. R = 1 is SGD on the fastest, R without end pure ASGD; ours is n.
+//!
+//! Maranjyan, Tyurin, Richtárik 2025 (ICML). Proved: optimal time for homogeneous data with R = max(1, σ²/ε)
+//! and η = min(1/(2RL), ε/(4Lσ²)). A small R excludes slow workers, which is a bias when the data differ.
+//! R = 1 is SGD on the fastest worker; without a limit R it is pure asynchronous SGD. Our default is R = n.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Key, Rule, Start};
+use std::collections::VecDeque;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "ringmaster",
-    summary: "Ringmaster ASGD: pure ASGD without gradients that are R updates late",
+    summary: "Ringmaster ASGD: pure asynchronous SGD without gradients that are R updates late",
     paper: "Maranjyan et al. 2025",
     source: include_str!("ringmaster.rs"),
     cost: Cost { server: "1", worker: "0", copies: "1 + restarts", biased: true },
     keys: &[
-        Key { name: "r", default: "the workers", meaning: "the delay from which on gradients are ignored" },
-        Key { name: "stops", default: "true", meaning: "true: work that comes too late is given up at once" },
+        Key { name: "r", default: "number of workers", meaning: "smallest delay at which a gradient is ignored" },
+        Key { name: "stops", default: "true", meaning: "true: jobs that have become too late are cancelled at once" },
     ],
     build: |keys, setting| {
-        let r = keys.count("r", setting.workers, 1..=usize::MAX)? as u64;
-        let (began, queue) = (vec![0; setting.workers], (0..setting.workers).map(|i| (0, i)).collect());
-        Ok(Box::new(Ringmaster { r, stops: keys.flag("stops", true)?, began, queue }))
+        let n = setting.workers;
+        let r = keys.count("r", n, 1..=usize::MAX)? as u64;
+        let stops = keys.flag("stops", true)?;
+        let queue = (0..n).map(|worker| (0, worker)).collect();
+        Ok(Box::new(Ringmaster { r, stops, began: vec![0; n], queue }))
     },
 };
 
 struct Ringmaster {
     r: u64,
+    /// Whether jobs that have become too late are cancelled.
     stops: bool,
-    began: Vec<u64>,                                 // the version of each running job
-    queue: std::collections::VecDeque<(u64, usize)>, // the same by age, and jobs that are over
+    /// The version at which each worker's running job began.
+    began: Vec<u64>,
+    /// The same as pairs (version, worker), the oldest first. Contains finished jobs too.
+    queue: VecDeque<(u64, usize)>,
 }
 
 impl Rule for Ringmaster {
     fn on_arrival(&mut self, a: &Arrival) -> Decision {
+        // τ >= R: nothing ;  x to worker i
         if a.staleness >= self.r {
             return Decision::fold(Fold::Drop).start(Start::Sender);
         }
+
+        // running jobs with the delay R restart. A pair whose version is not the one in `began` is a finished job.
         let now = a.t + 1;
-        let oldest = std::iter::from_fn(|| self.queue.pop_front_if(|(v, _)| now - *v >= self.r));
-        let late = oldest.filter(|(v, i)| self.stops && self.began[*i] == *v && *i != a.worker);
-        let late: Vec<usize> = late.map(|(_, i)| i).collect();
-        for i in late.iter().copied().chain([a.worker]) {
-            self.began[i] = now;
-            self.queue.push_back((now, i));
+        let mut late = Vec::new();
+        while let Some((version, worker)) = self.queue.pop_front_if(|(version, _)| now - *version >= self.r) {
+            let is_running = self.began[worker] == version && worker != a.worker;
+            if self.stops && is_running {
+                late.push(worker);
+            }
         }
+        for worker in late.iter().copied().chain([a.worker]) {
+            self.began[worker] = now;
+            self.queue.push_back((now, worker));
+        }
+
+        // τ < R: x -= η g_i ;  x to worker i
         Decision::direct().restart(late)
     }
 }
 
 #[cfg(test)]
-#[test]
-fn late_work_is_ignored_or_stopped() {
-    use super::tests::*;
-    let (mut stops, mut ignores) = (rule("ringmaster:r=2", 2), rule("ringmaster:r=2,stops=false", 2));
-    assert_eq!([0, 1].map(|t| arrive(&mut *stops, 0, t, t).restart), [vec![], vec![1]]);
-    let steps = [(0, 0), (1, 1), (0, 2)].map(|(v, t)| arrive(&mut *ignores, 0, v, t).step.is_some());
-    assert_eq!(steps, [true, true, false]);
+mod tests {
+    use super::super::tests::{arrive, rule};
+
+    #[test]
+    fn late_jobs_are_cancelled_with_stops() {
+        let mut rule = rule("ringmaster:r=2", 2);
+        let restarts = [0, 1].map(|t| arrive(&mut *rule, 0, t, t).restart);
+        assert_eq!(restarts, [vec![], vec![1]]);
+    }
+
+    #[test]
+    fn late_gradients_are_ignored_without_stops() {
+        let mut rule = rule("ringmaster:r=2,stops=false", 2);
+        let steps = [(0, 0), (1, 1), (0, 2)].map(|(v, t)| arrive(&mut *rule, 0, v, t).step.is_some());
+        assert_eq!(steps, [true, true, false]);
+    }
 }

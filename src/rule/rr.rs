@@ -1,27 +1,35 @@
-//! SGD with random reshuffling: one worker after the other, in the order of a permutation; no gradient is late.
+//! SGD with random reshuffling: one worker after another, in the order of a permutation. No gradient is stale.
 //!
 //! ```text
-//! x_{t+1} = x_t - η g_{χ(t mod n)}(x_t) ;   a new permutation χ every n updates (or one for ever)
+//! x_{t+1} = x_t - η g_{χ(t mod n)}(x_t)
+//! every n updates:  a new permutation χ   (once: the same permutation for the whole run)
 //! ```
 //!
-//! Mishchenko, Khaled, Richtárik 2020; Islamov, Safaryan, Alistarh 2024 ("AsGrad", as a special case). Proved with
-//! 20 L η n <= 1: L F0 n/T + (L F0 √n ζ/T)^{2/3}. Data points are the workers; the rule's time is the sum of all job times,
-//! so it is a baseline over updates, not over time.
+//! Mishchenko, Khaled, Richtárik 2020; Islamov, Safaryan, Alistarh 2024 ("AsGrad", as a special case). Proved
+//! with 20 L η n <= 1: L F0 n/T + (L F0 √n ζ/T)^{2/3}. The paper's data points are the workers here. Only one
+//! worker computes at a time and the simulated time is the sum of all job times. So this is a baseline over
+//! updates, not over time.
 
-use super::support::draw::Order;
+use super::support::draw::WorkerOrder;
 use super::{Arrival, Cost, Decision, Entry, Key, Needs, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "rr",
-    summary: "random reshuffling: one worker after the other in shuffled order, no delay",
+    summary: "random reshuffling: one worker after another in shuffled order, no staleness",
     paper: "Mishchenko et al. 2020",
     source: include_str!("rr.rs"),
     cost: Cost { server: "1", worker: "0", copies: "1", biased: false },
     keys: &[Key { name: "once", default: "false", meaning: "true: one permutation for the whole run" }],
-    build: |keys, setting| Ok(Box::new(Reshuffled(Order::new(keys, setting)?))),
+    build: |keys, setting| {
+        let order = WorkerOrder::new(keys, setting)?;
+        Ok(Box::new(Reshuffled { order }))
+    },
 };
 
-struct Reshuffled(Order);
+struct Reshuffled {
+    /// χ.
+    order: WorkerOrder,
+}
 
 impl Rule for Reshuffled {
     fn needs(&self) -> Needs {
@@ -29,11 +37,13 @@ impl Rule for Reshuffled {
     }
 
     fn begin(&mut self, _: usize) -> Vec<usize> {
-        vec![self.0.turn()]
+        vec![self.order.next_worker()]
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
-        Decision::direct().start(Start::These(vec![self.0.turn()]))
+        // x -= η g_i ;  x to the next worker of χ
+        let worker = self.order.next_worker();
+        Decision::direct().start(Start::These(vec![worker]))
     }
 }
 
@@ -42,14 +52,13 @@ mod tests {
     use super::super::{Start, tests::*};
 
     #[test]
-    fn one_at_a_time_and_everybody_once_a_round() {
+    fn each_worker_computes_once_per_round() {
         let mut rule = rule("rr:once", 3);
         let first = rule.begin(3);
-        let turns: Vec<_> = (0..6).map(|t| arrive(&mut *rule, 0, t, t).start).collect();
-        assert_eq!(
-            (first.len(), &turns[2], &turns[5]),
-            (1, &Start::These(first.clone()), &Start::These(first.clone()))
-        );
-        assert!(!turns[..2].contains(&turns[2]));
+        assert_eq!(first.len(), 1);
+        let targets: Vec<_> = (0..6).map(|t| arrive(&mut *rule, 0, t, t).start).collect();
+        assert_eq!(targets[2], Start::These(first.clone()));
+        assert_eq!(targets[5], Start::These(first));
+        assert!(!targets[..2].contains(&targets[2]));
     }
 }

@@ -1,11 +1,16 @@
-//! SA-AdaSync: AdaSync (K-async) whose gradients are divided by their staleness.
+//! SA-AdaSync: AdaSync (K-async SGD with a K that grows) whose gradients are divided by their staleness.
 //!
 //! ```text
-//! s += g_i / (K max(1, τ_i)) ;   after K distinct workers:  x_{t+1} = x_t - η s ,  K = K_0 √(F(x_0)/F(x_{t+1}))
+//! on g_i with staleness τ:  s += g_i / (K max(1, τ)) ;  worker i waits
+//! after K answers:          x_{t+1} = x_t - η s ;  s = 0 ;  x_{t+1} to these K workers
+//!                           K = K_0 √(F(x_0)/F(x_{t+1})), rounded, from 1 to n
 //! ```
 //!
-//! Dutta, Wang, Joshi 2020 with the staleness-aware step of Zhang, Gupta, Lian, Liu 2016; a baseline of Tan, Zhu, Zhang 2023
-//! (ABS), which names the combination but whose exact form was not available to us. Nothing is proved for the combination.
+//! F is measured as in `adasync`.
+//!
+//! Dutta, Wang, Joshi 2020 with the staleness-aware step of Zhang, Gupta, Lian, Liu 2016; a baseline of Tan,
+//! Zhu, Zhang 2023 (ABS). Their paper names the combination, but its exact form was not available to us.
+//! Nothing is proved for the combination.
 
 use super::{Cost, Entry, Key, adasync::AdaSync};
 
@@ -20,13 +25,16 @@ pub(super) const ENTRY: Entry = Entry {
 };
 
 #[cfg(test)]
-#[test]
-fn late_gradients_count_less_and_k_grows_as_the_loss_falls() {
-    use super::*;
-    let mut rule = tests::rule("sa-adasync", 3);
-    let mut arrive =
-        |worker, staleness, loss| rule.on_arrival(&Arrival { worker, staleness, loss, ..Arrival::default() });
-    assert_eq!(arrive(0, 4, Some(9.0)).fold, Fold::Sum { scale: 0.25 });
-    assert!(arrive(0, 0, Some(2.25)).step.is_some());
-    assert_eq!([arrive(0, 0, None), arrive(1, 3, None)].map(|d| d.step.is_some()), [false, true]);
+mod tests {
+    use super::super::{Arrival, Fold, tests::rule};
+
+    #[test]
+    fn stale_gradients_count_less_and_k_grows_as_the_loss_falls() {
+        let mut rule = rule("sa-adasync", 3);
+        let mut arrive =
+            |worker, staleness, loss| rule.on_arrival(&Arrival { worker, staleness, loss, ..Arrival::default() });
+        assert_eq!(arrive(0, 4, Some(9.0)).fold, Fold::Sum { scale: 0.25 });
+        assert!(arrive(0, 0, Some(2.25)).step.is_some());
+        assert_eq!([arrive(0, 0, None), arrive(1, 3, None)].map(|d| d.step.is_some()), [false, true]);
+    }
 }

@@ -1,19 +1,24 @@
-//! Shuffled asynchronous SGD: every gradient is a step; new models go round in the order of a permutation of the workers.
+//! Shuffled asynchronous SGD: every gradient is a step. New models go to the workers in the order of a
+//! permutation.
 //!
 //! ```text
-//! x_{t+1} = x_t - η g_i(x_{t-τ}) ;   x_{t+1} to χ(t mod n) ;   a new permutation χ every n updates (or one for ever)
+//! on g_i, computed at x_{t-τ}:  x_{t+1} = x_t - η g_i(x_{t-τ}) ;  x_{t+1} to worker χ(t mod n)
+//! every n updates:              a new permutation χ   (once: the same permutation for the whole run)
 //! ```
 //!
-//! Islamov, Safaryan, Alistarh 2024 ("AsGrad", Algorithm 6). Proved (bounded gradients, 30 L η n <= 1): no floor, and ζ enters
-//! as (L F0 √n ζ/T)^{2/3}, better than random ASGD once ζ >= √(nε). A busy worker queues the job with its snapshot and begins
-//! it at once when it is free (the authors' public code leaves such a worker idle).
+//! A busy worker queues the job with its snapshot and begins it as soon as it is free.
+//!
+//! Islamov, Safaryan, Alistarh 2024 ("AsGrad", Algorithm 6). Proved (bounded gradients, 30 L η n <= 1): no
+//! error floor; ζ enters as (L F0 √n ζ/T)^{2/3}, which is better than random asynchronous SGD if ζ >= √(nε).
+//!
+//! Difference: the authors' public code leaves a worker idle where we queue the job.
 
-use super::support::draw::Order;
+use super::support::draw::WorkerOrder;
 use super::{Arrival, Cost, Decision, Entry, Key, Rule, Start};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "shuffled",
-    summary: "shuffled ASGD: step along every gradient, new models go round in shuffled order",
+    summary: "shuffled asynchronous SGD: step along every gradient, send new models in shuffled order",
     paper: "Islamov et al. 2024",
     source: include_str!("shuffled.rs"),
     cost: Cost { server: "1", worker: "0 + queue", copies: "1", biased: false },
@@ -21,14 +26,22 @@ pub(super) const ENTRY: Entry = Entry {
         Key { name: "once", default: "false", meaning: "true: one permutation for the whole run" },
         Key { name: "order", default: "random", meaning: "a fixed permutation such as 2-0-1" },
     ],
-    build: |keys, setting| Ok(Box::new(Shuffled(Order::new(keys, setting)?))),
+    build: |keys, setting| {
+        let order = WorkerOrder::new(keys, setting)?;
+        Ok(Box::new(Shuffled { order }))
+    },
 };
 
-struct Shuffled(Order);
+struct Shuffled {
+    /// χ.
+    order: WorkerOrder,
+}
 
 impl Rule for Shuffled {
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
-        Decision::direct().start(Start::These(vec![self.0.turn()]))
+        // x -= η g_i ;  x to worker χ(t mod n)
+        let worker = self.order.next_worker();
+        Decision::direct().start(Start::These(vec![worker]))
     }
 }
 
@@ -37,9 +50,9 @@ mod tests {
     use super::super::tests::*;
 
     #[test]
-    fn everybody_has_a_turn_in_any_round() {
+    fn every_worker_gets_one_model_per_round() {
         let mut rule = rule("shuffled", 3);
-        let turns: Vec<_> = (0..30).map(|t| arrive(&mut *rule, 0, t, t).start).collect();
-        assert!(turns.chunks(3).all(|round| round[0] != round[1] && round[1] != round[2] && round[0] != round[2]));
+        let targets: Vec<_> = (0..30).map(|t| arrive(&mut *rule, 0, t, t).start).collect();
+        assert!(targets.chunks(3).all(|round| round[0] != round[1] && round[1] != round[2] && round[0] != round[2]));
     }
 }

@@ -1,12 +1,13 @@
-//! Synchronous SGD: wait for all, average, broadcast.
+//! Synchronous SGD: wait for all workers, step along the mean of their gradients, send the new model to all.
 //!
 //! ```text
-//! s += g_i / n  for each of the n answers at x_t ;   x_{t+1} = x_t - η s ;   s = 0 ;   x_{t+1} to all
+//! on g_i:           s += g_i / n ;  worker i waits
+//! after n answers:  x_{t+1} = x_t - η s ;  s = 0 ;  x_{t+1} to all workers
 //! ```
 //!
-//! The baseline of every paper of the field (for instance Dekel et al. 2012, "Optimal distributed online prediction using
-//! mini-batches"). Every worker weighs 1/n whatever the size of its part. Proved: rate O(1/√(nT)) under any heterogeneity,
-//! at the pace of the slowest worker.
+//! The baseline of all papers in the field (for example Dekel et al. 2012, "Optimal distributed online
+//! prediction using mini-batches"). Proved: rate O(1/√(nT)) for any heterogeneity, at the pace of the slowest
+//! worker. Every worker has the weight 1/n, whatever the size of its part of the data.
 
 use super::{Arrival, Cost, Decision, Entry, Fold, Needs, Rule, Start};
 
@@ -17,11 +18,12 @@ pub(super) const ENTRY: Entry = Entry {
     source: include_str!("sync.rs"),
     cost: Cost { server: "2", worker: "0", copies: "n", biased: false },
     keys: &[],
-    build: |_, setting| Ok(Box::new(Sync { workers: setting.workers, answered: 0 })),
+    build: |_, setting| Ok(Box::new(Sync { n: setting.workers, answered: 0 })),
 };
 
 struct Sync {
-    workers: usize,
+    n: usize,
+    /// Number of workers that have answered since the last update.
     answered: usize,
 }
 
@@ -31,11 +33,14 @@ impl Rule for Sync {
     }
 
     fn on_arrival(&mut self, _: &Arrival) -> Decision {
-        let fold = Decision::fold(Fold::Sum { scale: 1.0 / self.workers as f64 });
+        // s += g_i / n
+        let fold = Decision::fold(Fold::Sum { scale: 1.0 / self.n as f64 });
         self.answered += 1;
-        if self.answered < self.workers {
+        if self.answered < self.n {
             return fold;
         }
+
+        // x -= η s ;  s = 0 ;  x to all workers
         self.answered = 0;
         fold.step(0.0, Start::Everybody)
     }

@@ -114,6 +114,68 @@ pub fn train_unsaved(flags: &str) -> Scratch {
     train(&format!("{flags} --checkpoint-every 0"))
 }
 
+/// A run of the program on the CPU under the virtual clock, told step by step: `Run::quadratic("0\n3\n").rule("dude").updates(6).train()`.
+pub struct Run {
+    flags: Vec<String>,
+    /// The file of centres; it must exist until the run has ended.
+    _centres: Option<Scratch>,
+}
+
+impl Run {
+    fn new(dataset: &str) -> Self {
+        let run = Run { flags: Vec::new(), _centres: None };
+        run.with("dataset", dataset).with("backend", "cpu").with("clock", "virtual").with("checkpoint-every", "0")
+    }
+
+    /// One worker per line, each with this centre.
+    pub fn quadratic(lines: &str) -> Self {
+        let centres = centres_at(lines);
+        let run = Run::new(&format!("quadratic:{}", centres.display()));
+        Run { _centres: Some(centres), ..run }
+    }
+
+    /// The random vectors in ten classes, with the mlp.
+    pub fn clusters() -> Self {
+        Run::new("clusters").with("model", "mlp")
+    }
+
+    /// Any flag with its value.
+    pub fn with(mut self, flag: &str, value: impl ToString) -> Self {
+        self.flags.extend([format!("--{flag}"), value.to_string()]);
+        self
+    }
+
+    pub fn rule(self, rule: &str) -> Self {
+        self.with("rule", rule)
+    }
+
+    pub fn workers(self, workers: usize) -> Self {
+        self.with("workers", workers)
+    }
+
+    pub fn delay(self, delay: &str) -> Self {
+        self.with("delay", delay)
+    }
+
+    pub fn lr(self, lr: f64) -> Self {
+        self.with("lr", lr)
+    }
+
+    pub fn updates(self, updates: u64) -> Self {
+        self.with("updates", updates)
+    }
+
+    /// Trains, and returns the run's folder.
+    pub fn train(self) -> Scratch {
+        let folder = scratch("run");
+        let mut args = vec!["train", "--out", folder.to_str().unwrap()];
+        args.extend(self.flags.iter().map(String::as_str));
+        let output = stagger(&args);
+        assert!(output.status.success(), "{}\n{}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+        folder
+    }
+}
+
 /// A run's arrivals.
 pub fn events(folder: &Path) -> Vec<Event> {
     let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();

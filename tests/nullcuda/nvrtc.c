@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 typedef int Result; /* 0 is NVRTC_SUCCESS */
 typedef struct {
@@ -51,10 +53,7 @@ Result nvrtcDestroyProgram(void **made) {
     return result;
 }
 
-static uint64_t hash(uint64_t h, const char *text) { /* FNV-1a, with the end of the text */
-    do h = (h ^ (unsigned char)*text) * 0x100000001b3; while (*text++);
-    return h;
-}
+static uint64_t hash(uint64_t seed, const char *text) { return XXH3_64bits_withSeed(text, strlen(text) + 1, seed); }
 
 /* The file's parts: the source's length, the source, the PTX. */
 static int kept(Program *program, const char *path) {
@@ -94,7 +93,7 @@ Result nvrtcCompileProgram(void *made, int count, const char *const *options) {
     Program *program = made;
     int major = 0, minor = 0;
     nvrtcVersion(&major, &minor);
-    uint64_t key = hash(0xcbf29ce484222325, program->source);
+    uint64_t key = hash(0, program->source);
     for (int i = 0; i < count; i++) key = hash(key, options[i]);
     char path[4100];
     snprintf(path, sizeof path, "%s/%d.%d-%016llx", getenv("NULLCUDA_PTX"), major, minor, (unsigned long long)key);

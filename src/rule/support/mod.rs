@@ -1,6 +1,6 @@
-//! What several rules share.
+//! Code that several rules share.
 
-pub(super) mod crowd;
 pub(super) mod draw;
 pub(super) mod shared;
 pub(super) mod without;
+pub(super) mod workers;

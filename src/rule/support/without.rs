@@ -1,32 +1,45 @@
-//! What a rule does without one of its workers: found out by playing it, so that it cannot be told wrongly.
+//! Whether a rule continues without one of its workers. A short simulation of the rule answers this, so the
+//! answer cannot contradict the code.
 
 use super::super::{Arrival, Entry, Keys, Setting};
 use std::collections::VecDeque;
 
-/// Workers of the play, the arrival after which the last of them is gone, and arrivals in all.
+/// Number of workers in the simulation.
 const WORKERS: usize = 4;
-const GONE_AFTER: usize = 40;
+/// The worker that fails.
+const FAILED: usize = WORKERS - 1;
+/// The worker fails after this arrival.
+const FAILS_AFTER: usize = 40;
+/// Number of arrivals in the simulation.
 const ARRIVALS: usize = 4000;
 
-/// Whether the rule, with its default parameters, makes updates for ever when a worker has gone. If not, it waits for that worker in the
-/// end.
+/// Whether the rule, with its default parameters, still makes updates after a worker has failed. If not, the
+/// rule waits for that worker for ever.
 pub fn goes_on_without_a_worker(entry: &Entry) -> bool {
     let Ok(mut rule) = (entry.build)(&Keys::default(), &Setting::of(WORKERS)) else { return false };
-    let gone = |arrivals: usize, worker: usize| arrivals > GONE_AFTER && worker == WORKERS - 1;
-    // Jobs, in the order in which they were given; a worker's own jobs follow each other, as its queue has them.
+    // Jobs as (worker, version), in the order in which they were assigned. All jobs take the same time.
     let mut jobs: VecDeque<(usize, u64)> = rule.begin(WORKERS).into_iter().map(|i| (i, 0)).collect();
-    let (mut t, mut last_step) = (0, 0);
+    let mut t = 0;
+    let mut last_step = 0;
     for arrivals in 0..ARRIVALS {
         let Some((worker, version)) = jobs.pop_front() else { return false };
-        if gone(arrivals, worker) {
+        if arrivals > FAILS_AFTER && worker == FAILED {
             continue;
         }
-        let steps = rule.steps(worker).max(1);
-        let (time, staleness) = (arrivals as f64, t - version);
-        let loss = Some(1.0);
-        let decision = rule.on_arrival(&Arrival { worker, version, t, staleness, time, seconds: 1.0, steps, loss });
+        let arrival = Arrival {
+            worker,
+            version,
+            t,
+            staleness: t - version,
+            time: arrivals as f64,
+            seconds: 1.0,
+            steps: rule.steps(worker).max(1),
+            loss: Some(1.0),
+        };
+        let decision = rule.on_arrival(&arrival);
         if decision.step.is_some() {
-            (t, last_step) = (t + 1, arrivals);
+            t += 1;
+            last_step = arrivals;
         }
         decision.follow(&mut jobs, worker, t, WORKERS);
     }
@@ -34,12 +47,22 @@ pub fn goes_on_without_a_worker(entry: &Entry) -> bool {
 }
 
 #[cfg(test)]
-#[test]
-fn barriers_wait_and_others_go_on() {
-    let goes_on = |name: &str| goes_on_without_a_worker(super::super::RULES.iter().find(|e| e.name == name).unwrap());
-    for (name, expected) in
-        [("sync", false), ("asgd", true), ("dude", true), ("malenia", false), ("ringmaster", true), ("random", false)]
-    {
-        assert_eq!(goes_on(name), expected, "{name}");
+mod tests {
+    use super::super::super::RULES;
+    use super::*;
+
+    #[test]
+    fn rules_with_a_barrier_wait_and_others_continue() {
+        let goes_on = |name: &str| goes_on_without_a_worker(RULES.iter().find(|e| e.name == name).unwrap());
+        for (name, expected) in [
+            ("sync", false),
+            ("asgd", true),
+            ("dude", true),
+            ("malenia", false),
+            ("ringmaster", true),
+            ("random", false),
+        ] {
+            assert_eq!(goes_on(name), expected, "{name}");
+        }
     }
 }
