@@ -1,4 +1,5 @@
-//! Picks the device: asks each backend whether it really works here, with a sentence for every answer.
+//! Chooses the device. Tests whether each backend works on this machine, and explains the choice in one
+//! sentence.
 
 use crate::error::{Error, Result, panic_text};
 use cubecl::cuda::CudaDevice;
@@ -8,16 +9,16 @@ use std::panic::catch_unwind;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// What `--backend` asks for.
+/// The value of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The best that works here.
+    /// The best backend that works on this machine.
     Auto,
-    /// NVIDIA's.
+    /// NVIDIA GPUs.
     Cuda,
-    /// Vulkan, Metal, DirectX 12.
+    /// GPUs with Vulkan, Metal or DirectX 12.
     Wgpu,
-    /// No GPU.
+    /// The CPU; no GPU.
     Cpu,
 }
 
@@ -39,26 +40,26 @@ impl FromStr for Choice {
 pub struct Backend {
     /// The device.
     pub device: Device,
-    /// Its name, for people.
+    /// The name of the device, as printed.
     pub name: String,
-    /// Its driver, for people.
+    /// The driver of the device, as printed.
     pub driver: String,
-    /// Bytes of its memory, where known.
+    /// Memory in bytes, if known: all of a GPU's memory, or the available memory of the host.
     pub memory: Option<u64>,
-    /// Which was chosen and why.
+    /// Which backend was chosen, and why, as one sentence.
     pub why: String,
-    /// What computes there.
+    /// What executes the kernels.
     pub runs_on: RunsOn,
 }
 
-/// What computes a backend's kernels.
+/// What executes a backend's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunsOn {
-    /// The device of that name.
+    /// The device itself.
     Hardware,
-    /// A driver, on the processor.
+    /// A software driver, on the CPU.
     Software,
-    /// Nothing: the null driver of the tests takes launches and says so in its name.
+    /// Nothing. The null driver of the tests accepts launches and executes none; its device name says so.
     Nothing,
 }
 
@@ -66,21 +67,26 @@ impl RunsOn {
     fn caveat(self) -> &'static str {
         match self {
             RunsOn::Hardware => "",
-            RunsOn::Software => "; a software adapter: right, but slow",
+            RunsOn::Software => "; a software adapter: correct, but slow",
             RunsOn::Nothing => "; WARNING: this driver runs no kernel, so every number of this run is meaningless",
         }
     }
 }
 
-/// Bytes that this process took when it first opened a device.
+/// Bytes by which the resident memory of this process grew when it first opened a device.
 static DRIVERS: OnceLock<u64> = OnceLock::new();
 
-/// What the drivers take in this process that were asked for a device (Linux; 0 elsewhere, and before one was opened).
+/// Bytes of this process's memory that the drivers took when a device was first opened. Linux only: 0 on other
+/// systems, and before a device is opened.
 pub fn drivers() -> u64 {
     DRIVERS.get().copied().unwrap_or(0)
 }
 
-/// Opens what was asked for, or says why it cannot be had. May be called again: a device is set up once.
+/// Opens a backend. May be called more than once: a device is set up once.
+///
+/// # Errors
+///
+/// If the chosen backend cannot be used on this machine. The message says why.
 pub fn open(choice: Choice) -> Result<Backend> {
     let resident = || kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
     let before = resident();
@@ -123,20 +129,21 @@ fn cpu(why: String) -> Backend {
     }
 }
 
-/// Cores that this process could use when it began.
+/// Number of cores that this process could use at its start.
 pub fn cores() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
-    // Asked once: threads that are bound to a core later would count that one alone.
+    // Read once, because a thread that is pinned later counts only its own core.
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
-/// Whether the system gives huge pages to whoever asks for much memory, and not only where it is advised to (Linux).
+/// Whether the system uses transparent huge pages for all large allocations, not only where a program advises
+/// it. Linux only: false on other systems.
 pub fn huge_pages_for_all() -> bool {
     let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
     setting.is_ok_and(|setting| setting.contains("[always]"))
 }
 
-/// The processor's name, where the system tells it.
+/// The name of the processor on Linux; elsewhere the name of the architecture.
 pub fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split_once(':'));
@@ -144,7 +151,8 @@ pub fn processor() -> String {
 }
 
 impl Backend {
-    /// The most bytes that were taken so far: of this process on the CPU (Linux; unknown elsewhere), of the device's pools on a GPU.
+    /// Peak memory in bytes. On the CPU it is the peak of this process (Linux only). On a GPU it is the size of
+    /// the device's memory pools, as far as they have grown.
     pub fn memory_taken(&self) -> Option<u64> {
         match &self.device {
             Device::Cpu => kilobytes("/proc/self/status", "VmHWM:"),
@@ -153,23 +161,25 @@ impl Backend {
     }
 }
 
-/// A line of a file of the system's that gives kilobytes, in bytes.
+/// Reads a value in kilobytes from a file below `/proc`, and returns it in bytes. `name` is the beginning of
+/// the line.
 fn kilobytes(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Seconds that this process's threads have computed, where the system tells (Linux).
+/// CPU time of all threads of this process, in seconds. `None` on systems other than Linux.
 pub fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // Behind the program's name in brackets; user and system time are the 12th and 13th, in hundredths of a second.
+    // After the program's name in parentheses, the 12th and 13th fields are the user and system time, in
+    // hundredths of a second.
     let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
     Some((ticks()? + ticks()?) / 100.0)
 }
 
-/// Bytes of memory that are free now (Linux; unknown elsewhere).
+/// Available memory of the host, in bytes. `None` on systems other than Linux.
 fn system_memory() -> Option<u64> {
     kilobytes("/proc/meminfo", "MemAvailable:")
 }
@@ -189,7 +199,7 @@ fn cuda(asked: bool) -> std::result::Result<Backend, String> {
 fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
     use cubecl::wgpu::wgpu::{AdapterInfo, DeviceType};
     use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, try_init_setup};
-    // The runtime can be set up only once.
+    // The runtime can be set up only once per process.
     static ADAPTER: OnceLock<std::result::Result<AdapterInfo, String>> = OnceLock::new();
     let selector = WgpuDevice::default();
     let set_up = || {
@@ -201,7 +211,7 @@ fn wgpu(asked: bool) -> std::result::Result<Backend, String> {
     let info = ADAPTER.get_or_init(set_up).clone()?;
     let name = format!("{} ({})", info.name, info.backend);
     if info.device_type == DeviceType::Cpu && !asked {
-        return Err(format!("the only adapter is {name}, a software one, which is slower than the plain CPU"));
+        return Err(format!("the only adapter is {name}, a software one, which is slower than the CPU backend"));
     }
     let device = started(cubecl::Device::Wgpu(selector))?;
     device.probe().map_err(|e| format!("{name}: {e}"))?;

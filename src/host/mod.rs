@@ -1,4 +1,4 @@
-//! The machine: which device works, which cores the host uses, signals, and the file of tuned kernels.
+//! The machine: detection of devices, CPU cores for threads, signals, and the file of measured kernels.
 
 pub mod backend;
 pub mod cores;

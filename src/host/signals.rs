@@ -1,8 +1,8 @@
-//! SIGINT and SIGTERM: the first one ends a run at its next arrival, the second one ends the process.
+//! SIGINT and SIGTERM. The first signal ends the run at its next arrival; the second ends the process at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a signal has asked the process to stop.
+/// Whether the process has received a signal to stop.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Installs the signal handler. May be called more than once.
@@ -11,8 +11,8 @@ pub fn catch_signals() {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        note!("stagger: stopping after the arrival in hand; again to stop at once");
+        note!("stagger: stopping after the current arrival; send the signal again to stop at once");
     };
-    // An error means that the handler is installed already.
+    // An error means that a handler is already installed.
     let _ = ctrlc::set_handler(handler);
 }

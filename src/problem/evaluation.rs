@@ -1,28 +1,29 @@
-//! What an evaluation finds, and which metrics a problem has.
+//! The result of an evaluation, and the metrics of a problem.
 
 use serde::{Deserialize, Serialize};
 
-/// What an evaluation found. What does not apply is absent.
+/// The result of an evaluation. A metric that the problem does not have is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The full objective, for the problems of theory.
+    /// Full training objective, for the theory problems.
     pub train_loss: Option<f64>,
-    /// Norm of the full objective's gradient.
+    /// Euclidean norm of the gradient of the full objective, for the theory problems.
     pub grad_norm: Option<f64>,
     /// Mean loss over the test set.
     pub test_loss: Option<f64>,
-    /// Share of the test set that is classified correctly.
+    /// Share of the test set that is classified correctly, 0 to 1.
     pub test_accuracy: Option<f64>,
 }
 
 impl Evaluation {
-    /// The larger, the better the model is.
+    /// One number to compare models by; a larger number is better. It is the test accuracy, or the negative
+    /// training loss. `None` if it is not finite or neither is known.
     pub fn score(&self) -> Option<f64> {
         self.test_accuracy.or(self.train_loss.map(|loss| -loss)).filter(|x| x.is_finite())
     }
 }
 
-/// What `metrics.csv` holds besides update and time.
+/// The columns of `metrics.csv` after `update` and `time`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Columns {
     /// `train_loss,grad_norm` of the full objective.

@@ -1,4 +1,5 @@
-//! Image classification: every worker draws from its own part of a set that lies on the device once.
+//! Image classification. Every worker draws batches from its own part of a training set that is stored once on
+//! the device.
 
 use super::stacked::Stack;
 use super::step::pass;
@@ -18,35 +19,40 @@ use stagger_kernels::layers::Precision;
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
-/// Images per evaluation step: as many as keep a GPU busy, or as leave the CPU's caches of use.
-fn evaluated_together(device: &Device) -> usize {
+/// Images per forward pass of an evaluation: enough to keep a GPU busy, and few enough for the CPU's caches.
+fn evaluation_batch(device: &Device) -> usize {
     match device {
         Device::Cpu => 50,
         Device::Gpu(_) => 250,
     }
 }
 
-/// How the images are used.
+/// The settings of an image problem.
 pub struct ImageOptions<'a> {
-    /// `cnn`, `resnet18`, `mlp` or `logreg`.
+    /// Name of the model: `cnn`, `resnet18`, `mlp` or `logreg`.
     pub model: &'a str,
     /// Number of workers.
     pub workers: usize,
-    /// Who holds what.
+    /// How the training set is divided among workers.
     pub partition: &'a Partition,
-    /// Batch size; `None` for the whole part.
+    /// Samples per gradient; `None` for the worker's whole part.
     pub batch: Option<usize>,
-    /// Keys partition, weights and batches.
+    /// Random seed of the partition, the initial weights and the batches.
     pub seed: u64,
     /// Crops and flips.
     pub augment: Augment,
     /// How a step is launched.
     pub step: StepKind,
-    /// Of the factors of a step's matrix products. An evaluation rounds nothing.
+    /// Precision of the factors of a step's matrix products. An evaluation rounds nothing.
     pub precision: Precision,
 }
 
 /// Builds the problem on `device`.
+///
+/// # Errors
+///
+/// If the model does not exist, the training set cannot be divided among so many workers, or stacked passes
+/// have no fixed batch size.
 pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Result<Problem> {
     let ImageOptions { model, workers, partition, batch, seed, augment, step, precision } = *options;
     let classes = data.classes.len();
@@ -73,10 +79,10 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let samples = parts.iter().map(Vec::len).sum();
     let batches = parts.iter().map(|p| batch.unwrap_or(p.len())).collect();
     let (per_step, per_evaluation) = net.activations(data.channels, data.side, matches!(device, Device::Cpu));
-    // The CPU copies what it rounds: of each product a part of what the step keeps.
+    // The CPU makes rounded copies of the factors. For each product they are a part of what the step keeps.
     let copies = matches!(device, Device::Cpu) && precision != Precision::F32;
     let per_step = per_step + if copies { per_step / 4 } else { 0 };
-    // Only a GPU lays out the patches of a convolution.
+    // Only a GPU stores the patches of a convolution in memory.
     let patches = |batch| match device {
         Device::Cpu => 0,
         Device::Gpu(_) => {
@@ -84,10 +90,10 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         }
     };
     let bytes = |batch: usize, per_image: usize| 4 * (batch * per_image + patches(batch)) as u64;
-    // Of a pass for several, each worker's share.
+    // The memory of a stacked pass is divided among its workers.
     let together = if let StepKind::Stacked(most) = step { most.min(workers) } else { 1 };
     let step_bytes = bytes(together * batch.unwrap_or(largest), per_step) / together as u64;
-    let evaluation_bytes = bytes(evaluated_together(device), per_evaluation);
+    let evaluation_bytes = bytes(evaluation_batch(device), per_evaluation);
 
     let shape = ImageShape { channels: data.channels, side: data.side, classes };
     let data_bytes = (data.train.pixels.len() + data.test.pixels.len()) as u64;
@@ -99,7 +105,9 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let parts = parts.into_iter().enumerate();
     if let StepKind::Stacked(most) = step {
         let size = batch.ok_or_else(|| {
-            Error::usage("--step stacked needs batches of one size: give --batch a number (full parts differ in size)")
+            Error::usage(
+                "--step stacked needs batches of the same size: give --batch a number (full parts differ in size)",
+            )
         })?;
         let parts = parts.map(|(i, rows)| Part::new(device, rows, seed, i)).collect();
         let (images, layout, device) = (train.clone(), shared.clone(), device.clone());
@@ -159,19 +167,20 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
 pub enum StepKind {
     /// One launch after another.
     Eager,
-    /// Recorded once, then replayed with one launch.
+    /// Recorded once, then replayed with one launch per step.
     Captured,
-    /// Recorded if the device can, else eager, with a note.
+    /// Recorded if the device supports it, otherwise eager. The fallback prints a note.
     Best,
-    /// So many workers' steps at most in one pass, by the server's thread.
+    /// Stacked passes on the server's thread, with at most this many workers per pass.
     Stacked(usize),
 }
 
-/// Workers whose steps are stacked where nothing else is said: more hardly fill a device better, and all take memory.
+/// Default number of workers per stacked pass. A larger pass hardly uses a device better, and every worker
+/// takes memory.
 const STACKED: usize = 16;
 
 impl StepKind {
-    /// What `--step` asks for: `None` is auto.
+    /// Parses the value of `--step`; `None` means auto.
     pub fn parse(text: &str) -> Result<Option<StepKind>> {
         match text {
             "auto" => Ok(None),
@@ -181,13 +190,17 @@ impl StepKind {
             _ => match text.strip_prefix("stacked:").map(str::parse) {
                 Some(Ok(most)) if most > 0 => Ok(Some(StepKind::Stacked(most))),
                 _ => Err(Error::usage(format!(
-                    "--step `{text}` is not one of auto, eager, captured, stacked, stacked:N (N workers together at most)"
+                    "--step `{text}` is not one of auto, eager, captured, stacked, stacked:N (at most N workers in one pass)"
                 ))),
             },
         }
     }
 
-    /// How steps are launched on `device`, if it can do what was asked for.
+    /// Resolves auto (`asked` is `None`) for `device`.
+    ///
+    /// # Errors
+    ///
+    /// If the device does not support what was asked for.
     pub fn on(asked: Option<StepKind>, device: &Device) -> Result<StepKind> {
         match (asked, device) {
             (Some(StepKind::Captured), Device::Cpu) => Err(Error::usage(
@@ -200,42 +213,46 @@ impl StepKind {
     }
 }
 
-/// A worker's f_i: mean cross-entropy over its part.
+/// The objective f_i of one worker: mean cross-entropy over its part.
 struct Classify {
     images: Images,
     part: Part,
     batch: usize,
     augment: Augment,
-    /// There between calls, unless one failed; taken while Burn maps it.
+    /// `None` during a pass, because Burn maps a module by value, and after a failed pass.
     net: Option<Net>,
-    /// What its parameters are leaves of. Where that is the same buffer again, as the replica's own is on CUDA, they stay so.
+    /// The buffer that the parameters are views of. If the next job has the same buffer, as on CUDA, where it
+    /// is the replica's own buffer, the network stays attached.
     attached: Option<Buffer>,
-    /// Attached to nothing.
+    /// A detached copy, to replace the network after a failed pass.
     spare: Net,
-    /// What the net is attached to while it rests on the CPU, so that it holds no weights that the server has left behind.
+    /// One zero. On the CPU every parameter is a view of it between passes, so that the network does not keep
+    /// old weights alive.
     zero: Buffer,
     replica: Replica,
     layout: Arc<Layout>,
     device: Device,
     step: StepKind,
     precision: Precision,
+    /// Images, targets and the step that reads them.
     recorded: Option<(Buffer, Buffer, Recorded<Step>)>,
 }
 
-/// What a step gives: a gradient per segment of the layout, and the batch loss.
+/// The result of a step: one gradient buffer per segment of the layout, and the batch loss.
 type Step = (Arc<[Buffer]>, Buffer);
 
 impl Classify {
-    /// Forward and backward at `weights` on images and targets.
+    /// Runs the forward and backward pass at `weights` on images x and one-hot targets y [B, classes].
     fn step(&mut self, weights: &Buffer, x: &Buffer, y: &Buffer) -> Result<Step> {
-        // After a pass that failed there is none: the job may be done again.
+        // After a failed pass there is no network. The job may be computed again.
         let net = match (self.net.take(), self.attached.take()) {
             (Some(net), Some(attached)) if attached.is(weights) => net,
             (net, _) => attach(net.unwrap_or_else(|| self.spare.clone()), &self.device, &self.layout, weights),
         };
         let batch = (self.images.shape(), x, y);
         let (buffers, loss) = pass(&net, &self.device, &self.layout, batch, self.precision.into())?;
-        // A GPU's net stays where it is: they are the replica's own (CUDA), or the newest but a few (WGPU).
+        // On a GPU the network stays attached. Its weights are the replica's own (CUDA) or those of a recent
+        // version (WGPU).
         (self.net, self.attached) = match self.device {
             Device::Cpu => (Some(detach(net, &self.device, &self.layout, &self.zero)), None),
             Device::Gpu(_) => (Some(net), Some(weights.clone())),
@@ -243,8 +260,9 @@ impl Classify {
         Ok((buffers.into(), loss))
     }
 
-    /// Records the step on this thread's stream: it reads the replica's own buffer and the batch's, and writes the same buffers every
-    /// time. The draw is not in it: the training set lies on another stream.
+    /// Records the step on this thread's stream. A replay reads the replica's own buffer and the buffers of the
+    /// batch, and always writes the same buffers. The draw of the batch is not recorded, because the training
+    /// set belongs to another stream.
     fn record(&mut self, snapshot: &Snapshot) -> Result<(Buffer, Buffer, Recorded<Step>)> {
         let device = self.device.clone();
         let (x, y) = self.images.batch(&device, self.batch);
@@ -264,7 +282,7 @@ impl Objective for Classify {
             self.recorded = match self.record(snapshot) {
                 Ok(recorded) => Some(recorded),
                 Err(error) if self.step == StepKind::Best => {
-                    note!("NOTE       {error}; steps are launched one by one (--step eager)");
+                    note!("NOTE       {error}; the kernels of a step are launched one by one (--step eager)");
                     self.step = StepKind::Eager;
                     None
                 }
@@ -287,10 +305,12 @@ impl Objective for Classify {
     }
 }
 
-/// The whole test set.
+/// Evaluates a model on the whole test set.
 struct TestSet {
     images: Images,
+    /// `None` only during an evaluation, because Burn maps a module by value.
     net: Option<Net>,
+    /// One zero. Between evaluations every parameter of the network is a view of it.
     zero: Buffer,
     layout: Arc<Layout>,
     device: Device,
@@ -298,23 +318,23 @@ struct TestSet {
 
 impl Evaluator for TestSet {
     fn evaluate(&mut self, weights: &Buffer) -> Result<Evaluation> {
-        let net = attach(self.net.take().expect("the replica is there"), &self.device, &self.layout, weights);
+        let net = attach(self.net.take().expect("no evaluation failed before"), &self.device, &self.layout, weights);
         let shape = self.images.shape();
         let plain = burn::module::Module::valid(&net);
-        // Sums stay on the device until the end: one read in all.
+        // The sums stay on the device until the end, so there is one read in total.
         let mut sums: Option<Tensor<1>> = None;
-        let together = evaluated_together(&self.device);
-        for first in (0..self.images.len()).step_by(together) {
-            let size = together.min(self.images.len() - first);
+        let batch = evaluation_batch(&self.device);
+        for first in (0..self.images.len()).step_by(batch) {
+            let size = batch.min(self.images.len() - first);
             let (x, y) = self.images.draw(&self.device, Draw::InOrder { first }, size, None);
             let x = tensor::<4>(&self.device, &x, [size, shape.side, shape.side, shape.channels]);
             let y = tensor::<2>(&self.device, &y, [size, shape.classes]);
             let logits = plain.forward(x, Precision::F32).mul_scalar(plain.scale());
-            // 1 at every maximum; where several tie, each is right with its share.
+            // 1 at every maximum. If k classes tie for the maximum, each one counts as 1/k of a correct answer.
             let top = logits.clone().greater_equal(logits.clone().max_dim(1)).float();
-            let right = total((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0));
+            let correct = total((top.clone() * y.clone()).sum_dim(1) / top.sum_dim(1).clamp_min(1.0));
             let loss = total(log_softmax(logits, 1) * y).neg();
-            let pair = Tensor::cat(vec![loss, right], 0);
+            let pair = Tensor::cat(vec![loss, correct], 0);
             sums = Some(sums.map_or(pair.clone(), |sums| sums + pair));
         }
         self.net = Some(detach(net, &self.device, &self.layout, &self.zero));
@@ -323,7 +343,7 @@ impl Evaluator for TestSet {
             .try_into_data()
             .map_err(|e| stagger_kernels::DeviceError(e.to_string()))?;
         let values =
-            data.try_to_vec::<f32>().map_err(|e| Error::failed(format!("the evaluation could not be read: {e:?}")))?;
+            data.try_to_vec::<f32>().map_err(|e| Error::failed(format!("cannot read the evaluation: {e:?}")))?;
         let count = self.images.len() as f64;
         Ok(Evaluation {
             test_loss: Some(values[0] as f64 / count),

@@ -1,4 +1,4 @@
-//! What is minimised: a model, its data and who holds them.
+//! What a run minimises: a model, its data, and the division of the data among workers.
 
 mod evaluation;
 mod images;
@@ -16,85 +16,91 @@ use crate::error::Result;
 use stagger_kernels::{Buffer, Fence, Layout};
 use std::sync::Arc;
 
-/// The weights of one version, shared and never written again (I2). Cloning copies no byte.
+/// The weights of one version. They are shared and never written again (I2). A clone shares the buffer.
 #[derive(Clone)]
 pub struct Snapshot {
     /// The flat weights.
     pub weights: Buffer,
-    /// Orders a reader behind whoever made them; of a snapshot in the server's own hands the default, given when a job is sent.
+    /// Orders a reader on another stream behind the launch that wrote the weights. It is empty while only the
+    /// server holds the snapshot, and is set when the snapshot is sent with a job.
     pub fence: Fence,
 }
 
-/// A worker's objective f_i. The one seam of a worker's step: (weights, job number) → gradient buffers and loss.
+/// A worker's objective f_i: maps (weights, job number) to gradient buffers and a loss.
 pub trait Objective: Send {
-    /// Computes the gradient of batch `job` at `snapshot`: one buffer per segment of the layout, and the batch loss (one
-    /// float). Its first launch binds the snapshot's fence. The result depends on its arguments, the seed and the worker
-    /// alone (I5), and nothing waits for the device. The buffers may be the same ones at every call: whoever reads them does so
-    /// before the worker's next job.
+    /// Computes the gradient of batch `job` at `snapshot`. Returns one buffer per segment of the layout, and
+    /// the batch loss (one float).
+    ///
+    /// The first launch binds the snapshot's fence. The result depends only on the arguments, the seed and the
+    /// worker (I5). The call does not wait for the device. Every call may return the same buffers, so they must
+    /// be read before the worker's next job.
     fn gradient(&mut self, snapshot: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)>;
 
-    /// Whether [`Objective::gradient`] is a few launches now, and not hundreds.
+    /// Whether the step is recorded, so that [`Objective::gradient`] makes a few launches instead of hundreds.
     fn is_recorded(&self) -> bool {
         false
     }
 }
 
-/// One of the jobs that are computed in one pass.
+/// One job of a stacked pass.
 pub struct StackedJob<'a> {
-    /// Whose.
+    /// Index of the worker, from 0.
     pub worker: usize,
-    /// Its model.
+    /// The flat weights of the job's snapshot.
     pub weights: &'a Buffer,
-    /// The worker's job number.
+    /// Number of the worker's job, from 0.
     pub job: u64,
 }
 
-/// The workers' objectives as one, which computes several gradients in one pass.
+/// The objectives of all workers, which computes the gradients of several jobs in one pass.
 pub trait Stacked: Send {
-    /// The gradients of these jobs, each what [`Objective::gradient`] would give, up to rounding. It runs on the stream that makes the
-    /// models, so no fence is needed.
+    /// Returns the gradients of these jobs, in their order. Each one equals the result of
+    /// [`Objective::gradient`] up to rounding. The pass runs on the stream that writes the models, so it needs
+    /// no fence.
     fn gradients(&mut self, jobs: &[StackedJob]) -> Result<Vec<(Arc<[Buffer]>, Buffer)>>;
 }
 
-/// The objective as a whole, for the server's thread.
+/// Evaluates a model on the server's thread.
 pub trait Evaluator: Send {
-    /// Evaluates `weights` on the test set, or the full training objective.
+    /// Evaluates the flat `weights`: on the test set for images, and on the full training objective for the
+    /// theory problems.
     fn evaluate(&mut self, weights: &Buffer) -> Result<Evaluation>;
 }
 
-/// Workers whose part [`Problem::description`] shows.
+/// Maximum number of workers whose parts [`Problem::description`] lists.
 const SHOWN: usize = 16;
 
 /// A problem, ready to run.
 pub struct Problem {
-    /// Where each parameter lies.
+    /// The position of each parameter in the flat weights.
     pub layout: Layout,
-    /// The first weights, as long as the layout.
+    /// The initial weights; as long as the layout.
     pub initial: Vec<f32>,
-    /// One objective per worker; none where they are stacked.
+    /// One objective per worker. Empty if `stacked` is used instead.
     pub objectives: Vec<Box<dyn Objective>>,
-    /// All workers' objectives as one, and how many jobs it computes together at most.
+    /// The objectives of all workers for stacked passes, and the maximum number of jobs per pass.
     pub stacked: Option<(Box<dyn Stacked>, usize)>,
-    /// The whole.
+    /// Evaluates the server's model.
     pub evaluator: Box<dyn Evaluator>,
-    /// What its metrics are.
+    /// The metrics of this problem.
     pub columns: Columns,
     /// Samples per gradient of each worker.
     pub batches: Vec<usize>,
-    /// Training samples that somebody holds.
+    /// Number of training samples that the workers hold together.
     pub samples: usize,
-    /// Names of the classes, and worker by worker how many samples of each it holds; none where there are no classes.
+    /// Names of the classes, and the number of samples of each class per worker: `held[worker][class]`. `None`
+    /// for problems without classes.
     pub held: Option<(Vec<String>, Vec<Vec<usize>>)>,
-    /// Bytes of batch and activations of one worker's step, about.
+    /// Approximate number of bytes of the batch and the activations of one worker's step.
     pub step_bytes: u64,
-    /// Bytes of an evaluation, about.
+    /// Approximate number of bytes of an evaluation.
     pub evaluation_bytes: u64,
-    /// Bytes of the data on the device.
+    /// Number of bytes of the data on the device.
     pub data_bytes: u64,
-    /// Whether a gradient costs less than handing it from thread to thread.
+    /// Whether a gradient takes less time than its transfer between two threads.
     pub cheap: bool,
-    /// Whether workers record their step and replay it.
+    /// Whether workers record their step and replay it (CUDA graph).
     pub recorded: bool,
-    /// Lines for people: the data, and who holds what.
+    /// Lines of the run's header that describe the data and the workers' parts.
     pub description: Vec<String>,
 }

@@ -1,7 +1,9 @@
-//! The border between Burn and the flat buffers: parameters as views of a snapshot, gradients as buffers.
+//! Conversion between Burn's tensors and flat buffers: parameters are views of a snapshot, gradients become
+//! buffers.
 //!
-//! A snapshot is one flat buffer. Attaching it makes every parameter of a replica a view of a part of it, so a pull copies
-//! no byte; Burn never writes a buffer in place that has another owner, and the server holds the snapshot too (I2).
+//! A snapshot is one flat buffer. Attaching a module to it makes every parameter a view of a part of the
+//! buffer, without a copy. The snapshot is never written through a view (I2): Burn writes in place only if a
+//! buffer has a single owner, and the server also holds the snapshot.
 
 use crate::error::{Error, Result};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -21,7 +23,7 @@ pub fn burn_device(device: &Device) -> burn::tensor::Device {
     }
 }
 
-/// A buffer seen as a tensor; no byte is copied.
+/// Views a buffer as a tensor, without a copy. The shape has as many elements as the buffer.
 pub fn tensor<const D: usize>(device: &Device, buffer: &Buffer, shape: impl Into<Shape>) -> Tensor<D> {
     let shape: Shape = shape.into();
     match (device, buffer) {
@@ -39,18 +41,21 @@ pub fn tensor<const D: usize>(device: &Device, buffer: &Buffer, shape: impl Into
                 DType::F32,
             ))
         }
-        (Device::Cpu, Buffer::Device { .. }) => unreachable!("a device buffer never meets the CPU"),
+        (Device::Cpu, Buffer::Device { .. }) => unreachable!("a device buffer is never used on the CPU"),
     }
 }
 
-/// The sum of all elements, one float, which is always added up in the same order. Burn's own sum of a whole tensor lets four groups of
-/// a GPU's units add to one number as they come, so that its last bits differ from run to run. Dimension by dimension, for to see it as one
-/// would copy it where it has room between its rows, as it has or not by whether the device was done with the tensor before it.
+/// Sums all elements in a fixed order. Returns one float.
+///
+/// Burn's own sum of a whole tensor is not deterministic on a GPU: four groups of units add to one number
+/// atomically, so the last bits differ between runs. The sum is made dimension by dimension, because flattening
+/// the tensor first would copy it if its rows are padded. Whether they are padded depends on whether the device
+/// had finished with an earlier tensor.
 pub fn total<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     (0..D).rev().fold(tensor, |sums, dimension| sums.sum_dim(dimension)).reshape([1])
 }
 
-/// A tensor's floats as a buffer, in row-major order; copies only if they lie otherwise.
+/// Returns a tensor's floats as a buffer in row-major order. Copies only if the tensor is not contiguous.
 pub fn buffer<const D: usize>(device: &Device, tensor: Tensor<D>) -> Result<Buffer> {
     let len = tensor.shape().num_elements();
     match device {
@@ -65,7 +70,7 @@ pub fn buffer<const D: usize>(device: &Device, tensor: Tensor<D>) -> Result<Buff
     }
 }
 
-/// The layout of a module's parameters, in the order in which it visits them.
+/// The layout of a module's parameters, in the order in which the module visits them.
 pub fn layout_of<M: Module>(module: &M) -> Layout {
     struct Names {
         path: Vec<String>,
@@ -87,9 +92,11 @@ pub fn layout_of<M: Module>(module: &M) -> Layout {
     names.layout
 }
 
-/// First weights of a network, a function of the seed alone and so the same on every backend: uniform within
-/// ±sqrt(1 / fan-in) for weights (the default of PyTorch's layers, so that learning rates carry over), one for the scales
-/// of normalisation, zero for biases and shifts.
+/// The initial weights of a network. They depend only on the layout and the seed, so they are the same on every
+/// backend.
+///
+/// Weights are uniform in ±sqrt(1 / fan-in). This is the default of PyTorch's layers, so learning rates carry
+/// over. Scales of normalisation layers are one. Biases and shifts are zero.
 pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; layout.total()];
     for (k, segment) in layout.segments().iter().enumerate() {
@@ -101,7 +108,7 @@ pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
             let fan_in: usize =
                 if segment.shape.len() == 2 { segment.shape[0] } else { segment.shape[1..].iter().product() };
             let bound = (1.0 / fan_in as f32).sqrt();
-            let uniform = Uniform::new(-bound, bound).expect("a range");
+            let uniform = Uniform::new(-bound, bound).expect("the bound is positive and finite");
             let mut random = keyed([seed, 0x696e6974, k as u64, 0]);
             values.iter_mut().for_each(|v| *v = uniform.sample(&mut random));
         }
@@ -109,7 +116,7 @@ pub fn initial_weights(layout: &Layout, seed: u64) -> Vec<f32> {
     flat
 }
 
-/// Makes every parameter of `module` a fresh autodiff leaf that views its segment of `weights`.
+/// Makes every parameter of `module` a new autodiff leaf that is a view of its segment of `weights`.
 pub fn attach<M: Module>(module: M, device: &Device, layout: &Layout, weights: &Buffer) -> M {
     struct Attach<'a> {
         device: &'a Device,
@@ -123,14 +130,15 @@ pub fn attach<M: Module>(module: M, device: &Device, layout: &Layout, weights: &
             self.next += 1;
             let view = self.weights.view(segment.start, segment.len);
             let leaf = tensor::<D>(self.device, &view, segment.shape.clone());
-            // Not `map`, which would draw the random weights that Burn has in store.
+            // `Param::map` would first draw the random weights that Burn initialises lazily.
             Param::initialized(param.id, Tensor::from_inner(leaf).require_grad())
         }
     }
     module.map(&mut Attach { device, layout, weights, next: 0 })
 }
 
-/// Lets go of the weights that `module` was attached to: every parameter becomes one zero, seen as a tensor of its shape.
+/// Releases the weights that `module` is attached to. Every parameter becomes a view of `zero` (one float),
+/// expanded to the parameter's shape.
 pub fn detach<M: Module>(module: M, device: &Device, layout: &Layout, zero: &Buffer) -> M {
     struct Detach<'a> {
         device: &'a Device,
@@ -149,7 +157,11 @@ pub fn detach<M: Module>(module: M, device: &Device, layout: &Layout, zero: &Buf
     module.map(&mut Detach { device, layout, zero, next: 0 })
 }
 
-/// Takes the gradient of every parameter, in the layout's order. A missing one is an error: silence would train wrongly.
+/// Takes the gradient of every parameter out of `gradients`, in the order of the layout.
+///
+/// # Errors
+///
+/// If a parameter has no gradient. Training without it would give wrong results.
 pub fn gradients<M: Module>(
     module: &M,
     device: &Device,

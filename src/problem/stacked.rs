@@ -1,7 +1,8 @@
-//! Several workers' steps in one pass: their replicas computed as one network of as many replicas.
+//! Stacked passes: computes the steps of several workers in one pass, as one network with one replica per job.
 //!
-//! A launch then serves all of them, which is what a small network on a large device needs when one thread is to feed it. The models
-//! are copied into one buffer first and the gradients out of one afterwards, so a gradient costs two passes over the weights more.
+//! Each launch serves all replicas. That lets one thread keep a large device busy with a small network. The
+//! models are copied into one buffer before the pass, and the gradients are copied out of one buffer after it.
+//! A gradient therefore costs two additional passes over the weights.
 
 use super::step::pass;
 use super::{Stacked, StackedJob};
@@ -14,20 +15,24 @@ use stagger_kernels::stack::{stack, unstack};
 use stagger_kernels::{Buffer, Device, Layout};
 use std::sync::Arc;
 
-/// All workers' f_i on images.
+/// The objectives f_i of all workers on images.
 pub struct Stack {
+    /// The training set.
     pub images: Images,
-    /// One per worker.
+    /// The part of each worker.
     pub parts: Vec<Part>,
-    /// Of every worker.
+    /// Samples per gradient, the same for every worker.
     pub batch: usize,
+    /// Crops and flips.
     pub augment: Augment,
-    /// Always there between calls; taken while Burn maps it.
+    /// `None` during a pass, because Burn maps a module by value, and after a failed pass.
     pub net: Option<Net>,
-    /// What the net is attached to between calls.
+    /// One zero. Between passes every parameter of the network is a view of it.
     pub zero: Buffer,
+    /// The layout of one replica.
     pub layout: Arc<Layout>,
     pub device: Device,
+    /// Precision of the factors of matrix products.
     pub precision: Precision,
 }
 
@@ -39,12 +44,12 @@ impl Stacked for Stack {
             |job: &StackedJob| Draw::Batch { part: &self.parts[job.worker], job: job.job, augment: self.augment };
         let (x, y) = self.images.draw_together(device, jobs.iter().map(draw).collect(), self.batch);
         let (layout, weights) = (self.layout.stacked(replicas), stack(device, &self.layout, &models));
-        let net = attach(self.net.take().expect("the replicas are there"), device, &layout, &weights);
+        let net = attach(self.net.take().expect("no pass failed before"), device, &layout, &weights);
         let batch = (self.images.shape(), &x, &y);
         let how = Pass { precision: self.precision, replicas };
         let (all, losses) = pass(&net, device, &layout, batch, how)?;
         self.net = Some(detach(net, device, &self.layout, &self.zero));
-        // Room for the gradients one by one.
+        // Frees memory for the separate gradients.
         drop(weights);
         let own = unstack(device, &self.layout, replicas, &all, &losses);
         Ok(own.into_iter().map(|(buffers, loss)| (buffers.into(), loss)).collect())

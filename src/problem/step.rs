@@ -8,7 +8,8 @@ use stagger_kernels::gather::ImageShape;
 use stagger_kernels::layers::{Pass, cross_entropies, sums};
 use stagger_kernels::{Buffer, Device, Layout};
 
-/// Forward and backward of a net that is attached to weights of this layout: a gradient per segment, and a loss per replica.
+/// Runs the forward and backward pass of a network that is attached to weights of this layout. Returns one
+/// gradient buffer per segment, and one loss per replica.
 pub(super) fn pass(
     net: &Net,
     device: &Device,

@@ -1,7 +1,8 @@
-//! The problems of theory: quadratics, and logistic regression on LIBSVM rows with a regulariser.
+//! The theory problems: quadratics, and logistic regression on LIBSVM rows with a regulariser.
 //!
-//! Workers compute in f32 on the device by explicit formulas; the full objective and its gradient are evaluated in f64 on
-//! the host, from the data as read, which makes the evaluation an independent check of the workers.
+//! Workers compute in f32 on the device, by explicit formulas. The evaluation computes the full objective and
+//! its gradient in f64 on the host, from the data as it was read. It is therefore an independent check of the
+//! workers.
 
 use super::{Columns, Evaluation};
 use super::{Evaluator, Objective, Problem, SHOWN, Snapshot};
@@ -17,10 +18,10 @@ use stagger_kernels::{Buffer, Device, Layout};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A regulariser of the whole objective.
+/// A regulariser that is added to the objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Regularizer {
-    /// None.
+    /// No regulariser.
     None,
     /// λ/2 ‖x‖².
     L2(f64),
@@ -49,7 +50,7 @@ impl FromStr for Regularizer {
 }
 
 impl Regularizer {
-    /// Value and gradient of one coordinate.
+    /// Value and derivative at one coordinate x.
     fn at(&self, x: f64) -> (f64, f64) {
         match self {
             Regularizer::None => (0.0, 0.0),
@@ -58,7 +59,7 @@ impl Regularizer {
         }
     }
 
-    /// Value (one float) and gradient [d] of weights [d] on the device.
+    /// Value (one float) and gradient [d] at weights x [d] on the device. `None` without a regulariser.
     fn on_device(&self, x: Tensor<1>) -> Option<(Tensor<1>, Tensor<1>)> {
         match *self {
             Regularizer::None => None,
@@ -72,13 +73,19 @@ impl Regularizer {
     }
 }
 
+/// The layout of a model that is one vector x.
 fn vector_layout(dimension: usize) -> Layout {
     let mut layout = Layout::default();
     layout.push("x".into(), vec![dimension]);
     layout
 }
 
-/// f_i(x) = ½‖x - c_i‖² with exact gradients x - c_i: worker i holds centre i.
+/// Builds the quadratics f_i(x) = ½‖x - c_i‖² with exact gradients x - c_i. Worker i holds centre c_i. Every
+/// weight starts at `init`.
+///
+/// # Panics
+///
+/// If `centres` is empty.
 pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem {
     let dimension = centres[0].len();
     let layout = vector_layout(dimension);
@@ -116,6 +123,7 @@ pub fn quadratic(device: &Device, centres: Vec<Vec<f64>>, init: f32) -> Problem 
     }
 }
 
+/// A quadratic on a GPU.
 struct Distance {
     replica: Replica,
     centre: Buffer,
@@ -133,7 +141,8 @@ impl Objective for Distance {
     }
 }
 
-/// The same on the host, without a tensor: at a million gradients a second each allocation and each cold cache line counts.
+/// A quadratic on the CPU. It uses no tensors, because at a million gradients per second every allocation and
+/// every cache miss counts.
 struct HostDistance {
     centre: Vec<f32>,
 }
@@ -148,6 +157,7 @@ impl Objective for HostDistance {
     }
 }
 
+/// The mean of all quadratics, in f64 on the host.
 struct Distances {
     device: Device,
     centres: Vec<Vec<f64>>,
@@ -168,12 +178,21 @@ impl Evaluator for Distances {
     }
 }
 
+/// The evaluation of a full objective with this loss and gradient.
 fn full(loss: f64, gradient: &[f64]) -> Evaluation {
     let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
     Evaluation { train_loss: Some(loss), grad_norm: Some(norm), ..Evaluation::default() }
 }
 
-/// f_i(x) = (1/m_i) Σ log(1 + exp(-b aᵀx)) + regulariser over worker i's rows; f is the plain mean of the f_i.
+/// Builds logistic regression with f_i(x) = (1/m_i) Σ log(1 + exp(-b aᵀx)) + regulariser. The sum is over the
+/// m_i rows a with labels b of worker i. The full objective f is the unweighted mean of the f_i.
+///
+/// `batch` is the number of rows per gradient; `None` uses all rows of the worker. Every weight starts at
+/// `init`. `seed` determines the partition and the batches.
+///
+/// # Errors
+///
+/// If the rows cannot be divided among so many workers.
 #[allow(clippy::too_many_arguments)]
 pub fn libsvm(
     device: &Device,
@@ -235,6 +254,7 @@ pub fn libsvm(
     })
 }
 
+/// The logistic regression f_i of one worker.
 struct Logistic {
     replica: Replica,
     matrix: Buffer,
@@ -253,7 +273,7 @@ impl Objective for Logistic {
         let mut a = tensor::<2>(&self.device, &self.matrix, [rows, self.d]);
         let mut b = tensor::<2>(&self.device, &self.labels, [rows, 1]);
         if let Some(batch) = self.batch {
-            // Row numbers below 2^24 are exact in f32.
+            // Row indices below 2^24 are exact in f32.
             let chosen = tensor::<1>(&self.device, &self.part.draw(&self.device, job, batch), [batch]);
             let chosen: Tensor<1, Int> = chosen.int();
             a = a.select(0, chosen.clone());
@@ -262,11 +282,11 @@ impl Objective for Logistic {
         let m = b.dims()[0] as f64;
         let x = tensor::<1>(&self.device, &weights.view(0, self.d), [self.d]);
         let margin = a.clone().matmul(x.clone().unsqueeze_dim(1)) * b.clone(); // [m, 1]
-        // log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which never overflows.
+        // log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which does not overflow.
         let losses = relu(margin.clone().neg()) + margin.clone().abs().neg().exp().log1p();
         let mut loss = total(losses).div_scalar(m);
-        let pull = b * sigmoid(margin.neg()); // [m, 1]
-        let mut gradient = pull.transpose().matmul(a).mul_scalar(-1.0 / m).reshape([self.d]);
+        let factors = b * sigmoid(margin.neg()); // [m, 1]
+        let mut gradient = factors.transpose().matmul(a).mul_scalar(-1.0 / m).reshape([self.d]);
         if let Some((value, slope)) = self.regularizer.on_device(x) {
             loss = loss + value;
             gradient = gradient + slope;
@@ -275,6 +295,7 @@ impl Objective for Logistic {
     }
 }
 
+/// The full objective of logistic regression, in f64 on the host.
 struct LogisticWhole {
     device: Device,
     rows: SparseRows,
@@ -292,8 +313,8 @@ impl Evaluator for LogisticWhole {
                 let (r, b) = (r as usize, self.rows.labels[r as usize]);
                 let z = b * self.rows.row(r).map(|(c, v)| v * x[c]).sum::<f64>();
                 loss += weight * ((-z).max(0.0) + (-z.abs()).exp().ln_1p());
-                let pull = -weight * b / (1.0 + z.exp());
-                self.rows.row(r).for_each(|(c, v)| gradient[c] += pull * v);
+                let factor = -weight * b / (1.0 + z.exp());
+                self.rows.row(r).for_each(|(c, v)| gradient[c] += factor * v);
             }
         }
         for (x, g) in x.iter().zip(&mut gradient) {

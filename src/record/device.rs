@@ -1,44 +1,47 @@
-//! `device.csv`: when the device computed what.
+//! `device.csv`: the times at which the device computed gradients and updates.
 
 use super::LATEST;
 use serde::Serialize;
 
-/// What the device did.
+/// A kind of work of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// A gradient, on its worker's stream.
     Gradient,
-    /// The launch of the server's that an arrival brought about, on the server's stream.
+    /// The server's launch for an arrival, on the server's stream.
     Update,
 }
 
-/// A line of `device.csv`.
+/// One piece of work of the device: a line of `device.csv`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
-    /// What.
+    /// The kind of work.
     pub work: Work,
-    /// Whose gradient.
+    /// Index of the worker that computed the gradient, from 0.
     pub worker: usize,
-    /// Of which job.
+    /// Number of the worker's job, from 0.
     pub job: u64,
-    /// When the device began, in seconds of the run's real time (without evaluations).
+    /// Start on the device, in seconds of the run's real time (without evaluations).
     pub began: f64,
-    /// When it was through.
+    /// End on the device, on the same axis.
     pub ended: f64,
 }
 
 /// How busy the device was.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Occupancy {
-    /// Gradients and updates in flight at once, on average over the time in which there was any.
+    /// Mean number of gradients and updates in progress, over the time in which there is at least one.
     pub at_once: f64,
-    /// Share of the time in which there was none.
+    /// Share of the time in which nothing is in progress, 0 to 1.
     pub idle: f64,
 }
 
 impl Occupancy {
-    /// Of spans in the order of their beginnings: from the first to where the last gradient began, for who computed beside that one was
-    /// not noted any more. Nothing if that is no time.
+    /// Computes the occupancy from spans that are sorted by their start.
+    ///
+    /// The measured interval begins with the first span and ends at the start of the last gradient, because
+    /// work that overlaps the last gradient may not be recorded. `None` if the device is busy at no time in
+    /// this interval.
     pub fn of(spans: &[Span]) -> Option<Self> {
         let begin = spans.first()?.began;
         let end = spans.iter().rfind(|span| span.work == Work::Gradient)?.began;
@@ -53,10 +56,10 @@ impl Occupancy {
     }
 }
 
-/// The first line.
+/// The first line of `device.csv`.
 const HEADER: &str = "work,worker,job,began,ended";
 
-/// The text of a `device.csv`.
+/// Formats spans as the text of a `device.csv`.
 pub fn device_times(spans: &[Span]) -> String {
     let line = |span: &Span| {
         let work = if span.work == Work::Gradient { "gradient" } else { "update" };
@@ -65,7 +68,8 @@ pub fn device_times(spans: &[Span]) -> String {
     format!("{HEADER}\n") + &spans.iter().map(line).collect::<String>()
 }
 
-/// Reads the text of a `device.csv` of a run with so many workers, in the order of the beginnings; the error is half a sentence.
+/// Parses the text of a `device.csv` of a run with `workers` workers. Returns the spans sorted by their start.
+/// The error is a clause without a subject.
 pub fn device_spans(text: &str, workers: usize) -> Result<Vec<Span>, String> {
     let mut lines = text.lines();
     if lines.next() != Some(HEADER) {
@@ -100,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn spans_survive_a_round_trip() {
         let spans = [span(Work::Gradient, 0, 0.0, 0.5), span(Work::Update, 9, 0.25, 0.75)];
         assert_eq!(device_spans(&device_times(&spans), 10), Ok(spans.to_vec()));
         let why = device_spans(&device_times(&spans), 9).unwrap_err();
@@ -111,13 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn occupancy_counts_what_overlaps_and_what_is_empty() {
+    fn occupancy_counts_overlaps_and_gaps() {
         let gradient = |worker, began, ended| span(Work::Gradient, worker, began, ended);
         assert_eq!(Occupancy::of(&[]), None);
-        assert_eq!(Occupancy::of(&[gradient(0, 1.0, 2.0)]), None, "nobody knows what was beside it");
+        assert_eq!(Occupancy::of(&[gradient(0, 1.0, 2.0)]), None, "work that overlaps the last gradient is unknown");
         let alone = [gradient(0, 1.0, 3.0), span(Work::Update, 0, 3.0, 4.0), gradient(0, 4.0, 6.0)];
         assert_eq!(Occupancy::of(&alone), Some(Occupancy { at_once: 1.0, idle: 0.0 }));
-        // Two beside each other, one within another, a gap of two, and one that is still going when the last begins.
+        // Two spans overlap, one lies inside another, then there is a gap of two seconds, and one span has not
+        // ended when the last one begins.
         let spans = [
             gradient(0, 1.0, 4.0),
             gradient(1, 2.0, 5.0),

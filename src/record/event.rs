@@ -1,43 +1,43 @@
-//! One arrival as a line of `events.jsonl`.
+//! An arrival, as a line of `events.jsonl`.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// One arrival, one line of `events.jsonl`.
+/// One arrival: a line of `events.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Its number, from 0.
+    /// Number of the arrival, from 0.
     pub seq: u64,
-    /// When, in seconds on the run's axis.
+    /// Time of the arrival on the run's time axis, in seconds.
     pub time: f64,
-    /// Who.
+    /// Index of the worker, from 0.
     pub worker: usize,
-    /// The version v at which it was computed.
+    /// Version v of the snapshot from which the gradient was computed.
     pub version: u64,
-    /// t - v before the update.
+    /// Staleness t - v, with the version t before the update.
     pub staleness: u64,
-    /// The batch loss; null where it is not finite.
+    /// The batch loss; `None` (null) if it is not finite.
     pub loss: Option<f32>,
-    /// What became of it.
+    /// What the server did with the gradient.
     pub effect: Effect,
-    /// The version after it.
+    /// The server's version after the arrival.
     pub t: u64,
 }
 
-/// What became of an arrival.
+/// What the server did with a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effect {
-    /// The server stepped.
+    /// The server made an update.
     Step,
-    /// It was folded into the server's state.
+    /// The gradient was folded into the server's state, without an update.
     Fold,
-    /// It was not applied.
+    /// The gradient was not used.
     Drop,
 }
 
 impl Effect {
-    /// Whether it made a version.
+    /// Whether the arrival made a new version.
     pub fn is_step(self) -> bool {
         self == Effect::Step
     }

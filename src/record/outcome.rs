@@ -1,50 +1,50 @@
-//! When a run stops, and what it came to: plain numbers.
+//! The limits and the outcome of a run, as plain numbers.
 
 use super::device::Occupancy;
 use crate::error::Failure;
 use crate::problem::Evaluation;
 
-/// When to stop; whichever comes first.
+/// The limits of a run. The run stops at the first one that it reaches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// After so many updates.
+    /// Number of updates.
     pub updates: Option<u64>,
-    /// At the first arrival after so many seconds on the run's axis.
+    /// Seconds on the run's time axis. The run stops at the first arrival after this time.
     pub time: Option<f64>,
-    /// When so many samples have been drawn by the gradients that arrived.
+    /// Number of samples drawn by the gradients that have arrived.
     pub samples: Option<u64>,
-    /// At the first evaluation of this test accuracy, 0 to 1.
+    /// Test accuracy, 0 to 1. The run stops at the first evaluation that reaches it.
     pub accuracy: Option<f64>,
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The final version.
     pub updates: u64,
-    /// Arrivals.
+    /// Number of arrivals.
     pub gradients: u64,
-    /// Their number when the last update was made.
+    /// Number of arrivals at the last update.
     pub stepped: u64,
-    /// The most gradients between two updates.
+    /// Largest number of arrivals from one update to the next.
     pub longest: u64,
-    /// Samples that they drew.
+    /// Number of samples drawn by the gradients that arrived.
     pub samples: u64,
-    /// Arrivals that were not applied.
+    /// Number of arrivals whose gradient was not used.
     pub dropped: u64,
-    /// Gradients with numbers that are none.
+    /// Number of arrivals whose gradient or loss had non-finite values.
     pub not_finite: u64,
-    /// Failures of workers.
+    /// The workers' failures.
     pub failures: Vec<Failure>,
-    /// Workers that were dropped, each with the number of gradients that had arrived then.
+    /// Dropped workers, each with the number of gradients that had arrived by then.
     pub lost: Vec<(usize, u64)>,
-    /// Jobs given up.
+    /// Number of cancelled jobs.
     pub restarted: u64,
-    /// The last arrival's time.
+    /// Time of the last arrival on the run's time axis, in seconds.
     pub time: f64,
-    /// Real seconds, evaluation left out.
+    /// Real time in seconds, without evaluations.
     pub wall_seconds: f64,
-    /// Sum of all staleness.
+    /// Sum of the staleness of all arrivals.
     pub staleness: u64,
     /// The largest staleness.
     pub max_staleness: u64,
@@ -52,12 +52,12 @@ pub struct Outcome {
     pub recent_loss: Option<f64>,
     /// The last evaluation.
     pub evaluation: Evaluation,
-    /// The version of that evaluation.
+    /// The version of the last evaluation.
     pub evaluated: Option<u64>,
-    /// How busy the device was while it was noted when it computed what.
+    /// How busy the device was while its work was recorded.
     pub occupancy: Option<Occupancy>,
-    /// Gradients and updates that were noted, and of which the device did not tell.
+    /// Number of recorded gradients and updates whose times the device did not report.
     pub untold: usize,
-    /// Somebody asked to stop.
+    /// Whether a signal ended the run.
     pub interrupted: bool,
 }

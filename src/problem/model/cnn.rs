@@ -1,7 +1,7 @@
 //! The small CNN of the experiments: conv32-conv32-pool-conv64-conv64-pool-fc128-fc10 with GroupNorm.
 //!
-//! The hidden layer is normalised too: its 4,096 inputs are all positive, and without it a learning rate of 0.05 drives
-//! every unit below zero within a few steps, all the more under stale gradients.
+//! The hidden layer is normalised too. Its 4,096 inputs are all positive. Without normalisation a learning rate
+//! of 0.05 drives every unit below zero within a few steps, and stale gradients make this worse.
 
 use super::{affine, apply, normalised};
 use burn::module::Module;
@@ -13,11 +13,12 @@ use stagger_kernels::layers::{Pass, conv2d, group_norm_max_pool};
 /// Channels per group of every normalisation.
 const GROUP: usize = 8;
 
-/// Factor of the logits. It divides the curvature of the last layer, the one layer that no normalisation makes indifferent
-/// to its scale, by sixteen, so that the default learning rate stays stable when eight stale gradients add up.
+/// Factor of the logits. It divides the curvature of the last layer by sixteen, so that the default learning
+/// rate stays stable when eight stale gradients add up. The last layer is the only one that no normalisation
+/// makes invariant to its scale.
 const LOGIT_SCALE: f32 = 0.25;
 
-/// A 3×3 convolution without bias (normalisation has one), GroupNorm, relu.
+/// A 3×3 convolution without bias (the normalisation has one), GroupNorm and ReLU.
 #[derive(Module, Debug)]
 pub struct Block {
     conv: Conv2d,
@@ -36,7 +37,7 @@ impl Block {
         normalised(&self.norm, self.convolved(x, pass), None, true)
     }
 
-    /// The same, and of 2×2 pixels the largest.
+    /// The same, followed by 2×2 max pooling.
     fn forward_and_pool(&self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
         let (gamma, beta) = affine(&self.norm);
         group_norm_max_pool(self.convolved(x, pass), gamma, beta, GROUP)
@@ -47,7 +48,7 @@ impl Block {
     }
 }
 
-/// About 590,000 parameters for 32×32×3.
+/// The small CNN. It has about 590,000 parameters for images of 32×32×3.
 #[derive(Module, Debug)]
 pub struct Cnn {
     block1: Block,
@@ -60,7 +61,7 @@ pub struct Cnn {
 }
 
 impl Cnn {
-    /// For images of `channels` planes of side `side` (a multiple of 4).
+    /// Builds the network for images with `channels` colour planes of side `side` (a multiple of 4).
     pub fn new(channels: usize, side: usize, classes: usize, device: &Device) -> Self {
         Cnn {
             block1: Block::new(channels, 32, device),
@@ -73,7 +74,7 @@ impl Cnn {
         }
     }
 
-    /// Logits, before [`Cnn::scale`].
+    /// Returns the logits, not yet multiplied by [`Cnn::scale`].
     pub fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<2> {
         let x = self.block1.forward(x, pass); // [B, 32, 32, 32]
         let x = self.block2.forward_and_pool(x, pass); // [B, 16, 16, 32]

@@ -1,4 +1,5 @@
-//! The networks. Shapes are at the line ends; B is the batch. Images lie channels last ([`stagger_kernels::layers`] says why).
+//! The networks. Comments at the ends of lines give shapes; B is the batch size. Images are stored channels
+//! last; see [`stagger_kernels::layers`].
 
 mod cnn;
 mod mlp;
@@ -21,14 +22,15 @@ pub enum Net {
     Cnn(Cnn),
     /// ResNet-18 with a CIFAR stem and GroupNorm.
     ResNet18(ResNet18),
-    /// Two layers.
+    /// Two linear layers.
     Mlp(Mlp),
-    /// One layer: multinomial logistic regression.
+    /// One linear layer: multinomial logistic regression.
     LogReg(LogReg),
 }
 
 impl Net {
-    /// Builds the network of this name (`cnn`, `resnet18`, `mlp`, `logreg`), or says `None`.
+    /// Builds the network `name` (`cnn`, `resnet18`, `mlp` or `logreg`) for square images of `side` pixels.
+    /// `None` if there is no such network.
     pub fn build(name: &str, channels: usize, side: usize, classes: usize, device: &Device) -> Option<Net> {
         Some(match name {
             "cnn" => Net::Cnn(Cnn::new(channels, side, classes, device)),
@@ -39,7 +41,8 @@ impl Net {
         })
     }
 
-    /// Logits of one replica, or of several at once.
+    /// Returns the logits [B, classes] of images [B, side, side, channels], for one replica or for several in
+    /// one pass. They are not yet multiplied by [`Net::scale`].
     pub fn forward(&self, x: Tensor<4>, pass: impl Into<Pass>) -> Tensor<2> {
         let pass = pass.into();
         match self {
@@ -50,7 +53,8 @@ impl Net {
         }
     }
 
-    /// The convolutions on images of side `side`: name, shape, and how many there are of the shape.
+    /// The convolutions for `batch` RGB images of side `side`: name, shape, and number of convolutions of this
+    /// shape.
     pub fn convolutions(&self, batch: usize, side: usize) -> Vec<(String, Conv, usize)> {
         let conv = |from, to, kernel, stride, side, times| {
             let plan = Conv {
@@ -87,7 +91,7 @@ impl Net {
         }
     }
 
-    /// The factor of the logits in the loss.
+    /// The factor by which the loss and the evaluation multiply the logits.
     pub fn scale(&self) -> f32 {
         match self {
             Net::Cnn(net) => net.scale(),
@@ -95,8 +99,8 @@ impl Net {
         }
     }
 
-    /// Floats that a step and an evaluation keep per image, beside patches, on the CPU or on a GPU (for the memory estimate): read
-    /// off runs, see the memory estimate.
+    /// Number of floats that a step and an evaluation keep per image, on the CPU or on a GPU, without the
+    /// patches of convolutions. The numbers were measured in runs. Used by the memory estimate.
     pub fn activations(&self, channels: usize, side: usize, on_cpu: bool) -> (usize, usize) {
         let pixels = side * side;
         let (step, evaluation) = match (self, on_cpu) {
@@ -110,19 +114,19 @@ impl Net {
     }
 }
 
-/// relu?(norm(x) + residual?), in one pass.
+/// Returns relu?(norm(x) + residual?), computed in one pass.
 fn normalised<const D: usize>(norm: &GroupNorm, x: Tensor<D>, residual: Option<Tensor<D>>, relu: bool) -> Tensor<D> {
     let (gamma, beta) = affine(norm);
     group_norm(x, gamma, beta, norm.num_channels / norm.num_groups, residual, relu)
 }
 
-/// γ and β.
+/// The parameters γ and β of a normalisation.
 fn affine(norm: &GroupNorm) -> (Tensor<1>, Tensor<1>) {
-    let parameter = |p: &Option<burn::module::Param<Tensor<1>>>| p.as_ref().expect("an affine normalisation").val();
+    let parameter = |p: &Option<burn::module::Param<Tensor<1>>>| p.as_ref().expect("the normalisation is affine").val();
     (parameter(&norm.gamma), parameter(&norm.beta))
 }
 
-/// The linear layer.
+/// Applies a linear layer.
 fn apply(layer: &Linear, x: Tensor<2>, pass: Pass) -> Tensor<2> {
-    linear(x, layer.weight.val(), layer.bias.as_ref().expect("a layer with bias").val(), pass)
+    linear(x, layer.weight.val(), layer.bias.as_ref().expect("the layer has a bias").val(), pass)
 }

@@ -1,5 +1,5 @@
-//! ResNet-18 (He et al., 2016) for small images: a 3×3 stem without pooling, GroupNorm instead of BatchNorm, because
-//! running statistics are not gradients and have no place in an asynchronous update.
+//! ResNet-18 (He et al., 2016) for small images, with a 3×3 stem without pooling. It uses GroupNorm instead of
+//! BatchNorm, because running statistics are not gradients and cannot be part of an asynchronous update.
 
 use super::{apply, normalised};
 use burn::module::Module;
@@ -8,14 +8,14 @@ use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use stagger_kernels::layers::{Pass, conv2d, mean_pool};
 
-/// Groups of every normalisation.
+/// Number of groups of every normalisation.
 const GROUPS: usize = 32;
 
 fn conv(from: usize, to: usize, kernel: usize, stride: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [kernel, kernel]).with_stride([stride, stride]).with_bias(false).init(device)
 }
 
-/// The convolution, with a border that keeps the size of an image at stride 1.
+/// Applies a convolution, padded so that stride 1 keeps the size of the image.
 fn convolved(conv: &Conv2d, x: Tensor<4>, pass: Pass) -> Tensor<4> {
     conv2d(x, conv.weight.val(), conv.stride[0], conv.kernel_size[0] / 2, pass)
 }
@@ -24,7 +24,7 @@ fn norm(channels: usize, device: &Device) -> GroupNorm {
     GroupNormConfig::new(GROUPS, channels).init(device)
 }
 
-/// Two 3×3 convolutions beside a shortcut.
+/// Two 3×3 convolutions with a shortcut.
 #[derive(Module, Debug)]
 pub struct BasicBlock {
     conv1: Conv2d,
@@ -55,7 +55,7 @@ impl BasicBlock {
     }
 }
 
-/// About 11.2 million parameters.
+/// ResNet-18. It has about 11.2 million parameters.
 #[derive(Module, Debug)]
 pub struct ResNet18 {
     stem: Conv2d,
@@ -65,7 +65,7 @@ pub struct ResNet18 {
 }
 
 impl ResNet18 {
-    /// For images of `channels` planes.
+    /// Builds the network for images with `channels` colour planes.
     pub fn new(channels: usize, classes: usize, device: &Device) -> Self {
         let widths = [
             (64, 64, 1),
@@ -85,7 +85,7 @@ impl ResNet18 {
         }
     }
 
-    /// Logits.
+    /// Returns the logits.
     pub fn forward(&self, x: Tensor<4>, pass: Pass) -> Tensor<2> {
         let x = normalised(&self.norm, convolved(&self.stem, x, pass), None, true); // [B, 32, 32, 64]
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, pass)); // [B, 4, 4, 512]
