@@ -96,7 +96,7 @@ fn checked(path: &Path, sum: &str) -> Result<Vec<u8>> {
             bytes.len()
         )));
     }
-    let found = hex(&Sha256::digest(&bytes));
+    let found = format!("{:x}", Sha256::digest(&bytes));
     if found != sum {
         return Err(DataError(format!(
             "{} has the wrong checksum (SHA-256 {found}, not {sum}): it is damaged; delete it and run `stagger data fetch`",
@@ -104,11 +104,6 @@ fn checked(path: &Path, sum: &str) -> Result<Vec<u8>> {
         )));
     }
     Ok(bytes)
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Downloads the archive to `folder`, checks its SHA-256 checksum and unpacks it. A partial download is
@@ -165,7 +160,7 @@ fn fetch_checked(
     let mut hash = Sha256::new();
     file.seek(SeekFrom::Start(0)).map_err(at)?;
     std::io::copy(&mut file, &mut hash).map_err(at)?;
-    let found = hex(&hash.finalize());
+    let found = format!("{:x}", hash.finalize());
     if found != sum {
         fs::remove_file(&part).map_err(at)?;
         return Err(DataError(format!(
@@ -216,7 +211,7 @@ mod tests {
             tar.append_data(&mut header, format!("{FOLDER}/{name}"), &b"abc"[..]).unwrap();
         }
         let bytes = tar.into_inner().unwrap().finish().unwrap();
-        let sum = hex(&Sha256::digest(&bytes));
+        let sum = format!("{:x}", Sha256::digest(&bytes));
         (bytes, sum)
     }
 

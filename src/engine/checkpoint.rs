@@ -180,10 +180,6 @@ fn tidy(folder: &Path, gradients: u64) {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// Writes a checkpoint, then lets go of those that are not kept.
 fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
     let Draft { mut manifest, tensors, log, files } = draft;
@@ -214,7 +210,7 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
         file.sync_all()?;
         let mut hash = Sha256::new();
         std::io::copy(&mut file, &mut hash)?;
-        manifest.sha256 = hex(&hash.finalize());
+        manifest.sha256 = format!("{:x}", hash.finalize());
         let gone = || Err(std::io::Error::other("the event log is closed"));
         manifest.logs.events = log.recv().unwrap_or_else(|_| gone())?;
         files.iter().try_for_each(File::sync_all)?;
@@ -284,7 +280,7 @@ fn read(folder: &Path) -> std::result::Result<Checkpoint, String> {
     let manifest = manifest(folder)?;
     let path = folder.join(STATE);
     let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    if hex(&Sha256::digest(&bytes)) != manifest.sha256 {
+    if format!("{:x}", Sha256::digest(&bytes)) != manifest.sha256 {
         return Err(format!("{} has the wrong checksum", path.display()));
     }
     let state = SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;

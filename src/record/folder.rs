@@ -124,7 +124,7 @@ impl RunFolder {
     }
 
     /// Opens the folder of a run that continues from a checkpoint. Nothing in the folder changes before
-    /// [`RunFolder::go_on`].
+    /// [`RunFolder::truncate_logs`].
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl RunFolder {
 
     /// Cuts the logs back to the checkpoint, and writes `config.toml`. Called after the replay of the log has
     /// shown that this run is the run of the folder.
-    pub fn go_on(&mut self) -> Result<()> {
+    pub fn truncate_logs(&mut self) -> Result<()> {
         let wrong = |e: std::io::Error| Error::usage(format!("the run in {} cannot go on: {e}", self.path.display()));
         for (file, bytes) in std::mem::take(&mut self.uncut) {
             file.set_len(bytes).map_err(wrong)?;
@@ -258,7 +258,7 @@ impl RunFolder {
         let file = self.path.join("model.safetensors");
         safetensors::serialize_to_file(tensors, none, &file)
             .map_err(|e| Error::failed(format!("cannot write {}: {e}", file.display())))?;
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(format!("{:x}", hash.finalize()))
     }
 
     /// Writes `summary.json`.

@@ -48,7 +48,7 @@ impl Server<'_> {
         self.pool.restore_failures(manifest.failures.clone());
         self.state.restore(past)?;
         self.restore_models(past)?;
-        self.folder.go_on()?;
+        self.folder.truncate_logs()?;
         self.pool.start_after(self.state.device.fence());
         self.pool.resume()
     }
