@@ -1,4 +1,4 @@
-//! Buffers of floats on the host that are used again: the memory of tensors and buffers of the CPU backend.
+//! Host buffers of floats that are reused. They are the memory of the tensors and buffers on the CPU backend.
 
 use crate::simd::LANES;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -11,48 +11,55 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A line of the processor's cache: a panel that begins with one is read at once, and half as fast if it lies across two.
+/// A cache line. A panel that starts at a cache line is loaded in one access. A panel across two lines loads
+/// at half the speed.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-/// Memory of a buffer, which begins with line `first` of it.
+/// The memory of a buffer. The buffer starts at line `first`.
 struct Lines {
     all: Memory,
     first: usize,
 }
 
 enum Memory {
-    /// The allocator's.
+    /// Memory from the allocator.
     Heap(Vec<Line>),
-    /// The system's own, in huge pages where it has them: an update of 11 million parameters takes 4.3 ms in them, and 6.3 in small ones
-    /// (AMD Zen 4). Asked for the large buffers alone, they take no more than is used; asked of the allocator, they made every thread
-    /// 5 MB larger.
+    /// Memory from the operating system, in huge pages where it has them. An update of 11 million parameters
+    /// takes 4.3 ms with huge pages and 6.3 ms with small ones (AMD Zen 4). Only large buffers ask for huge
+    /// pages, which then take no more memory than is used. With huge pages in the allocator, each thread took
+    /// 5 MB more.
     Mapped(MmapMut),
 }
 
-/// Bytes from which on a buffer is a large one.
+/// Minimum size of a large buffer, in bytes.
 const LARGE: usize = 1 << 20;
-/// Where large buffers begin in their memory: so many lines after one another, and then again from the front. Each of them may be given
-/// memory at a multiple of a large power of two, and what is read and written at a time would lie in the same bank of the memory and
-/// wait for it (an update of 11 million parameters 4.0 ms, and 6.3 ms without, on AMD Zen 4). A line more than a page of the system's.
-const APART: usize = 65;
-const PLACES: usize = 16;
+/// Distance in lines between the offsets at which successive large buffers start in their memory: one line
+/// more than a page.
+///
+/// The system may place each large buffer at a multiple of a large power of two. Without different offsets,
+/// floats that are read and written at the same time would be in the same memory bank, and the accesses would
+/// wait. An update of 11 million parameters takes 4.0 ms with the offsets and 6.3 ms without them
+/// (AMD Zen 4).
+const OFFSET_LINES: usize = 65;
+/// Number of different offsets. After the last one, the next buffer starts at offset 0 again.
+const OFFSETS: usize = 16;
 
 impl Lines {
-    /// Of any content, for `len` floats.
+    /// Memory for `len` floats. Its content is unspecified.
     fn new(len: usize) -> Self {
-        static MADE: AtomicUsize = AtomicUsize::new(0);
+        static CREATED: AtomicUsize = AtomicUsize::new(0);
         let lines = len.div_ceil(LANES);
         if !Scratch::is_large(len) {
             return Lines { all: Memory::heap(lines), first: 0 };
         }
-        let first = APART * (MADE.fetch_add(1, Ordering::Relaxed) % PLACES);
+        let first = OFFSET_LINES * (CREATED.fetch_add(1, Ordering::Relaxed) % OFFSETS);
         Lines { all: Memory::mapped(first + lines), first }
     }
 
-    /// None.
-    fn none() -> Self {
+    /// No memory.
+    fn empty() -> Self {
         Lines { all: Memory::Heap(Vec::new()), first: 0 }
     }
 
@@ -78,12 +85,13 @@ impl Memory {
         Memory::Heap(vec![Line([0.0; LANES]); lines])
     }
 
-    /// Where the system maps none, the allocator is asked, which knows how a program without memory ends.
+    /// Falls back to the allocator if the system maps no memory. The allocator handles an out-of-memory
+    /// error.
     fn mapped(lines: usize) -> Self {
-        // Miri knows no advice.
+        // Miri does not support `madvise`.
         let mapped = (!cfg!(miri)).then(|| MmapMut::map_anon(lines * size_of::<Line>()).ok()).flatten();
         let Some(bytes) = mapped else { return Self::heap(lines) };
-        // Not everywhere there are huge pages: then they are small ones.
+        // Ignores errors: a system without huge pages uses small ones.
         #[cfg(target_os = "linux")]
         let _ = bytes.advise(memmap2::Advice::HugePage);
         Memory::Mapped(bytes)
@@ -92,38 +100,39 @@ impl Memory {
 
 type FreeList = (Sender<Lines>, Receiver<Lines>);
 
-/// Free buffers of one length that are kept.
-const KEPT: usize = 256;
+/// Maximum number of free buffers that are kept per length.
+const MAX_FREE: usize = 256;
 
-/// The free buffers of all threads, by length: as many as threads compute at a time make use of, however many threads there are.
+/// The free buffers of all threads, by length. Their number depends on how many threads compute at the same
+/// time, not on how many threads exist.
 static FREE: Mutex<BTreeMap<usize, FreeList>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
-    /// This thread's ends of those channels: the lock is taken once per thread and length.
-    static KNOWN: RefCell<HashMap<usize, FreeList>> = RefCell::default();
+    /// This thread's handles to the free lists. With them, a thread takes the lock only once per length.
+    static THREAD_FREE: RefCell<HashMap<usize, FreeList>> = RefCell::default();
 }
 
-/// Floats that go back to where they were taken from, so that a step allocates nothing once warm. Their first content is whatever
-/// was left in them.
+/// A buffer of floats that returns to its free list when it is dropped. A step allocates nothing once every
+/// buffer that it needs exists. A reused buffer still holds its old content.
 pub struct Scratch {
     lines: Lines,
     len: usize,
-    home: Sender<Lines>,
+    free_list: Sender<Lines>,
 }
 
 impl Scratch {
-    /// `len` floats of any content.
+    /// A buffer of `len` floats. Its content is unspecified.
     pub fn take(len: usize) -> Self {
-        KNOWN.with_borrow_mut(|known| {
-            let (home, kept) = known.entry(len).or_insert_with(|| {
-                let mut free = FREE.lock().expect("nothing panics with the lock");
-                free.entry(len).or_insert_with(|| bounded(KEPT)).clone()
+        THREAD_FREE.with_borrow_mut(|known| {
+            let (free_list, kept) = known.entry(len).or_insert_with(|| {
+                let mut free = FREE.lock().expect("no thread panics while it holds the lock");
+                free.entry(len).or_insert_with(|| bounded(MAX_FREE)).clone()
             });
-            Scratch { lines: kept.try_recv().unwrap_or_else(|_| Lines::new(len)), len, home: home.clone() }
+            Scratch { lines: kept.try_recv().unwrap_or_else(|_| Lines::new(len)), len, free_list: free_list.clone() }
         })
     }
 
-    /// `len` zeros.
+    /// A buffer of `len` zeros.
     pub fn zeros(len: usize) -> Self {
         let mut scratch = Self::take(len);
         scratch.fill(0.0);
@@ -137,7 +146,7 @@ impl Scratch {
         scratch
     }
 
-    /// Whether as many floats are a large buffer, which is to be taken from here.
+    /// Whether a buffer of `len` floats is large. Large buffers should be allocated as [`Scratch`].
     pub fn is_large(len: usize) -> bool {
         size_of::<f32>() * len >= LARGE
     }
@@ -145,8 +154,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Where enough are kept, it is given up.
-        let _ = self.home.try_send(std::mem::replace(&mut self.lines, Lines::none()));
+        // If the free list is full, the memory is freed.
+        let _ = self.free_list.try_send(std::mem::replace(&mut self.lines, Lines::empty()));
     }
 }
 
@@ -164,11 +173,11 @@ impl DerefMut for Scratch {
     }
 }
 
-/// The storage of a tensor or a buffer, which may be written again by its only holder.
+/// The storage of a tensor or a buffer. Its only owner may write to it.
 impl From<Scratch> for Bytes {
     fn from(scratch: Scratch) -> Bytes {
         let len = 4 * scratch.len();
-        // SAFETY: all floats of a scratch buffer, and so all its bytes, have been written.
+        // SAFETY: all floats of a scratch buffer, and so all its bytes, are initialised.
         unsafe { Bytes::from_controller(Box::new(scratch), len) }
     }
 }
@@ -184,13 +193,13 @@ impl AllocationController for Scratch {
 
     unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(self);
-        // SAFETY: the same bytes; the caller promises to write nothing that is not initialised.
+        // SAFETY: these are the same bytes. The caller promises to write only initialised bytes.
         Ok(unsafe { &mut *(bytes as *mut [u8] as *mut [MaybeUninit<u8>]) })
     }
 
     fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
         let bytes: &[u8] = bytemuck::cast_slice(self);
-        // SAFETY: the same bytes, which nobody writes through this.
+        // SAFETY: these are the same bytes, and nothing writes to them through this reference.
         Ok(unsafe { &*(bytes as *const [u8] as *const [MaybeUninit<u8>]) })
     }
 }
@@ -201,19 +210,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn large_buffers_begin_with_a_line_and_lie_apart() {
+    fn large_buffers_start_at_a_cache_line_and_at_different_offsets() {
         let all: Vec<Scratch> = (0..8).map(|_| Scratch::take(LARGE)).collect();
         let (places, addresses): (BTreeSet<_>, Vec<_>) =
             all.iter().map(|s| (s.lines.first, s.as_ptr() as usize)).unzip();
         assert!(places.len() > 4, "{places:?}");
         assert!(addresses.iter().all(|address| address.is_multiple_of(64)), "{addresses:?}");
         assert!(all.iter().all(|scratch| scratch.len() == LARGE));
-        assert_eq!(Scratch::take(100).lines.first, 0, "a small one needs no room before it");
+        assert_eq!(Scratch::take(100).lines.first, 0, "a small buffer starts at offset 0");
     }
 
     #[test]
-    fn scratch_is_a_tensors_storage_and_goes_home_from_any_thread() {
-        // A length of this test's own, for the free lists are everybody's.
+    fn scratch_is_a_tensors_storage_and_returns_from_any_thread() {
+        // No other test uses this length. All tests share the free lists.
         let len = 37;
         let mut scratch = Scratch::zeros(len);
         scratch[3] = 2.5;

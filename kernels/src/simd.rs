@@ -1,38 +1,43 @@
-//! The register tile under every convolution: P rows times N panels of 16 lanes, kept in registers while k runs.
+//! Vector instructions of the CPU, and the register tile of every convolution: P rows times N panels of 16
+//! lanes. The tile stays in registers during the loop over k.
 //!
-//! What lies in registers is written down here and not left to the compiler. Of plain loops over arrays it made vectors of the lanes in
-//! one build and of the rows in another, and of intrinsics it read the factors ahead until the sums no longer fitted: half of the speed
-//! went with a change somewhere else. So one factor is read and multiplied in one piece of assembly, and nothing else is.
+//! The code fixes which values are in registers, instead of leaving this to the compiler. From plain loops
+//! over arrays, the compiler vectorised the lanes in one build and the rows in another. From intrinsics, it
+//! loaded the factors so early that the sums no longer fitted into the registers. A change in another place
+//! could cost half of the speed. So one block of assembly loads a factor and multiplies it. Nothing else is
+//! assembly.
 
-/// Floats of a panel.
+/// Lanes of a panel: a panel has this many floats for each k.
 pub const LANES: usize = 16;
 
-/// The 16 lanes of a panel, in registers. One type per instruction set; [`for_each_instruction_set`] alone names them, each where the
-/// processor has said that it knows its instructions.
+/// The 16 lanes of a panel, in registers.
+///
+/// There is one type per instruction set. Only [`for_each_instruction_set`] names these types. It uses a type
+/// only after it has detected that the CPU supports the instructions.
 pub trait Lanes: Copy {
-    /// Reads them.
+    /// Loads 16 floats.
     fn load(lanes: &[f32; LANES]) -> Self;
 
-    /// Writes them.
+    /// The lanes as 16 floats.
     fn store(self) -> [f32; LANES];
 
-    /// Of each lane the sum.
+    /// The sum, lane by lane.
     fn add(self, other: Self) -> Self;
 
-    /// Of each lane the difference.
+    /// The difference, lane by lane.
     fn sub(self, other: Self) -> Self;
 
-    /// Of each lane the half.
+    /// Half of each lane.
     fn half(self) -> Self;
 
-    /// sums[n] += a panels[n] with `a` the float `k` places behind `row`, rounded once where the processor can.
+    /// sums[n] += a · panels[n], where `a` is the float at `row + k`. Rounds once (fused) where the CPU can.
     ///
     /// # Safety
-    /// That float can be read.
+    /// The float at `row + k` must be readable.
     unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]);
 }
 
-/// Whatever the build assumes.
+/// The lanes as an array, with the instructions that the build assumes.
 #[derive(Clone, Copy)]
 pub struct Plain([f32; LANES]);
 
@@ -64,7 +69,7 @@ impl Lanes for Plain {
 
     #[inline(always)]
     unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let a = unsafe { *row.add(k) };
         for (sum, b) in sums.iter_mut().zip(panels) {
             for (sum, b) in sum.0.iter_mut().zip(b.0) {
@@ -80,14 +85,15 @@ mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
 
-    /// Defines the piece of assembly for registers of one kind: sum0 += a b0 and sum1 += a b1, with `a` the float `k` places behind `row`.
+    /// Defines the block of assembly for one type of register: sum0 += a · b0 and sum1 += a · b1, where `a`
+    /// is the float at `row + k`.
     macro_rules! two_products {
         ($name:ident, $features:literal, $vector:ty, $register:ident) => {
             #[inline]
             #[target_feature(enable = $features)]
             unsafe fn $name(row: *const f32, k: usize, [sum0, sum1]: [&mut $vector; 2], [b0, b1]: [$vector; 2]) {
                 let _a: $vector;
-                // SAFETY: reads the float that the caller has promised.
+                // SAFETY: reads one float, which the caller guarantees to be readable.
                 unsafe {
                     asm!(
                         "vbroadcastss {a}, dword ptr [{row} + 4*{k}]",
@@ -110,21 +116,21 @@ mod x86 {
     impl Lanes for Avx512 {
         #[inline(always)]
         fn load(lanes: &[f32; LANES]) -> Self {
-            // SAFETY: 16 floats are read where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            // SAFETY: reads 16 floats from an array of 16. The CPU supports the instruction, see [`Lanes`].
             Avx512(unsafe { _mm512_loadu_ps(lanes.as_ptr()) })
         }
 
         #[inline(always)]
         fn store(self) -> [f32; LANES] {
             let mut lanes = [0.0; LANES];
-            // SAFETY: 16 floats are written where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            // SAFETY: writes 16 floats to an array of 16. The CPU supports the instruction, see [`Lanes`].
             unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self.0) };
             lanes
         }
 
         #[inline(always)]
         fn add(self, other: Self) -> Self {
-            // SAFETY: the processor knows the instruction, as [`Lanes`] says.
+            // SAFETY: the CPU supports the instruction, see [`Lanes`].
             Avx512(unsafe { _mm512_add_ps(self.0, other.0) })
         }
 
@@ -144,10 +150,10 @@ mod x86 {
         unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
             for (sums, panels) in sums.chunks_mut(2).zip(panels.chunks(2)) {
                 match (sums, panels) {
-                    // SAFETY: the caller's; the processor knows the instructions, as [`Lanes`] says.
+                    // SAFETY: guaranteed by the caller. The CPU supports the instructions, see [`Lanes`].
                     ([sum0, sum1], [b0, b1]) => unsafe { plus512(row, k, [&mut sum0.0, &mut sum1.0], [b0.0, b1.0]) },
                     ([sum], [b]) => unsafe { sum.0 = _mm512_fmadd_ps(_mm512_set1_ps(*row.add(k)), b.0, sum.0) },
-                    _ => unreachable!("chunks of one or two"),
+                    _ => unreachable!("chunks(2) yields one or two elements"),
                 }
             }
         }
@@ -160,7 +166,8 @@ mod x86 {
         #[inline(always)]
         fn load(lanes: &[f32; LANES]) -> Self {
             let at = lanes.as_ptr();
-            // SAFETY: twice 8 floats are read where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            // SAFETY: reads twice 8 floats from an array of 16. The CPU supports the instruction, see
+            // [`Lanes`].
             Avx2(unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] })
         }
 
@@ -168,7 +175,8 @@ mod x86 {
         fn store(self) -> [f32; LANES] {
             let mut lanes = [0.0; LANES];
             let at = lanes.as_mut_ptr();
-            // SAFETY: twice 8 floats are written where 16 lie; the processor knows the instruction, as [`Lanes`] says.
+            // SAFETY: writes twice 8 floats to an array of 16. The CPU supports the instruction, see
+            // [`Lanes`].
             unsafe {
                 _mm256_storeu_ps(at, self.0[0]);
                 _mm256_storeu_ps(at.add(8), self.0[1]);
@@ -178,7 +186,7 @@ mod x86 {
 
         #[inline(always)]
         fn add(self, other: Self) -> Self {
-            // SAFETY: the processor knows the instruction, as [`Lanes`] says.
+            // SAFETY: the CPU supports the instruction, see [`Lanes`].
             Avx2(unsafe { [_mm256_add_ps(self.0[0], other.0[0]), _mm256_add_ps(self.0[1], other.0[1])] })
         }
 
@@ -199,7 +207,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn plus<const N: usize>(sums: &mut [Self; N], row: *const f32, k: usize, panels: &[Self; N]) {
             for (sum, b) in sums.iter_mut().zip(panels) {
-                // SAFETY: the caller's; the processor knows the instructions, as [`Lanes`] says.
+                // SAFETY: guaranteed by the caller. The CPU supports the instructions, see [`Lanes`].
                 unsafe { plus256(row, k, sum.0.each_mut(), b.0) }
             }
         }
@@ -208,7 +216,7 @@ mod x86 {
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
-/// The accumulators of a tile.
+/// The sums of a register tile: P rows of N panels.
 pub type Tile<L, const P: usize, const N: usize> = [[L; N]; P];
 
 /// A tile of zeros.
@@ -217,7 +225,7 @@ pub fn zeros<L: Lanes, const P: usize, const N: usize>() -> Tile<L, P, N> {
     [[L::load(&[0.0; LANES]); N]; P]
 }
 
-/// acc[p][n] += Σ_k rows[p][k] panels[n][k]: every row has the same length, every panel 16 floats per k.
+/// acc[p][n] += Σ_k rows[p][k] · panels[n][k]. All rows have the same length. Each panel has 16 floats per k.
 #[inline(always)]
 pub fn rows_by_panels<L: Lanes, const P: usize, const N: usize>(
     rows: [&[f32]; P],
@@ -225,7 +233,7 @@ pub fn rows_by_panels<L: Lanes, const P: usize, const N: usize>(
     acc: &mut Tile<L, P, N>,
 ) {
     let length = rows[0].len();
-    assert!(rows.iter().all(|row| row.len() == length), "rows of one length");
+    assert!(rows.iter().all(|row| row.len() == length), "all rows must have the same length");
     let rows = rows.map(|row| row.as_ptr());
     let panels = panels.map(|panel| &panel.as_chunks::<LANES>().0[..length]);
     let mut sums = *acc;
@@ -239,7 +247,7 @@ pub fn rows_by_panels<L: Lanes, const P: usize, const N: usize>(
     *acc = sums;
 }
 
-/// acc[p][n] += Σ_j a[starts[j] + p] b[j][n]: the sum over pixels of outer products.
+/// acc[p][n] += Σ_j a[starts[j] + p] · b[j][n]: the sum of the outer products of all pixels.
 #[inline(always)]
 pub fn outer_products<L: Lanes, const P: usize, const N: usize>(
     a: &[f32],
@@ -247,51 +255,52 @@ pub fn outer_products<L: Lanes, const P: usize, const N: usize>(
     b: &[f32],
     acc: &mut Tile<L, P, N>,
 ) {
-    let last = a.len().checked_sub(P).expect("room for a column");
+    let last = a.len().checked_sub(P).expect("`a` should have at least P floats");
     let rows: [*const f32; P] = std::array::from_fn(|p| a[p..].as_ptr());
     let (panels, _) = b.as_chunks::<LANES>();
     let mut sums = *acc;
     for (&start, panels) in starts.iter().zip(panels.chunks_exact(N)) {
-        assert!(start <= last, "a column inside the image");
+        assert!(start <= last, "a column must lie inside the image");
         let panels: [L; N] = std::array::from_fn(|n| L::load(&panels[n]));
         for (sums, row) in sums.iter_mut().zip(rows) {
-            // SAFETY: P floats lie from `last` on, so row p has one at `start`.
+            // SAFETY: `start` is at most `last`, and P floats start at `last`. So row p has a float at
+            // `start`.
             unsafe { L::plus(sums, row, start, &panels) }
         }
     }
     *acc = sums;
 }
 
-/// Which instructions this processor has, the widest first.
+/// The instruction sets that the code distinguishes, from the widest to the narrowest.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub enum Instructions {
     /// 32 registers of 16 lanes.
     Avx512,
     /// 16 registers of 8 lanes.
     Avx2,
-    /// Whatever the build assumes.
+    /// The instructions that the build assumes.
     Plain,
 }
 
 #[cfg(test)]
 thread_local! {
-    /// What this thread's test is to run, if not the widest.
+    /// The instruction set that a test on this thread uses. `None` stands for the widest.
     pub static ONLY: std::cell::Cell<Option<Instructions>> = const { std::cell::Cell::new(None) };
 }
 
-/// What the processor is given to do.
+/// The instruction set to use: the widest, unless a test has set `ONLY`.
 pub fn instructions() -> Instructions {
     #[cfg(test)]
     if let Some(only) = ONLY.get() {
-        assert!(only >= widest(), "the processor does not know {only:?}");
+        assert!(only >= widest(), "the CPU does not support {only:?}");
         return only;
     }
     widest()
 }
 
-/// Asks the processor; the answer is kept by the standard library.
+/// The widest instruction set that the CPU supports. The standard library caches the result of the detection.
 pub fn widest() -> Instructions {
-    // Miri knows no assembly.
+    // Miri does not support inline assembly.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::is_x86_feature_detected as has;
@@ -305,7 +314,7 @@ pub fn widest() -> Instructions {
     Instructions::Plain
 }
 
-/// Rows and panels of the tile that fits this processor's registers.
+/// Rows and panels of the register tile that fits the registers of this CPU.
 pub fn tile_size() -> (usize, usize) {
     match instructions() {
         Instructions::Avx512 => (8, 2),
@@ -314,7 +323,9 @@ pub fn tile_size() -> (usize, usize) {
     }
 }
 
-/// Defines a function whose body is compiled for AVX-512, for AVX2 with FMA, and plainly, each with its tile ([`tile_size`]).
+/// Defines a function whose body is compiled three times: for AVX-512, for AVX2 with FMA, and for the
+/// instructions that the build assumes. Each version has its own register tile ([`tile_size`]). A call takes
+/// the widest version that the CPU supports.
 macro_rules! for_each_instruction_set {
     ($visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         #[allow(clippy::too_many_arguments)]
@@ -331,7 +342,7 @@ macro_rules! for_each_instruction_set {
                 }
                 use $crate::simd::{Instructions, instructions};
                 match instructions() {
-                    // SAFETY: the processor has said that it knows these instructions.
+                    // SAFETY: `instructions` has detected that the CPU supports them.
                     Instructions::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Instructions::Avx2 => return unsafe { avx2($($arg),*) },

@@ -1,8 +1,9 @@
 //! Stand-in for CubeCL's LLVM back end.
 //!
-//! `cubecl-cuda` depends on `cubecl-llvm` whichever compiler it runs, and that crate's build script downloads an LLVM
-//! archive. stagger compiles its CUDA kernels as CUDA C++ through NVRTC (`cuda-cpp`), so nothing of LLVM is ever called:
-//! this crate supplies the names that `cubecl-cuda` mentions, and refuses in a sentence if somebody selects the LLVM path.
+//! `cubecl-cuda` always depends on `cubecl-llvm`, whichever compiler it uses, and the build script of that
+//! crate downloads an LLVM archive. stagger compiles its CUDA kernels as CUDA C++ with NVRTC
+//! (feature `cuda-cpp`), so it never calls LLVM. This crate provides the names that `cubecl-cuda` uses. It
+//! panics with a message if the LLVM path is selected.
 
 use core::ffi::c_char;
 use cubecl_core::ir::nvidia::SmArch;
@@ -10,18 +11,18 @@ use cubecl_core::prelude::KernelDefinition;
 use cubecl_runtime::compiler::CompilationError;
 use cubecl_runtime::kernel::BufferIOAttr;
 
-/// The PTX version type that keys the compilation cache.
+/// The PTX version, which is part of the key of the compilation cache.
 pub mod nvptx {
     /// See [`PtxVersion`](ptx_version::PtxVersion).
     pub mod ptx_version {
         use core::fmt;
 
-        /// A PTX version; none is ever chosen here, because NVRTC picks its own.
+        /// A PTX version. This build never creates one, because NVRTC chooses its own version.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub struct PtxVersion(());
 
         impl PtxVersion {
-            /// No version: the LLVM path, which would read it, is absent.
+            /// Always `None`, because only the LLVM path uses the version.
             pub fn for_driver(_driver: i32) -> Option<Self> {
                 None
             }
@@ -35,20 +36,20 @@ pub mod nvptx {
     }
 }
 
-/// What the LLVM path would take away from a device's features.
+/// The features of a device that the LLVM path does not support.
 pub mod shared {
     /// See [`restrict_features`](lowered_features::restrict_features).
     pub mod lowered_features {
         use cubecl_core::ir::DeviceProperties;
 
-        /// The target whose features would be narrowed.
+        /// The target whose features would be restricted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum GpuTarget {
-            /// NVIDIA's.
+            /// NVIDIA's PTX.
             Nvptx,
         }
 
-        /// Nothing to narrow: the C++ path supports what the device advertises.
+        /// Does nothing, because the C++ path supports all features that the device reports.
         pub fn restrict_features(_properties: &mut DeviceProperties, _target: GpuTarget) {}
     }
 }
@@ -62,14 +63,14 @@ pub enum LlvmTarget {
     Nvptx,
 }
 
-/// The compiler that is not here.
+/// The LLVM compiler, which this build does not contain.
 #[derive(Clone, Debug)]
 pub struct PlironCompiler {
-    /// The target that was asked for.
+    /// The requested target.
     pub target: LlvmTarget,
 }
 
-/// Its options.
+/// The options of [`PlironCompiler`].
 #[derive(Clone, Debug, Default)]
 pub struct PlironOptions {
     /// Unused.
@@ -82,22 +83,22 @@ pub struct PlironOptions {
     pub grid_constants: bool,
 }
 
-/// A compiled module; none is ever made.
+/// A compiled module. This build never creates one.
 #[derive(Clone, Debug)]
 pub struct NvptxModule {
     /// PTX text, NUL-terminated.
     pub ptx: Vec<c_char>,
     /// The kernel's name.
     pub entrypoint: String,
-    /// Readable IR.
+    /// The intermediate representation as text.
     pub ir: String,
     /// Bytes of dynamic shared memory.
     pub shared_memory_size: usize,
-    /// What the kernel does with each buffer.
+    /// How the kernel uses each buffer (input or output).
     pub io: Vec<BufferIOAttr>,
 }
 
-/// What a compilation would give.
+/// The result of a compilation.
 pub enum PlironArtifact {
     /// PTX.
     NvptxCode(NvptxModule),
@@ -106,7 +107,7 @@ pub enum PlironArtifact {
 }
 
 impl PlironCompiler {
-    /// Always an error that names the way out.
+    /// Panics with a message that names the feature to enable.
     pub fn compile(
         &mut self,
         _kernel: KernelDefinition,

@@ -1,4 +1,4 @@
-//! The backward pass of each layer, in Burn's autodiff.
+//! The backward pass of each layer, for Burn's autodiff.
 
 use super::{Conv, Layers, Norm, Pass, Pool};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -8,8 +8,9 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend};
 
-/// What a backward pass is called on a graph of first derivatives: never.
-const FIRST: &str = "a layer's derivative has no derivative of its own";
+/// Panic message of the derivatives on the autodiff backend. It never appears, because nothing differentiates
+/// a backward pass.
+const NO_SECOND_DERIVATIVE: &str = "a layer's derivative has no derivative of its own";
 
 #[derive(Debug)]
 struct ConvBackward;
@@ -49,7 +50,7 @@ impl<B: Backend + Layers> Backward<B, 3> for LinearBackward {
     }
 }
 
-/// Of x, γ, β and, if N is 4, the residual.
+/// The backward pass for x, γ, β and, if N is 4, the residual.
 #[derive(Debug)]
 struct NormBackward;
 
@@ -68,7 +69,7 @@ impl<B: Backend + Layers, const N: usize> Backward<B, N> for NormBackward {
     }
 }
 
-/// Of x, γ and β.
+/// The backward pass for x, γ and β.
 #[derive(Debug)]
 struct NormPoolBackward;
 
@@ -244,15 +245,15 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
     }
 
     fn stagger_conv_input(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Conv) -> FloatTensor<Self> {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_conv_weights(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Conv) -> FloatTensor<Self> {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_linear_input(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Pass) -> FloatTensor<Self> {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_linear_weights(
@@ -260,7 +261,7 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: Pass,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_norm_backward(
@@ -271,7 +272,7 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_norm_pool_backward(
@@ -284,18 +285,18 @@ impl<B: Backend + Layers, C: CheckpointStrategy> Layers for Autodiff<B, C> {
         _: Norm,
         _: Pool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_max_pool_backward(_: FloatTensor<Self>, _: FloatTensor<Self>, _: Pool) -> FloatTensor<Self> {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_mean_pool_backward(_: FloatTensor<Self>, _: Pool) -> FloatTensor<Self> {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 
     fn stagger_scale(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        unreachable!("{FIRST}")
+        unreachable!("{NO_SECOND_DERIVATIVE}")
     }
 }

@@ -1,18 +1,19 @@
-//! The layers of the convolutional networks: few, fused, channels last, each with its own backward pass.
+//! The layers of the convolutional networks: fused, channels last, each with its own backward pass.
 //!
-//! Images are [B, H, W, C]: the channels of a pixel lie together, which is what a patch of a convolution and a group of a
-//! normalisation read. Weights keep Burn's shapes. Each layer is a backend extension of Burn: an ordinary differentiable tensor
-//! operation to a model, plain loops under it on the CPU (`cpu`), kernels on WGPU and CUDA (`gpu`).
+//! Images are [B, H, W, C]. The channels of a pixel are adjacent, because a patch of a convolution and a
+//! group of a normalisation read them together. Weights keep Burn's shapes. Each layer is a backend extension
+//! of Burn. A model uses it like any differentiable tensor operation. It runs as plain loops on the CPU
+//! (`cpu`) and as kernels on WGPU and CUDA (`gpu`).
 //!
 //! | layer | forward | backward |
 //! | --- | --- | --- |
 //! | [`conv2d`] | y = x * w, no bias | dx, dw |
 //! | [`linear`] | y = x w + b | dx, dw, db |
-//! | [`group_norm`] | y = relu?(γ (x - μ)/σ + β + r?) in one pass over the device | dx, dr, dγ, dβ |
-//! | [`group_norm_max_pool`] | the largest of 2×2 of relu(γ (x - μ)/σ + β), in the same pass | dx, dγ, dβ |
-//! | [`max_pool`] | the largest of 2×2 | to the first of the largest |
-//! | [`mean_pool`] | the mean over the pixels | spread evenly |
-//! | [`cross_entropy`] | mean over the batch of -log softmax(s z) at the label | s (softmax - target) / B |
+//! | [`group_norm`] | y = relu?(γ (x - μ)/σ + β + r?) in one pass | dx, dr, dγ, dβ |
+//! | [`group_norm_max_pool`] | 2×2 max pooling of relu(γ (x - μ)/σ + β), in one pass | dx, dγ, dβ |
+//! | [`max_pool`] | the maximum of 2×2 pixels | the gradient goes to the first maximum |
+//! | [`mean_pool`] | the mean over the pixels | every pixel gets the same share |
+//! | [`cross_entropy`] | mean over the batch of -Σ target · log softmax(s z) | s (softmax - target) / B |
 
 mod autodiff;
 pub(crate) mod cpu;
@@ -25,33 +26,35 @@ use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind};
 pub use gpu::{sums, tuning};
 
-/// What the factors of the matrix products of convolutions and linear layers are rounded to. Products are added up in f32, and
-/// everything else is f32: normalisation, losses, gradients, weights (mixed precision: Micikevicius et al., 2018).
+/// The number format of the factors in the matrix products of convolutions and linear layers. Sums of
+/// products are f32, and so is everything else: normalisation, losses, gradients and weights (mixed
+/// precision: Micikevicius et al., 2018).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Nothing is rounded by us. On NVIDIA cards with tensor cores for it, Burn's matrix product takes f32 factors as TF32 (11 bits of
-    /// significand, the exponents of f32).
+    /// This crate rounds nothing. On NVIDIA GPUs whose tensor cores support it, Burn's matrix product reads
+    /// f32 factors as TF32 (11 bits of significand, the exponents of f32).
     #[default]
     F32,
     /// 8 bits of significand, the exponents of f32.
     Bf16,
-    /// 11 bits of significand, largest value 65,504 (what is larger and finite is cut to it). Derivatives are multiplied by 1,024 before they are
-    /// rounded, and products of them divided again, so that small ones do not vanish; one beyond 63.9 is cut.
+    /// 11 bits of significand. Finite values are clipped to ±65,504. Derivatives are multiplied by 1,024
+    /// before they are rounded, and their products are divided by 1,024, so that small derivatives do not
+    /// become zero. Derivatives beyond ±63.9 are clipped.
     F16,
 }
 
 impl Precision {
-    /// The factor of derivatives.
+    /// The factor by which derivatives are multiplied before they are rounded.
     pub(crate) fn derivatives(self) -> f32 {
         if self == Precision::F16 { 1024.0 } else { 1.0 }
     }
 
-    /// Of a linear layer: small ones compute in f32 on every backend.
+    /// The precision of a linear layer. Small layers compute in f32 on every backend.
     pub(crate) fn of_linear(self, from: usize, to: usize) -> Self {
         if is_small(from, to) { Precision::F32 } else { self }
     }
 
-    /// Whether `device` can store and multiply such numbers.
+    /// Whether `device` can store and multiply numbers of this precision.
     pub fn is_supported(self, device: &crate::Device) -> bool {
         let kind = match self {
             Precision::F32 => return true,
@@ -68,35 +71,37 @@ impl Precision {
     }
 }
 
-/// Whether a linear layer is so small that kernels of ours, which add the bias too, are worth their while: fewer launches.
+/// Whether a linear layer is so small that it uses this crate's own kernels on a GPU. They also add the bias,
+/// which saves a launch.
 fn is_small(from: usize, to: usize) -> bool {
     from * to <= 1 << 14
 }
 
-/// How a network computes.
+/// How a network computes: its precision and its number of replicas.
 ///
-/// It can compute for several replicas at once: the batch holds the images of one after those of another, as many for each, and every
-/// parameter the values of one after those of another (its first dimension is so many times as long). No number of one replica enters
-/// those of another.
+/// One pass can compute several replicas (a stacked pass). The batch holds the images of the first replica,
+/// then those of the second, and so on, with the same number for each. Every parameter holds the values of
+/// all replicas in the same order, so its first dimension is `replicas` times as long. The results of a
+/// replica depend only on its own images and parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pass {
-    /// Of the factors of products.
+    /// Precision of the factors of products.
     pub precision: Precision,
-    /// Replicas.
+    /// Number of replicas.
     pub replicas: usize,
 }
 
 impl From<Precision> for Pass {
-    /// One replica.
+    /// A pass of one replica.
     fn from(precision: Precision) -> Self {
         Pass { precision, replicas: 1 }
     }
 }
 
-/// A convolution of square patches without bias.
+/// The shape of a convolution with square patches and no bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv {
-    /// Images.
+    /// Images of all replicas.
     pub batch: usize,
     /// Rows of an input image.
     pub height: usize,
@@ -108,18 +113,18 @@ pub struct Conv {
     pub to: usize,
     /// Rows and columns of a patch.
     pub kernel: usize,
-    /// Pixels from one patch to the next.
+    /// Distance from one patch to the next, in pixels.
     pub stride: usize,
-    /// Zeros around the image, less than `kernel`.
+    /// Width of the border of zeros around the image, in pixels. Less than `kernel`.
     pub pad: usize,
-    /// Of the factors.
+    /// Precision of the factors of products.
     pub precision: Precision,
-    /// Replicas: so many times the weights, each for a share of the images.
+    /// Number of replicas. Each has its own weights and an equal share of the images.
     pub replicas: usize,
 }
 
 impl Conv {
-    /// Images of a replica.
+    /// Images of one replica.
     pub fn images(&self) -> usize {
         self.batch / self.replicas
     }
@@ -165,10 +170,10 @@ impl Conv {
     }
 }
 
-/// A group normalisation, with what is done in the same pass.
+/// The shape of a group normalisation, and the operations in the same pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
-    /// Images.
+    /// Images of all replicas.
     pub batch: usize,
     /// Pixels of an image.
     pub pixels: usize,
@@ -178,11 +183,11 @@ pub struct Norm {
     pub group: usize,
     /// Added to the variance.
     pub epsilon: f32,
-    /// Negative results become zero.
+    /// Whether a ReLU follows.
     pub relu: bool,
-    /// Another tensor is added before that.
+    /// Whether another tensor is added before the ReLU.
     pub residual: bool,
-    /// Replicas: so many times γ and β, each for a share of the images.
+    /// Number of replicas. Each has its own γ and β and an equal share of the images.
     pub replicas: usize,
 }
 
@@ -193,7 +198,7 @@ impl Norm {
     }
 }
 
-/// Images [B, H, W, C] that are pooled.
+/// The shape of the images [B, H, W, C] that are pooled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pool {
     /// Images.
@@ -206,31 +211,32 @@ pub struct Pool {
     pub channels: usize,
 }
 
-/// The layers and their derivatives on a backend. The functions of this module call them.
+/// The layers and their derivatives on one backend. The functions of this module call them.
 #[backend_extension(Cube, Flex, Autodiff)]
 pub trait Layers: Backend {
-    /// Y [B, H', W', to].
+    /// Convolution: Y [B, H', W', to].
     fn stagger_conv(x: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
-    /// dX.
+    /// Convolution: dX [B, H, W, from].
     fn stagger_conv_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
-    /// dW [to, from, kernel, kernel].
+    /// Convolution: dW [to, from, kernel, kernel].
     fn stagger_conv_weights(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Conv) -> FloatTensor<Self>;
-    /// Y [B, out] of X [B, in], weights [in, out] and bias `[out]`.
+    /// Linear layer: Y [B, out] from X [B, in], weights [in, out] and bias `[out]`.
     fn stagger_linear(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         pass: Pass,
     ) -> FloatTensor<Self>;
-    /// dX.
+    /// Linear layer: dX [B, in].
     fn stagger_linear_input(dy: FloatTensor<Self>, weights: FloatTensor<Self>, pass: Pass) -> FloatTensor<Self>;
-    /// dW and d bias.
+    /// Linear layer: dW [in, out] and db `[out]`.
     fn stagger_linear_weights(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         pass: Pass,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// Y, and mean and 1/deviation of each group [B, groups, 2]. Without a residual `residual` is not read.
+    /// Group normalisation: Y, and the moments: mean and 1/σ of each group [B, groups, 2]. `residual` is only
+    /// read if `plan.residual` is set.
     fn stagger_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -238,7 +244,8 @@ pub trait Layers: Backend {
         residual: FloatTensor<Self>,
         plan: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// dX, d residual (what passes the relu; dY itself without one), dγ and dβ.
+    /// Group normalisation: dX, dR, dγ and dβ. With a residual and a ReLU, dR is the part of dY that passes
+    /// the ReLU. Otherwise it is dY itself.
     fn stagger_norm_backward(
         x: FloatTensor<Self>,
         y: FloatTensor<Self>,
@@ -247,8 +254,8 @@ pub trait Layers: Backend {
         dy: FloatTensor<Self>,
         plan: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    /// The largest of each 2×2 pixels of such a normalisation with relu and without residual, [B, H/2, W/2, C]; what its derivative
-    /// needs of the rest; and the moments.
+    /// Group normalisation with ReLU and without residual, then 2×2 max pooling: Y [B, H/2, W/2, C], the
+    /// values that the backward pass of this backend needs (`kept`), and the moments.
     fn stagger_norm_pool(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -256,7 +263,7 @@ pub trait Layers: Backend {
         plan: Norm,
         pool: Pool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    /// dX, dγ and dβ.
+    /// Group normalisation with max pooling: dX, dγ and dβ.
     #[allow(clippy::too_many_arguments)]
     fn stagger_norm_pool_backward(
         x: FloatTensor<Self>,
@@ -268,58 +275,71 @@ pub trait Layers: Backend {
         plan: Norm,
         pool: Pool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    /// The largest of each 2×2 pixels.
+    /// 2×2 max pooling: Y [B, H/2, W/2, C].
     fn stagger_max_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
-    /// dX.
+    /// 2×2 max pooling: dX [B, H, W, C].
     fn stagger_max_pool_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
-    /// [B, C]: the mean over the pixels.
+    /// The mean over the pixels: Y [B, C].
     fn stagger_mean_pool(x: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
-    /// dX.
+    /// The mean over the pixels: dX [B, H, W, C].
     fn stagger_mean_pool_backward(dy: FloatTensor<Self>, plan: Pool) -> FloatTensor<Self>;
-    /// The losses (one float for each replica), and their derivative by the logits [B, classes].
+    /// Cross-entropy: the loss of each replica `[replicas]`, and the derivative with respect to the logits
+    /// [B, classes].
     fn stagger_cross_entropy(
         logits: FloatTensor<Self>,
         targets: FloatTensor<Self>,
         scale: f32,
         replicas: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// `gradient` times `by`: one float for each replica.
+    /// `gradient` multiplied by `by`, which has one float per replica.
     fn stagger_scale(gradient: FloatTensor<Self>, by: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Convolution of images [B, H, W, from] with weights [to, from, kernel, kernel]: [B, H', W', to].
+/// Convolves images [B, H, W, from] with weights [to, from, kernel, kernel]. Returns [B, H', W', to].
 pub fn conv2d(x: Tensor<4>, weights: Tensor<4>, stride: usize, pad: usize, pass: impl Into<Pass>) -> Tensor<4> {
     let Pass { precision, replicas } = pass.into();
     let [batch, height, width, from] = x.dims();
     let [rows, inputs, kernel, columns] = weights.dims();
-    assert!(inputs == from && columns == kernel && pad < kernel, "weights of another convolution");
-    assert!(height.min(width) + 2 * pad >= kernel && stride > 0, "a patch lies inside the image and its border");
-    assert!(batch.is_multiple_of(replicas) && rows.is_multiple_of(replicas), "{replicas} replicas share the batch");
+    assert!(
+        inputs == from && columns == kernel && pad < kernel,
+        "the weights need {from} input channels and a square kernel larger than pad {pad}"
+    );
+    assert!(
+        height.min(width) + 2 * pad >= kernel && stride > 0,
+        "the kernel must fit into the padded image, and the stride must not be 0"
+    );
+    assert!(
+        batch.is_multiple_of(replicas) && rows.is_multiple_of(replicas),
+        "{replicas} replicas must divide the batch and the weights"
+    );
     let plan = Conv { batch, height, width, from, to: rows / replicas, kernel, stride, pad, precision, replicas };
     Tensor::from_dispatch(Dispatch::stagger_conv(x.into_dispatch(), weights.into_dispatch(), plan))
 }
 
-/// dX of a convolution, as its backward pass computes it; for measurements.
+/// dX of a convolution, as the backward pass computes it. For benchmarks.
 pub fn conv2d_input_gradient(dy: Tensor<4>, weights: Tensor<4>, plan: Conv) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::stagger_conv_input(dy.into_dispatch(), weights.into_dispatch(), plan))
 }
 
-/// dW of a convolution, as its backward pass computes it; for measurements.
+/// dW of a convolution, as the backward pass computes it. For benchmarks.
 pub fn conv2d_weight_gradient(x: Tensor<4>, dy: Tensor<4>, plan: Conv) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::stagger_conv_weights(x.into_dispatch(), dy.into_dispatch(), plan))
 }
 
-/// A linear layer: [B, in] times weights [in, out] plus bias `[out]`.
+/// A linear layer: `x` [B, in] times weights [in, out] plus bias `[out]`. Returns [B, out].
 pub fn linear(x: Tensor<2>, weights: Tensor<2>, bias: Tensor<1>, pass: impl Into<Pass>) -> Tensor<2> {
     let (pass, [batch, from], [rows, to]) = (pass.into(), x.dims(), weights.dims());
-    assert!(rows == pass.replicas * from && bias.dims() == [pass.replicas * to], "weights of another layer");
-    assert!(batch.is_multiple_of(pass.replicas), "{} replicas share the batch", pass.replicas);
+    assert!(
+        rows == pass.replicas * from && bias.dims() == [pass.replicas * to],
+        "the weights and the bias must fit {from} inputs"
+    );
+    assert!(batch.is_multiple_of(pass.replicas), "{} replicas must divide the batch", pass.replicas);
     let (x, weights) = (x.into_dispatch(), weights.into_dispatch());
     Tensor::from_dispatch(Dispatch::stagger_linear(x, weights, bias.into_dispatch(), pass))
 }
 
-/// Group normalisation over groups of `group` neighbouring channels (the last dimension) of every image (the first), plus
-/// `residual`, then relu if asked for.
+/// Group normalisation of each image (first dimension) over groups of `group` adjacent channels
+/// (last dimension). Then adds `residual`, and applies a ReLU if `relu` is set.
 pub fn group_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -328,38 +348,46 @@ pub fn group_norm<const D: usize>(
     residual: Option<Tensor<D>>,
     relu: bool,
 ) -> Tensor<D> {
-    assert!(residual.as_ref().is_none_or(|r| r.dims() == x.dims()), "a residual of the same shape");
+    assert!(residual.as_ref().is_none_or(|r| r.dims() == x.dims()), "the residual must have the shape of the input");
     let plan = Norm { relu, residual: residual.is_some(), ..norm(&x, &gamma, &beta, group) };
     let x = x.into_dispatch();
-    // A tensor must stand in the place of a residual that is not there; nothing reads it.
+    // The call needs a tensor even if there is no residual. Nothing reads it.
     let residual = residual.map_or_else(|| x.clone(), Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::stagger_norm(x, gamma.into_dispatch(), beta.into_dispatch(), residual, plan).0)
 }
 
-/// The plan of a plain normalisation of `x`, with as many replicas as there are scales for each channel.
+/// The shape of a normalisation of `x` without residual and ReLU. The length of `gamma` gives the number of
+/// replicas.
 fn norm<const D: usize>(x: &Tensor<D>, gamma: &Tensor<1>, beta: &Tensor<1>, group: usize) -> Norm {
     let dims = x.dims();
     let (batch, channels) = (dims[0], dims[D - 1]);
     assert!(channels.is_multiple_of(group), "groups of {group} do not divide {channels} channels");
     let replicas = gamma.dims()[0] / channels;
-    assert!(gamma.dims() == [replicas * channels] && beta.dims() == gamma.dims(), "a scale and a shift per channel");
-    assert!(replicas > 0 && batch.is_multiple_of(replicas), "{replicas} replicas share the batch");
+    assert!(
+        gamma.dims() == [replicas * channels] && beta.dims() == gamma.dims(),
+        "gamma and beta need one value per channel and replica"
+    );
+    assert!(replicas > 0 && batch.is_multiple_of(replicas), "{replicas} replicas must divide the batch");
     let pixels = dims[1..D - 1].iter().product();
     Norm { batch, pixels, channels, group, epsilon: 1e-5, relu: false, residual: false, replicas }
 }
 
-/// The largest of each 2×2 pixels of the group normalisation of [B, H, W, C] (even H and W) with relu: in one pass on a GPU.
+/// Group normalisation with ReLU of [B, H, W, C] (even H and W), then 2×2 max pooling. One launch on a GPU.
+/// Returns [B, H/2, W/2, C].
 pub fn group_norm_max_pool(x: Tensor<4>, gamma: Tensor<1>, beta: Tensor<1>, group: usize) -> Tensor<4> {
     let plan = Norm { relu: true, ..norm(&x, &gamma, &beta, group) };
-    let pool = halved(&x);
+    let pool = pool_2x2(&x);
     let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
     Tensor::from_dispatch(Dispatch::stagger_norm_pool(x, gamma, beta, plan, pool).0)
 }
 
-/// The plan of a pooling of 2×2 pixels.
-fn halved(x: &Tensor<4>) -> Pool {
+/// The shape of a 2×2 pooling of `x`.
+fn pool_2x2(x: &Tensor<4>) -> Pool {
     let plan = pool(x);
-    assert!(plan.height.is_multiple_of(2) && plan.width.is_multiple_of(2), "2×2 pixels do not fill the image");
+    assert!(
+        plan.height.is_multiple_of(2) && plan.width.is_multiple_of(2),
+        "2×2 pooling needs an even height and an even width"
+    );
     plan
 }
 
@@ -368,27 +396,29 @@ fn pool(x: &Tensor<4>) -> Pool {
     Pool { batch, height, width, channels }
 }
 
-/// The largest of each 2×2 pixels of [B, H, W, C] with even H and W.
+/// 2×2 max pooling of [B, H, W, C] with even H and W. Returns [B, H/2, W/2, C].
 pub fn max_pool(x: Tensor<4>) -> Tensor<4> {
-    let plan = halved(&x);
+    let plan = pool_2x2(&x);
     Tensor::from_dispatch(Dispatch::stagger_max_pool(x.into_dispatch(), plan))
 }
 
-/// The mean over the pixels of [B, H, W, C]: [B, C].
+/// The mean over the pixels of [B, H, W, C]. Returns [B, C].
 pub fn mean_pool(x: Tensor<4>) -> Tensor<2> {
     let plan = pool(&x);
     Tensor::from_dispatch(Dispatch::stagger_mean_pool(x.into_dispatch(), plan))
 }
 
-/// Mean cross-entropy of `scale` times the logits [B, classes] against targets [B, classes], rows that add up to one: one loss.
+/// Mean cross-entropy of `scale` times the logits [B, classes] against targets [B, classes]. Each row of the
+/// targets adds up to 1. Returns one loss.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>, scale: f32) -> Tensor<1> {
     cross_entropies(logits, targets, scale, 1)
 }
 
-/// The same for each of several replicas, over its own images: `[replicas]`.
+/// [`cross_entropy`] of several replicas, each over its own images. Returns one loss per replica:
+/// `[replicas]`.
 pub fn cross_entropies(logits: Tensor<2>, targets: Tensor<2>, scale: f32, replicas: usize) -> Tensor<1> {
-    assert_eq!(logits.dims(), targets.dims(), "a target per logit");
-    assert!(logits.dims()[0].is_multiple_of(replicas), "{replicas} replicas share the batch");
+    assert_eq!(logits.dims(), targets.dims(), "the targets must have the shape of the logits");
+    assert!(logits.dims()[0].is_multiple_of(replicas), "{replicas} replicas must divide the batch");
     let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
     Tensor::from_dispatch(Dispatch::stagger_cross_entropy(logits, targets, scale, replicas).0)
 }

@@ -1,6 +1,7 @@
-//! Convolutions on the CPU: 3×3 convolutions of stride 1 by Winograd's algorithm, all others directly.
+//! Convolutions on the CPU: by Winograd's algorithm where it fits ([`winograd::fits`]), all others directly.
 //!
-//! Shapes: x [B, H, W, from], weights [to, from, kernel, kernel], y and dy [B, H', W', to], all channels last.
+//! Shapes: x [B, H, W, from], weights [to, from, kernel, kernel], y and dy [B, H', W', to]. Images are
+//! channels last.
 
 use super::{direct, winograd};
 use crate::layers::Conv;

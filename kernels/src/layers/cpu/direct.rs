@@ -1,48 +1,52 @@
-//! Direct convolutions on the CPU: no column matrix, no copy but a border of zeros.
+//! Direct convolutions on the CPU. They need no column matrix. They copy the images once, to add a border of
+//! zeros.
 //!
-//! Images lie channels last, so the patch under an output pixel is `kernel` runs of `kernel · from` neighbouring floats.
-//! A register tile reads those runs where they are (`simd`). Work is split among the threads of the current pool by images or by
-//! columns of the result, never within a sum, so the result does not depend on how many threads there are.
+//! Images are channels last, so the patch of an output pixel consists of `kernel` runs of `kernel · from`
+//! adjacent floats. A register tile reads those runs in place (`simd`). The work is divided among the threads
+//! of the current pool by images or by columns of the result, never within a sum. So the result does not
+//! depend on the number of threads.
 
 use super::parallel;
 use crate::layers::Conv;
 use crate::scratch::Scratch;
 use crate::simd::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, rows_by_panels, tile_size, zeros};
 
-/// Output pixels at least of one piece of work: enough to use a panel of weights well.
+/// Minimum number of output pixels of one piece of work: enough to make good use of a loaded panel of
+/// weights.
 const PIXELS: usize = 256;
 
-/// Floats of a patch that are gone through at a time: with two panels of weights 24 KiB.
-const STRETCH: usize = 192;
+/// Floats of a patch that are processed at a time. With two panels, their weights take 24 KiB.
+const PATCH_BLOCK: usize = 192;
 
-/// Output pixels that the weights' gradient takes at a time: all that it reads of them stays in the nearest cache for the next tile.
+/// Output pixels that the weight gradient processes at a time. Everything that it reads of them stays in the
+/// L1 cache for the next tile.
 const STRIPE: usize = 64;
 
-/// Images of so many output pixels at least.
-fn images(plan: &Conv, pixels: usize) -> usize {
+/// Number of images with at least `pixels` output pixels in total, at most the whole batch.
+fn images_per_piece(plan: &Conv, pixels: usize) -> usize {
     pixels.div_ceil(plan.out_pixels()).clamp(1, plan.batch)
 }
 
-/// Y [B, H', W', to] of X [B, H, W, from] and weights [to, from, kernel, kernel].
+/// Y [B, H', W', to] from X [B, H, W, from] and weights [to, from, kernel, kernel].
 pub fn forward(plan: &Conv, x: &[f32], weights: &[f32], y: &mut [f32]) {
     let mut panels = Scratch::take(plan.to.div_ceil(LANES) * plan.patch() * LANES);
     pack_by_output(plan, weights, &mut panels);
-    let together = images(plan, PIXELS);
-    let pieces = y.chunks_mut(together * plan.out_pixels() * plan.to).zip(x.chunks(together * plan.in_image()));
+    let per_piece = images_per_piece(plan, PIXELS);
+    let pieces = y.chunks_mut(per_piece * plan.out_pixels() * plan.to).zip(x.chunks(per_piece * plan.in_image()));
     parallel(pieces, |(y, x)| {
         let padded = pad(plan, x);
         forward_piece(plan, &padded, &panels, plan.patch() * LANES, y);
     });
 }
 
-/// dX of dY and the weights. With stride 1 it is the convolution of dY with the weights turned round; else the pixels of dY are
-/// scattered.
+/// dX from dY and the weights. With stride 1, it is the convolution of dY with the rotated weights. With
+/// other strides, the products of each pixel of dY are added to the pixels of its patch.
 pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
     let mut panels = Scratch::take(plan.from.div_ceil(LANES) * plan.taps() * plan.to * LANES);
     pack_by_input(plan, weights, plan.stride == 1, &mut panels);
-    let together = images(plan, PIXELS);
-    let pieces = dx.chunks_mut(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * plan.to));
-    let turned = Conv {
+    let per_piece = images_per_piece(plan, PIXELS);
+    let pieces = dx.chunks_mut(per_piece * plan.in_image()).zip(dy.chunks(per_piece * plan.out_pixels() * plan.to));
+    let rotated = Conv {
         height: plan.out_height(),
         width: plan.out_width(),
         from: plan.to,
@@ -52,7 +56,7 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
     };
     parallel(pieces, |(dx, dy)| {
         if plan.stride == 1 {
-            forward_piece(&turned, &pad(&turned, dy), &panels, turned.patch() * LANES, dx);
+            forward_piece(&rotated, &pad(&rotated, dy), &panels, rotated.patch() * LANES, dx);
         } else {
             let images = dx.len() / plan.in_image();
             let mut padded = Scratch::zeros(images * plan.padded_image() + LANES);
@@ -62,35 +66,35 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
     });
 }
 
-/// dW [to, from, kernel, kernel] of X and dY.
+/// dW [to, from, kernel, kernel] from X and dY.
 pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let (sums, per_column) = weight_sums(plan, x, dy);
     unpack(plan, &sums, per_column, dw);
 }
 
-/// The same as tiles of sums, and how many floats there are to a column of tiles.
+/// The weight gradient as tiles of sums, and the number of floats of a column of tiles.
 pub(super) fn weight_sums(plan: &Conv, x: &[f32], dy: &[f32]) -> (Scratch, usize) {
     let (rows, panels) = tile_size();
     let columns = plan.to.div_ceil(panels * LANES);
-    // One tile of sums after another: [columns][row of the kernel][block of the run]. Each thread takes a stretch of them and
-    // walks over all images, so every sum is taken in the same order whatever the number of threads.
+    // The order of the tiles is [column][row of the kernel][block of the run]. Each thread takes a range of
+    // tiles and goes over all images, so every sum has the same order for any number of threads.
     let tile = rows * panels * LANES;
     let blocks = plan.kernel * (plan.kernel * plan.from).div_ceil(rows);
     let tiles = columns * blocks;
     let mut sums = Scratch::take(tiles * tile);
-    let stretch = tiles.div_ceil(rayon::current_num_threads());
-    parallel(sums.chunks_mut(stretch * tile).enumerate(), |(index, sums)| {
-        let together = images(plan, 2 * PIXELS);
-        let pieces = x.chunks(together * plan.in_image()).zip(dy.chunks(together * plan.out_pixels() * plan.to));
+    let tiles_per_thread = tiles.div_ceil(rayon::current_num_threads());
+    parallel(sums.chunks_mut(tiles_per_thread * tile).enumerate(), |(index, sums)| {
+        let per_piece = images_per_piece(plan, 2 * PIXELS);
+        let pieces = x.chunks(per_piece * plan.in_image()).zip(dy.chunks(per_piece * plan.out_pixels() * plan.to));
         for (piece, (x, dy)) in pieces.enumerate() {
-            weight_gradient_piece(plan, &pad(plan, x), dy, piece == 0, index * stretch, sums);
+            weight_gradient_piece(plan, &pad(plan, x), dy, piece == 0, index * tiles_per_thread, sums);
         }
     });
     (sums, blocks * tile)
 }
 
 for_each_instruction_set! {
-    // Y of padded images and panels of weights, which begin `pitch` floats apart.
+    // Y from padded images and panels of weights, which start `pitch` floats apart.
     pub(super) fn forward_piece(plan: &Conv, padded: &[f32], panels: &[f32], pitch: usize, y: &mut [f32]) = forward_tiles
 }
 
@@ -116,7 +120,8 @@ fn forward_tiles<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// N panels of outputs for all pixels: a stretch of the patch at a time, whose weights stay in the nearest cache meanwhile.
+/// Computes N panels of outputs for all pixels. It takes one block of the patch at a time, whose weights stay
+/// in the L1 cache meanwhile.
 #[inline(always)]
 fn forward_panels<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
@@ -129,14 +134,14 @@ fn forward_panels<L: Lanes, const P: usize, const N: usize>(
 ) {
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
     let (from, to) = (panel * LANES, ((panel + N) * LANES).min(plan.to));
-    // Rows of the kernel at a time, or parts of one.
-    let (together, length) = ((STRETCH / run).max(1), run.min(STRETCH));
-    for first in (0..plan.kernel).step_by(together) {
-        let lines = first..(first + together).min(plan.kernel);
+    // Takes several rows of the kernel at a time, or a part of one row.
+    let (rows_at_a_time, length) = ((PATCH_BLOCK / run).max(1), run.min(PATCH_BLOCK));
+    for first in (0..plan.kernel).step_by(rows_at_a_time) {
+        let lines = first..(first + rows_at_a_time).min(plan.kernel);
         for block in (0..run).step_by(length) {
             let length = length.min(run - block);
             for (tile, pixels) in y.chunks_mut(P * plan.to).enumerate() {
-                // Beyond the last pixel the last one is computed again and not stored.
+                // A tile that goes beyond the last pixel computes the last pixel again and does not store it.
                 let starts: [usize; P] = std::array::from_fn(|p| starts[(tile * P + p).min(starts.len() - 1)]);
                 let place = |p| p * plan.to + from..p * plan.to + to;
                 let mut acc: Tile<L, P, N> = zeros();
@@ -164,13 +169,13 @@ fn forward_panels<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// Reads a tile's row; lanes beyond the last output are zero.
+/// Loads a row of a tile. Lanes beyond the last output are zero.
 #[inline(always)]
 fn load<L: Lanes, const N: usize>(pixel: &[f32]) -> [L; N] {
     let mut room = [[0.0; LANES]; N];
     let panels: &[[f32; LANES]; N] = match pixel.as_chunks() {
-        // Of fixed length, so that the row goes to registers at once.
-        (panels, []) => panels.first_chunk().expect("a row of the tile"),
+        // The length is fixed, so the row is loaded directly into registers.
+        (panels, []) => panels.first_chunk().expect("a row has N panels"),
         _ => {
             room.as_flattened_mut()[..pixel.len()].copy_from_slice(pixel);
             &room
@@ -185,7 +190,7 @@ fn store<L: Lanes, const N: usize>(acc: &[L; N], pixel: &mut [f32]) {
     let panels = acc.map(L::store);
     let length = pixel.len();
     match pixel.as_chunks_mut() {
-        (all, []) => *all.first_chunk_mut().expect("a row of the tile") = panels,
+        (all, []) => *all.first_chunk_mut().expect("a row has N panels") = panels,
         _ => pixel.copy_from_slice(&panels.as_flattened()[..length]),
     }
 }
@@ -223,7 +228,7 @@ fn scatter_tiles<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// Where a tile's pixels add to.
+/// The positions to which the pixels of a tile add their products.
 struct Place<'a> {
     starts: &'a [usize],
     first: usize,
@@ -260,7 +265,8 @@ for_each_instruction_set! {
     ) = weight_gradient_tiles
 }
 
-/// Adds these images' part to the tiles from `first` on, or writes it there if they are `fresh`.
+/// Adds the part of these images to the tiles from `first` on. If `fresh` is set, the old content of the
+/// tiles is ignored.
 #[inline(always)]
 fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
@@ -273,10 +279,12 @@ fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
     let starts = starts(plan, dy.len() / plan.to);
     let (run, pitch) = (plan.kernel * plan.from, plan.padded_width() * plan.from);
     let per_run = run.div_ceil(P);
-    // The outputs of the column at hand lie together: spread out over the pixels they would share a few places of the cache.
+    // The outputs of the current column are packed. Spread over the pixels, they would compete for a few
+    // places in the cache.
     let mut packed = Scratch::zeros(starts.len() * N * LANES);
     let (mut index, mut rest, mut packed_column) = (first, sums, usize::MAX);
-    // Tiles of one column and one row of the kernel: as many as stay in the cache while the pixels go by.
+    // Takes the tiles of one column and one row of the kernel at a time. They stay in the cache during the
+    // loop over the pixels.
     while !rest.is_empty() {
         let (line, block) = (index / per_run, index % per_run);
         let (column, row) = (line / plan.kernel, line % plan.kernel);
@@ -291,8 +299,8 @@ fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
             }
         }
         for (stripe, (starts, packed)) in starts.chunks(STRIPE).zip(packed.chunks(STRIPE * N * LANES)).enumerate() {
-            // A run that is no multiple of P reads into what follows it, and a column into the one before; those sums are never
-            // looked at.
+            // If the run is not a multiple of P, the last tile reads beyond the run. If the column has fewer
+            // outputs, it reads those of the previous column. The resulting sums are never used.
             for (tile, sums) in tiles.chunks_exact_mut(P * N * LANES).enumerate() {
                 let a = &padded[row * pitch + (block + tile) * P..];
                 let mut acc: Tile<L, P, N> = zeros();
@@ -308,14 +316,14 @@ fn weight_gradient_tiles<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// Tiles of sums as weights [to, from, taps].
+/// Converts tiles of sums to weights [to, from, taps].
 fn unpack(plan: &Conv, sums: &[f32], per_column: usize, weights: &mut [f32]) {
     let (rows, panels) = tile_size();
     let (lanes, run) = (panels * LANES, plan.kernel * plan.from);
     let per_run = run.div_ceil(rows) * rows;
     parallel(sums.chunks(per_column).zip(weights.chunks_mut(lanes * plan.patch())), |(sums, weights)| {
         let outputs = weights.len() / plan.patch();
-        // So few inputs at a time that their sums stay in the nearest cache for the next output.
+        // Few inputs at a time, so that their sums stay in the L1 cache for the next output.
         for first in (0..plan.from).step_by(LANES) {
             let inputs = first..(first + LANES).min(plan.from);
             for lane in 0..outputs {
@@ -332,7 +340,7 @@ fn unpack(plan: &Conv, sums: &[f32], per_column: usize, weights: &mut [f32]) {
     });
 }
 
-/// Where the patch of each output pixel begins in padded images.
+/// The start of the patch of each output pixel in padded images.
 fn starts(plan: &Conv, pixels: usize) -> Vec<usize> {
     if (plan.kernel, plan.stride, plan.pad) == (1, 1, 0) {
         return (0..pixels).map(|pixel| pixel * plan.from).collect();
@@ -348,7 +356,8 @@ fn starts(plan: &Conv, pixels: usize) -> Vec<usize> {
     starts
 }
 
-/// Images with a border of zeros, and room behind the last for a block that reads over its end.
+/// Copies images and adds a border of zeros. After the last image there is space for a block that reads
+/// beyond its end.
 fn pad(plan: &Conv, x: &[f32]) -> Scratch {
     let images = x.len() / plan.in_image();
     let (row, pitch) = (plan.width * plan.from, plan.padded_width() * plan.from);
@@ -370,7 +379,7 @@ fn pad(plan: &Conv, x: &[f32]) -> Scratch {
     padded
 }
 
-/// The inverse of [`pad`].
+/// The inverse of [`pad`]: removes the border.
 fn crop(plan: &Conv, padded: &[f32], x: &mut [f32]) {
     let (row, pitch) = (plan.width * plan.from, plan.padded_width() * plan.from);
     for (padded, x) in padded.chunks(plan.padded_image()).zip(x.chunks_mut(plan.in_image())) {
@@ -380,7 +389,8 @@ fn crop(plan: &Conv, padded: &[f32], x: &mut [f32]) {
     }
 }
 
-/// Weights [to, from, taps] as panels of 16 outputs: [panel][tap][from][16], zero beyond the last output.
+/// Packs weights [to, from, taps] into panels of 16 outputs: [panel][tap][from][16], with zeros beyond the
+/// last output.
 fn pack_by_output(plan: &Conv, weights: &[f32], panels: &mut [f32]) {
     let (taps, patch) = (plan.taps(), plan.patch());
     parallel(panels.chunks_mut(patch * LANES).zip(weights.chunks(LANES * patch)), |(panel, weights)| {
@@ -390,29 +400,32 @@ fn pack_by_output(plan: &Conv, weights: &[f32], panels: &mut [f32]) {
     });
 }
 
-/// Weights as panels of 16 inputs: [panel][tap][to][16], zero beyond the last input; `turned` from the last tap to the first.
-fn pack_by_input(plan: &Conv, weights: &[f32], turned: bool, panels: &mut [f32]) {
+/// Packs weights [to, from, taps] into panels of 16 inputs: [panel][tap][to][16], with zeros beyond the last
+/// input. If `rotated` is set, the taps go from the last to the first.
+fn pack_by_input(plan: &Conv, weights: &[f32], rotated: bool, panels: &mut [f32]) {
     let taps = plan.taps();
     parallel(panels.chunks_mut(taps * plan.to * LANES).enumerate(), |(index, panel)| {
         let lanes = index * LANES * taps..((index + 1) * LANES).min(plan.from) * taps;
         for (to, weights) in weights.chunks(plan.patch()).enumerate() {
-            let place = |tap| if turned { taps - 1 - tap } else { tap };
+            let place = |tap| if rotated { taps - 1 - tap } else { tap };
             turn(&weights[lanes.clone()], taps, taps, |tap| (place(tap) * plan.to + to) * LANES, panel);
         }
     });
 }
 
-/// Writes tap `t` of up to 16 filters, `pitch` floats apart, to 16 lanes at `place(t)`; lanes without a filter become zero.
+/// Transposes up to 16 filters, which are `pitch` floats apart: writes tap `t` of all filters to the 16 lanes
+/// at `place(t)`. Lanes without a filter become zero.
 #[inline(always)]
 pub(super) fn turn(filters: &[f32], pitch: usize, taps: usize, place: impl Fn(usize) -> usize, panel: &mut [f32]) {
     let mut lanes: [&[f32]; LANES] = [&[0.0; 64]; LANES];
-    assert!(taps <= 64, "kernels of at most 8×8");
+    assert!(taps <= 64, "kernels may have at most 8×8 pixels");
     for (lane, filter) in lanes.iter_mut().zip(filters.chunks(pitch)) {
         *lane = filter;
     }
     let lanes = lanes.map(|lane| &lane[..taps]);
     for tap in 0..taps {
-        let target: &mut [f32; LANES] = panel[place(tap)..].first_chunk_mut().expect("a panel holds every tap");
+        let target: &mut [f32; LANES] =
+            panel[place(tap)..].first_chunk_mut().expect("the panel has space for every tap");
         for lane in 0..LANES {
             target[lane] = lanes[lane][tap];
         }

@@ -1,4 +1,5 @@
-//! Linear layers on the CPU: convolutions of images of one pixel, but for the order of their weights, [in, out].
+//! Linear layers on the CPU. They are computed as convolutions of images of one pixel, but their weights have
+//! the order [in, out].
 
 use super::direct::{forward_piece, weight_sums};
 use super::parallel;
@@ -6,15 +7,15 @@ use crate::layers::{Conv, Precision};
 use crate::scratch::Scratch;
 use crate::simd::{LANES, tile_size};
 
-/// Such a convolution.
+/// The convolution of images of one pixel that corresponds to a linear layer.
 pub(super) fn plan(batch: usize, from: usize, to: usize) -> Conv {
     Conv { batch, height: 1, width: 1, from, to, kernel: 1, stride: 1, pad: 0, precision: Precision::F32, replicas: 1 }
 }
 
-/// Rows of `out` times packed panels, shared out among the threads.
+/// Multiplies the rows of `x` by packed panels. The rows of `out` are divided among the threads.
 fn product(from: usize, to: usize, x: &[f32], panels: &[f32], out: &mut [f32]) {
-    let together = (out.len() / to).div_ceil(rayon::current_num_threads());
-    parallel(out.chunks_mut(together * to).zip(x.chunks(together * from)), |(out, x)| {
+    let rows_per_thread = (out.len() / to).div_ceil(rayon::current_num_threads());
+    parallel(out.chunks_mut(rows_per_thread * to).zip(x.chunks(rows_per_thread * from)), |(out, x)| {
         forward_piece(&plan(out.len() / to, from, to), x, panels, from * LANES, out);
     });
 }
@@ -34,7 +35,7 @@ pub fn forward(x: &[f32], weights: &[f32], bias: &[f32], y: &mut [f32]) {
     y.chunks_mut(to).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
 }
 
-/// dX [B, in] of dY [B, out].
+/// dX [B, in] from dY [B, out].
 pub fn input_gradient(dy: &[f32], weights: &[f32], to: usize, dx: &mut [f32]) {
     let from = weights.len() / to;
     let mut panels = Scratch::take(from.div_ceil(LANES) * to * LANES);
@@ -47,7 +48,7 @@ pub fn input_gradient(dy: &[f32], weights: &[f32], to: usize, dx: &mut [f32]) {
     product(to, from, dy, &panels, dx);
 }
 
-/// dW [in, out] of X [B, in] and dY [B, out].
+/// dW [in, out] from X [B, in] and dY [B, out].
 pub fn weight_gradient(x: &[f32], dy: &[f32], batch: usize, dw: &mut [f32]) {
     let (from, to) = (x.len() / batch, dy.len() / batch);
     let (sums, per_column) = weight_sums(&plan(batch, from, to), x, dy);
@@ -61,7 +62,7 @@ pub fn weight_gradient(x: &[f32], dy: &[f32], batch: usize, dw: &mut [f32]) {
     }
 }
 
-/// db [out] of dY.
+/// db `[out]`: the sum of the rows of dY.
 pub fn bias_gradient(dy: &[f32], db: &mut [f32]) {
     db.fill(0.0);
     dy.chunks(db.len()).for_each(|dy| db.iter_mut().zip(dy).for_each(|(d, g)| *d += g));

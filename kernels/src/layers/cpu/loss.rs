@@ -1,6 +1,8 @@
 //! Cross-entropy on the CPU.
 
-/// Mean over the rows of -Σ t log softmax(s z); `gradient` gets its derivative by z, s (softmax - t) / B.
+/// Returns the mean over the rows of -Σ t log softmax(s z). Writes the derivative with respect to z to
+/// `gradient`: s (softmax - t) / B, where B is the number of rows. Each row of the targets t must add up to
+/// 1.
 pub fn cross_entropy(logits: &[f32], targets: &[f32], classes: usize, scale: f32, gradient: &mut [f32]) -> f32 {
     let batch = (logits.len() / classes) as f32;
     let mut loss = 0.0;
@@ -9,7 +11,8 @@ pub fn cross_entropy(logits: &[f32], targets: &[f32], classes: usize, scale: f32
         let sum: f32 = z.iter().map(|z| (scale * z - top).exp()).sum();
         for ((d, z), t) in d.iter_mut().zip(z).zip(t) {
             let log = scale * z - top - sum.ln();
-            // A class that is not meant costs nothing, even if its probability is zero.
+            // A class with target 0 adds nothing to the loss, even if its probability is zero
+            // (0 · -∞ would be NaN).
             loss -= if *t == 0.0 { 0.0 } else { t * log };
             *d = scale * (log.exp() - t) / batch;
         }

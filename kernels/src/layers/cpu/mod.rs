@@ -1,4 +1,4 @@
-//! The layers as plain loops: the CPU path, and what the kernels are held against.
+//! The layers as plain loops: the CPU path, and the reference of the GPU kernels.
 
 pub(super) mod conv;
 pub(super) mod direct;
@@ -10,7 +10,8 @@ pub(super) mod winograd;
 
 use rayon::prelude::*;
 
-/// Does all pieces of work on the threads of the current pool; on this thread where the pool has no other.
+/// Runs `work` for all pieces on the threads of the current pool. If the pool has one thread, they run on the
+/// calling thread.
 pub(crate) fn parallel<T: Send>(pieces: impl Iterator<Item = T>, work: impl Fn(T) + Sync + Send) {
     if rayon::current_num_threads() == 1 {
         pieces.for_each(work);
@@ -19,31 +20,33 @@ pub(crate) fn parallel<T: Send>(pieces: impl Iterator<Item = T>, work: impl Fn(T
     }
 }
 
-/// What is `unsafe` on the host, small enough for Miri: `cargo +nightly miri test -p stagger-kernels --lib`.
+/// Tests of the `unsafe` code on the host, small enough for Miri:
+/// `cargo +nightly miri test -p stagger-kernels --lib`.
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::simd;
 
-    /// By every path of [`for_each_instruction_set`] that this processor can take (Miri: the plain one).
-    fn by_each_set(check: impl Fn() + Sync) {
+    /// Runs `check` with each instruction set of [`for_each_instruction_set`] that this CPU supports (under
+    /// Miri only the plain one).
+    fn with_each_instruction_set(check: impl Fn() + Sync) {
         use simd::Instructions::*;
         for only in [Plain, Avx2, Avx512].into_iter().filter(|only| *only >= simd::widest()) {
-            // A thread of its own, which is the only one of its pool.
+            // A new thread, which is the only thread of its pool.
             let alone = || {
                 simd::ONLY.set(Some(only));
                 rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap().install(&check)
             };
             let result = std::thread::scope(|scope| scope.spawn(alone).join());
-            assert!(result.is_ok(), "by {only:?}");
+            assert!(result.is_ok(), "the check fails with {only:?}");
         }
     }
 
     #[test]
-    fn a_convolution_is_the_same_by_every_set_of_instructions() {
+    fn convolution_matches_float64_with_every_instruction_set() {
         use crate::layers::{Conv, Precision};
-        // Sizes that no tile divides, a stride, a pixel's own convolution, and those with fewer products: several pieces of work and one
-        // that is not whole, half a column of the widest tile, many inputs.
+        // Sizes that no tile divides, a stride, a 1×1 kernel, and sizes for Winograd: several pieces of work
+        // with an incomplete last one, half a column of the widest tile, many inputs.
         for (height, width, from, to, kernel, stride, pad) in [
             (7, 5, 3, 19, 3, 1, 1),
             (6, 7, 5, 33, 3, 2, 1),
@@ -52,9 +55,10 @@ mod tests {
             (18, 16, 32, 32, 3, 1, 1),
             (2, 6, 80, 48, 3, 1, 1),
         ] {
-            // What Miri can do in some minutes: a tile and a panel that are not whole, and nothing that takes fewer products.
-            let few = |most: usize, number: usize| if cfg!(miri) { number.min(most) } else { number };
-            let [height, width, from, to] = [few(2, height), few(1, width), few(1, from), few(17, to)];
+            // Miri gets sizes that take some minutes: an incomplete tile, an incomplete panel, and no
+            // Winograd.
+            let at_most = |most: usize, number: usize| if cfg!(miri) { number.min(most) } else { number };
+            let [height, width, from, to] = [at_most(2, height), at_most(1, width), at_most(1, from), at_most(17, to)];
             let (batch, precision) = (2, Precision::F32);
             let plan = Conv { batch, height, width, from, to, kernel, stride, pad, precision, replicas: 1 };
             let value = |k: usize| ((k * 37 + 11) % 23) as f32 / 8.0 - 1.0;
@@ -78,7 +82,7 @@ mod tests {
                     dw[k] += dy[o] as f64 * x[i] as f64;
                 }
             }
-            by_each_set(|| {
+            with_each_instruction_set(|| {
                 let [mut a, mut b, mut c] = [y.len(), dx.len(), dw.len()].map(|len| vec![f32::NAN; len]);
                 conv::forward(&plan, &x, &w, &mut a);
                 conv::input_gradient(&plan, &dy, &w, &mut b);
@@ -92,8 +96,8 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "nothing unsafe that the others lack, and slow there")]
-    fn a_convolution_is_the_same_on_any_number_of_threads() {
+    #[cfg_attr(miri, ignore = "slow, and the other tests cover the same unsafe code")]
+    fn convolution_does_not_depend_on_the_number_of_threads() {
         use crate::layers::{Conv, Precision};
         for (side, from, to) in [(7, 16, 32), (18, 32, 32), (4, 48, 160)] {
             let (batch, kernel, stride, pad, precision) = (3, 3, 1, 1, Precision::F32);
@@ -111,20 +115,22 @@ mod tests {
                 })
             };
             let alone = all(1);
-            // Fewer than the lines of points, as many, and so many more that outputs are shared out too.
+            // Fewer threads than lines of points, as many, and so many more that the outputs are divided too.
             for threads in [2, 3, 4, 9] {
                 assert!(all(threads) == alone, "{threads} threads, {plan:?}");
             }
         }
     }
 
-    /// Root mean square of the errors of Y, by that of Y, at a side that is whole tiles or not.
+    /// Root mean square of the errors of Y, divided by the root mean square of Y. An even `side` uses
+    /// Winograd, an odd one the direct convolution.
     #[cfg(not(miri))]
-    fn error(side: usize) -> f64 {
+    fn relative_error(side: usize) -> f64 {
         use crate::layers::{Conv, Precision};
         let (batch, from, to, kernel, stride, pad, precision) = (2, 64, 32, 3, 1, 1, Precision::F32);
         let plan = Conv { batch, height: side, width: side, from, to, kernel, stride, pad, precision, replicas: 1 };
-        // Without a pattern that sums could profit from, images above zero as after a relu.
+        // Values without a pattern, which could make the sums more accurate. Images are positive, as after a
+        // ReLU.
         let value = |k: usize| ((k as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32;
         let x: Vec<f32> = (0..batch * plan.in_image()).map(value).collect();
         let w: Vec<f32> = (0..to * plan.patch()).map(|k| value(k + 1_000_003) - 0.5).collect();
@@ -151,18 +157,18 @@ mod tests {
 
     #[test]
     #[cfg(not(miri))]
-    fn fewer_products_lose_no_accuracy() {
-        let (direct, fewer) = (error(7), error(8));
-        eprintln!("direct {direct:.2e}, with fewer products {fewer:.2e}");
-        assert!(fewer < direct && direct < 1e-5, "direct {direct:.2e}, with fewer products {fewer:.2e}");
+    fn winograd_loses_no_accuracy() {
+        let (direct, winograd) = (relative_error(7), relative_error(8));
+        eprintln!("direct {direct:.2e}, Winograd {winograd:.2e}");
+        assert!(winograd < direct && direct < 1e-5, "direct {direct:.2e}, Winograd {winograd:.2e}");
     }
 
     #[test]
-    fn a_product_in_tiles_is_the_product() {
-        by_each_set(products);
+    fn linear_layer_matches_plain_sums_with_every_instruction_set() {
+        with_each_instruction_set(products);
     }
 
-    /// At a size that no tile divides.
+    /// Compares the linear layer with plain sums, at a size that no tile divides.
     fn products() {
         let (batch, from, to) = (5, 7, 19);
         let value = |k: usize| ((k * 37 + 11) % 23) as f32 / 8.0 - 1.0;
@@ -191,9 +197,10 @@ mod tests {
         }
     }
 
-    /// Floating-point operations per second of the widest multiply-adds that the processor has (fused, but for the plain path), twelve at a time and nothing else.
+    /// Peak speed in floating-point operations per second: only the widest multiply-adds of the CPU, twelve
+    /// independent ones at a time. They are fused, except on the plain path.
     #[cfg(target_arch = "x86_64")]
-    fn roof() -> f64 {
+    fn peak_speed() -> f64 {
         use std::arch::x86_64::*;
         use std::hint::black_box;
         const ROUNDS: usize = 2_000;
@@ -218,7 +225,7 @@ mod tests {
         }
         let began = std::time::Instant::now();
         let lanes = match simd::instructions() {
-            // SAFETY: the processor has said that it knows these instructions.
+            // SAFETY: `instructions` has detected that the CPU supports them.
             simd::Instructions::Avx512 => unsafe {
                 avx512();
                 16
@@ -228,7 +235,7 @@ mod tests {
                 avx2();
                 8
             },
-            // SAFETY: every processor of this kind has them.
+            // SAFETY: every x86-64 CPU supports SSE.
             simd::Instructions::Plain => unsafe {
                 plain();
                 4
@@ -237,25 +244,29 @@ mod tests {
         (ROUNDS * 12 * 2 * lanes) as f64 / began.elapsed().as_secs_f64()
     }
 
-    /// Both are measured in turn, in pieces so short that both find the processor alone; what the compiler has spoilt is never fast.
+    /// Measures the convolution and the peak alternately, in pieces so short that other programs do not
+    /// disturb every piece. Badly compiled code is slow in every piece.
     #[cfg(target_arch = "x86_64")]
     #[test]
-    #[cfg_attr(any(miri, debug_assertions), ignore = "a speed, of the optimised program")]
-    fn a_convolution_keeps_the_multipliers_busy() {
-        // An odd number of pixels, and whole tiles, which need fewer products than are counted.
+    #[cfg_attr(any(miri, debug_assertions), ignore = "measures the speed of optimised code")]
+    fn convolution_comes_close_to_peak_speed() {
+        // An odd side (direct), and an even side (Winograd), which needs fewer products than `flops` counts.
         rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap().install(|| {
-            busy(9, 32, [0.5, 0.5, 0.4]);
-            busy(8, 64, [0.75, 0.75, 0.7]);
+            check_speed(9, 32, [0.5, 0.5, 0.4]);
+            check_speed(8, 64, [0.75, 0.75, 0.7]);
         });
     }
 
-    /// Of the roof. Measured on a processor with AVX-512: 0.74, 0.76 and 0.69, and with fewer products 1.10, 1.11 and 1.04. Half of the first
-    /// came from AVX2 while the compiler chose the registers, and half of the second while it did not inline what is called for them.
+    /// Checks that forward, input gradient and weight gradient reach the shares `least` of the peak.
+    ///
+    /// Measured on a CPU with AVX-512: 0.74, 0.76 and 0.69 (direct), and 1.10, 1.11 and 1.04 (Winograd). The
+    /// direct convolution reached half of that with AVX2 while the compiler chose the registers. Winograd
+    /// reached half of it while the compiler did not inline its vector functions.
     #[cfg(target_arch = "x86_64")]
-    fn busy(side: usize, from: usize, least: [f64; 3]) {
+    fn check_speed(side: usize, from: usize, least: [f64; 3]) {
         use crate::layers::{Conv, Precision};
         use std::time::{Duration, Instant};
-        const PATIENCE: Duration = Duration::from_secs(20);
+        const TIME_LIMIT: Duration = Duration::from_secs(20);
 
         let (batch, height, width, to, kernel, stride, pad, precision) = (16, side, side, 64, 3, 1, 1, Precision::F32);
         let plan = Conv { batch, height, width, from, to, kernel, stride, pad, precision, replicas: 1 };
@@ -274,16 +285,19 @@ mod tests {
         let began = Instant::now();
         let enough = |best: [f64; 3], top: f64| best.iter().zip(least).all(|(best, least)| *best >= least * top);
         for round in 0.. {
-            top = top.max(roof());
+            top = top.max(peak_speed());
             best[0] = best[0].max(rate(&mut || conv::forward(&plan, &x, &w, &mut y)));
             best[1] = best[1].max(rate(&mut || conv::input_gradient(&plan, &dy, &w, &mut dx)));
             best[2] = best[2].max(rate(&mut || conv::weight_gradient(&plan, &x, &dy, &mut dw)));
-            if round > 1_000 && enough(best, top) || began.elapsed() > PATIENCE {
+            if round > 1_000 && enough(best, top) || began.elapsed() > TIME_LIMIT {
                 break;
             }
         }
         let shares = best.map(|best| best / top);
-        eprintln!("side {side}, roof {:.1} GFLOP/s; forward, data, weights: {shares:.2?} of it", top / 1e9);
-        assert!(enough(best, top), "side {side}: {shares:.2?} of {:.1} GFLOP/s", top / 1e9);
+        eprintln!(
+            "side {side}, peak {:.1} GFLOP/s; forward, input gradient, weight gradient: {shares:.2?} of the peak",
+            top / 1e9
+        );
+        assert!(enough(best, top), "side {side}: {shares:.2?} of the peak of {:.1} GFLOP/s", top / 1e9);
     }
 }

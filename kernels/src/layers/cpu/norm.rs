@@ -1,31 +1,32 @@
-//! Group normalisation on the CPU, with the residual and the relu in the same pass.
+//! Group normalisation on the CPU, with the residual and the ReLU in the same pass.
 //!
 //! With x̂ = (x - μ)/σ over the m values of a group and z = γ x̂ + β:
 //! dx = (γ dz - mean(γ dz) - x̂ mean(γ dz x̂)) / σ, dγ = Σ dz x̂, dβ = Σ dz (Wu & He, 2018; the derivative is ours).
-//! Sums run over the pixels channel by channel, so that a vector of channels is added at a time.
+//!
+//! Each channel has its own sum over the pixels, so that one instruction adds a vector of channels.
 
 use super::parallel;
 use crate::layers::Norm;
 use crate::scratch::Scratch;
 use crate::simd::{Lanes, for_each_instruction_set};
 
-/// Pixels whose values are added in one sum before it joins the others: keeps rounding small.
+/// Pixels per partial sum. Partial sums are added to the total one by one, which keeps rounding errors small.
 const RUN: usize = 64;
 
-/// What the backward pass needs of the forward one.
+/// The values of the forward pass that the backward pass needs.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
-    /// Input.
+    /// Input of the layer.
     pub x: &'a [f32],
-    /// Result (of which only the sign counts, and only under a relu).
+    /// Output of the layer. Only its sign is used, and only with a ReLU.
     pub y: &'a [f32],
-    /// Mean and 1/deviation of each group of each image.
+    /// Mean and 1/σ of each group of each image.
     pub moments: &'a [f32],
     /// γ.
     pub gamma: &'a [f32],
 }
 
-/// Y and the moments.
+/// Computes Y and the moments.
 pub fn forward(
     plan: &Norm,
     x: &[f32],
@@ -65,15 +66,15 @@ fn forward_loops<L: Lanes, const P: usize, const N: usize>(
     let (part, rest) = scratch.split_at_mut(channels);
     let (sums, rest) = rest.split_at_mut(channels);
     let (factor, shift) = rest.split_at_mut(channels);
-    // Means first, then squared distances from them: no difference of large numbers.
-    by_channel(x, channels, part, sums, |part, x| {
+    // First the means, then the squared distances from them. This avoids differences of large numbers.
+    sum_by_channel(x, channels, part, sums, |part, x| {
         part.iter_mut().zip(x).for_each(|(p, x)| *p += x);
     });
     for (g, moments) in moments.chunks_mut(2).enumerate() {
         moments[0] = sums[g * group..][..group].iter().sum::<f32>() / count;
         shift[g * group..][..group].fill(moments[0]);
     }
-    by_channel(x, channels, part, sums, |part, x| {
+    sum_by_channel(x, channels, part, sums, |part, x| {
         part.iter_mut().zip(x).zip(&*shift).for_each(|((p, x), m)| *p += (x - m) * (x - m));
     });
     for (g, moments) in moments.chunks_mut(2).enumerate() {
@@ -92,28 +93,34 @@ fn forward_loops<L: Lanes, const P: usize, const N: usize>(
                     .zip(x)
                     .zip(&*factor)
                     .zip(&*shift)
-                    .for_each(|(((y, x), f), s)| *y = above(x * f + s, floor));
+                    .for_each(|(((y, x), f), s)| *y = at_least(x * f + s, floor));
             }
         }
         Some(residual) => {
             let inputs = x.chunks_exact(channels).zip(residual.chunks_exact(channels));
             for (y, (x, r)) in y.chunks_exact_mut(channels).zip(inputs) {
                 let values = x.iter().zip(r).zip(&*factor).zip(&*shift);
-                y.iter_mut().zip(values).for_each(|(y, (((x, r), f), s))| *y = above(x * f + s + r, floor));
+                y.iter_mut().zip(values).for_each(|(y, (((x, r), f), s))| *y = at_least(x * f + s + r, floor));
             }
         }
     }
 }
 
-/// The larger of both; not a number stays so, that it may be found.
+/// The larger of the two values. NaN stays NaN, so that it is detected later.
 #[inline(always)]
-fn above(x: f32, floor: f32) -> f32 {
+fn at_least(x: f32, floor: f32) -> f32 {
     if x < floor { floor } else { x }
 }
 
-/// Adds up what `add` makes of every pixel, channel by channel.
+/// Sums over all pixels, channel by channel. `add` adds one pixel to a partial sum.
 #[inline(always)]
-fn by_channel(x: &[f32], channels: usize, part: &mut [f32], sums: &mut [f32], mut add: impl FnMut(&mut [f32], &[f32])) {
+fn sum_by_channel(
+    x: &[f32],
+    channels: usize,
+    part: &mut [f32],
+    sums: &mut [f32],
+    mut add: impl FnMut(&mut [f32], &[f32]),
+) {
     sums.fill(0.0);
     for run in x.chunks(RUN * channels) {
         part.fill(0.0);
@@ -122,7 +129,7 @@ fn by_channel(x: &[f32], channels: usize, part: &mut [f32], sums: &mut [f32], mu
     }
 }
 
-/// dX, what passes the relu (where `through` is given), dγ and dβ.
+/// Computes dX, dγ and dβ, and the part of dY that passes the ReLU if `through` is given.
 pub fn backward(
     plan: &Norm,
     saved: Saved,
@@ -153,7 +160,7 @@ pub fn backward(
     });
     dgamma.fill(0.0);
     dbeta.fill(0.0);
-    // Image after image, whoever computed them.
+    // In the order of the images, whichever thread computed them.
     for parts in parts.chunks(2 * channels) {
         dbeta.iter_mut().zip(&parts[..channels]).for_each(|(d, p)| *d += p);
         dgamma.iter_mut().zip(&parts[channels..]).for_each(|(d, p)| *d += p);
@@ -178,7 +185,7 @@ fn backward_loops<L: Lanes, const P: usize, const N: usize>(
     let Norm { channels, group, .. } = *plan;
     let Saved { x, y, moments, gamma } = saved;
     let count = (plan.pixels * group) as f32;
-    // Without a relu everything passes.
+    // Without a ReLU, all of dY passes.
     let floor = if plan.relu { 0.0 } else { f32::NEG_INFINITY };
     let mut scratch = Scratch::zeros(6 * channels);
     let mut slices = scratch.chunks_mut(channels);
@@ -187,7 +194,7 @@ fn backward_loops<L: Lanes, const P: usize, const N: usize>(
     for (mean, m) in mean.chunks_mut(group).zip(moments.chunks(2)) {
         mean.fill(m[0]);
     }
-    // parts: Σ dz, and Σ dz (x - μ), which becomes Σ dz x̂.
+    // `parts` holds Σ dz and Σ dz (x - μ). The latter becomes Σ dz x̂ below.
     parts.fill(0.0);
     let (sum1, sum2) = parts.split_at_mut(channels);
     let runs = x.chunks(RUN * channels).zip(y.chunks(RUN * channels)).zip(dy.chunks(RUN * channels));

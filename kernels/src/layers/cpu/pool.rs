@@ -4,13 +4,13 @@ use super::parallel;
 use crate::layers::Pool;
 use crate::simd::{Lanes, for_each_instruction_set};
 
-/// The largest of each 2×2 pixels.
+/// 2×2 max pooling.
 pub fn max(plan: &Pool, x: &[f32], y: &mut [f32]) {
     let row = plan.width * plan.channels;
     parallel(y.chunks_mut(plan.height * row / 4).zip(x.chunks(plan.height * row)), |(y, x)| max_image(plan, x, y));
 }
 
-/// dX: each dY goes to the first of the largest.
+/// dX of 2×2 max pooling: each dY goes to the first maximum of its 2×2 pixels.
 pub fn max_backward(plan: &Pool, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     let size = plan.height * plan.width * plan.channels;
     parallel(dx.chunks_mut(size).zip(x.chunks(size)).zip(dy.chunks(size / 4)), |((dx, x), dy)| {
@@ -62,8 +62,9 @@ fn max_backward_loops<L: Lanes, const P: usize, const N: usize>(plan: &Pool, x: 
     }
 }
 
-/// Sends each value of `dy` to the place of the first of the largest, and zero to the other three. A function of its own: as its
-/// arguments the slices are known not to overlap, without which this is no vector code.
+/// Writes each value of `dy` to the position of the first maximum, and zero to the other three positions.
+/// This is a separate function because the compiler knows that slice arguments do not overlap. Without that,
+/// it does not vectorise the loop.
 #[inline(always)]
 fn route(x: [&[f32]; 4], dy: &[f32], d0: &mut [f32], d1: &mut [f32], d2: &mut [f32], d3: &mut [f32]) {
     let c = dy.len();
@@ -92,7 +93,7 @@ pub fn mean(plan: &Pool, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// dX: every pixel gets the same share.
+/// dX of the mean: every pixel gets the same share of dY.
 pub fn mean_backward(plan: &Pool, dy: &[f32], dx: &mut [f32]) {
     let pixels = plan.height * plan.width;
     for (dx, dy) in dx.chunks_mut(pixels * plan.channels).zip(dy.chunks(plan.channels)) {

@@ -1,20 +1,22 @@
-//! Convolutions with kernels of 3×3 and stride 1 on the CPU, with fewer products: 16 instead of 36 for each 2×2 outputs, by the
-//! algorithm F(2×2, 3×3) of Lavin and Gray, 2016.
+//! Winograd convolutions on the CPU, for 3×3 kernels and stride 1: the algorithm F(2×2, 3×3) of Lavin and
+//! Gray, 2016. It needs 16 instead of 36 products for each 2×2 outputs.
 //!
-//! Of a 4×4 piece d of an image, a kernel g and the 2×2 gradients e of its outputs, with ⊙ point by point and sums over channels
-//! (or, of dg, over pieces) at each of the 16 points apart:
+//! Let d be a 4×4 piece of an image, g a kernel, and e the gradients of the piece's 2×2 outputs. ⊙ multiplies
+//! point by point. Each of the 16 points has its own sum, over the channels (for dg, over the pieces):
 //!
 //! y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A,  dg = Gᵀ [(A e Aᵀ) ⊙ (Bᵀ d B)] G,
 //!
 //! Bᵀ = (1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 -1 0 1),  G = (1 0 0; ½ ½ ½; ½ -½ ½; 0 0 1),  Aᵀ = (1 1 1 0; 0 1 -1 1),
 //!
-//! which is the paper's but for the sign of the last point. The data's gradient is the convolution of e with the kernels turned round.
+//! These are the paper's matrices, except for the sign of the last point. The input gradient is the
+//! convolution of e with the rotated kernels.
 //!
-//! The 2×2 outputs are called a tile here; tiles go row by row over all images. Work is split among threads by rows of tiles, by
-//! points or by outputs, never within a sum, so the result does not depend on how many threads there are.
+//! A tile is 2×2 outputs here. Tiles are ordered row by row over all images. The work is divided among the
+//! threads by rows of tiles, by points or by outputs, never within a sum. So the result does not depend on
+//! the number of threads.
 //!
-//! Vectors go through small functions that are always inlined, not through closures: those would not be compiled for the same
-//! instructions, and each addition would be a call.
+//! Vectors are computed in small functions that are always inlined, not in closures. Closures would not be
+//! compiled for the same instruction set, and each addition would be a call.
 
 use super::direct::{forward_piece, turn};
 use super::{linear, parallel};
@@ -23,27 +25,29 @@ use crate::scratch::Scratch;
 use crate::simd::{LANES, Lanes, Tile, for_each_instruction_set, outer_products, tile_size, zeros};
 use std::ops::Range;
 
-/// Points of a tile: 4 lines of 4.
+/// The points of a tile form 4 lines of 4.
 const SIDE: usize = 4;
 const POINTS: usize = SIDE * SIDE;
 
-/// Tiles at least that are multiplied at a time: enough to use a panel of weights well.
+/// Minimum number of tiles that are multiplied at a time: enough to make good use of a loaded panel of
+/// weights.
 const TILES: usize = 64;
 
 /// Pixels of a kernel.
 const TAPS: usize = 9;
 
-/// Channels that pay for the way there and back.
-const CHANNELS: usize = 2 * LANES;
+/// Minimum number of channels. With fewer, the transforms cost more than the saved products.
+const MIN_CHANNELS: usize = 2 * LANES;
 
-/// Whether a convolution can be computed so (whole tiles, whole panels), and is then computed faster.
+/// Whether this algorithm can compute a convolution (whole tiles, whole panels), and is faster than the
+/// direct one.
 pub fn fits(plan: &Conv) -> bool {
     let tiles = plan.height.is_multiple_of(2) && plan.width.is_multiple_of(2);
     let panels = plan.from.is_multiple_of(LANES) && plan.to.is_multiple_of(LANES);
-    (plan.kernel, plan.stride, plan.pad) == (3, 1, 1) && tiles && panels && plan.from.min(plan.to) >= CHANNELS
+    (plan.kernel, plan.stride, plan.pad) == (3, 1, 1) && tiles && panels && plan.from.min(plan.to) >= MIN_CHANNELS
 }
 
-/// Y [B, H, W, to] of X [B, H, W, from] and weights [to, from, 3, 3].
+/// Y [B, H, W, to] from X [B, H, W, from] and weights [to, from, 3, 3].
 pub fn forward(plan: &Conv, x: &[f32], weights: &[f32], y: &mut [f32]) {
     let mut points = Scratch::take(POINTS * plan.from * plan.to);
     let panels = points.chunks_mut(POINTS * plan.from * LANES).zip(weights.chunks(LANES * plan.patch()));
@@ -57,7 +61,7 @@ pub fn forward(plan: &Conv, x: &[f32], weights: &[f32], y: &mut [f32]) {
     product(plan, x, &points, y);
 }
 
-/// dX of dY and the weights.
+/// dX from dY and the weights.
 pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) {
     let mut points = Scratch::take(POINTS * plan.from * plan.to);
     parallel(points.chunks_mut(POINTS * plan.to * LANES).enumerate(), |(panel, points)| {
@@ -71,12 +75,13 @@ pub fn input_gradient(plan: &Conv, dy: &[f32], weights: &[f32], dx: &mut [f32]) 
     product(&Conv { from: plan.to, to: plan.from, ..*plan }, dy, &points, dx);
 }
 
-/// dW [to, from, 3, 3] of X and dY.
+/// dW [to, from, 3, 3] from X and dY.
 pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let (rows, panels) = tile_size();
     let (columns, blocks) = (plan.to.div_ceil(panels * LANES), plan.from.div_ceil(rows));
-    // Sums lie as [columns of one part][point][column][block], one register tile after another. The threads share the lines of points, and
-    // if there are more of them, in parts of the columns too: images are transformed once per part, gradients once.
+    // The order of the sums is [columns of one part][point][column][block], one register tile after another.
+    // The lines of points are divided among the threads. If there are more threads than lines, the columns
+    // are divided into parts too. Images are transformed once per part, gradients only once.
     let threads = rayon::current_num_threads();
     let (lines, part) = (SIDE.div_ceil(threads.min(SIDE)), columns.div_ceil(threads.div_ceil(SIDE)));
     let column = blocks * rows * panels * LANES;
@@ -92,30 +97,37 @@ pub fn weight_gradient(plan: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let lanes = panels * LANES;
     parallel(dw.chunks_mut(lanes * plan.patch()).enumerate(), |(index, dw)| {
         let of_part = &sums[index / part * part * POINTS * column..];
-        let together = part.min(columns - index / part * part);
-        kernels(plan, &of_part[index % part * column..], together * column, dw);
+        let columns_of_part = part.min(columns - index / part * part);
+        kernels(plan, &of_part[index % part * column..], columns_of_part * column, dw);
     });
 }
 
-/// Y of X and kernels' points, [panel of 16 outputs][point][input][16].
+/// Y from X and the points of the kernels, [panel of 16 outputs][point][input][16].
 fn product(plan: &Conv, x: &[f32], kernels: &[f32], y: &mut [f32]) {
     let across = plan.width / 2;
     let rows = TILES.div_ceil(across);
     parallel(y.chunks_mut(rows * across * 4 * plan.to).enumerate(), |(piece, y)| {
         let tiles = y.len() / (4 * plan.to);
-        // A line more from point to point: at multiples of a page all points would share a few places of the cache.
-        let (of_image, of_output) = (tiles * plan.from + LANES, tiles * plan.to + LANES);
-        let mut points = Scratch::take(POINTS * of_image);
-        let mut products = Scratch::take(POINTS * of_output);
+        // The distance between points has one extra cache line. At multiples of a page, all points would
+        // compete for a few places in the cache.
+        let (image_pitch, output_pitch) = (tiles * plan.from + LANES, tiles * plan.to + LANES);
+        let mut points = Scratch::take(POINTS * image_pitch);
+        let mut products = Scratch::take(POINTS * output_pitch);
         let first = piece * rows;
-        image_points(plan, x, first..first + tiles / across, 0..SIDE, plan.from, of_image, &mut points);
-        let alone = linear::plan(tiles, plan.from, plan.to);
-        for (point, products) in products.chunks_exact_mut(of_output).enumerate() {
+        image_points(plan, x, first..first + tiles / across, 0..SIDE, plan.from, image_pitch, &mut points);
+        let linear_plan = linear::plan(tiles, plan.from, plan.to);
+        for (point, products) in products.chunks_exact_mut(output_pitch).enumerate() {
             let kernels = &kernels[point * plan.from * LANES..];
             let pitch = POINTS * plan.from * LANES;
-            forward_piece(&alone, &points[point * of_image..], kernels, pitch, &mut products[..tiles * plan.to]);
+            forward_piece(
+                &linear_plan,
+                &points[point * image_pitch..],
+                kernels,
+                pitch,
+                &mut products[..tiles * plan.to],
+            );
         }
-        outputs(plan, &products, of_output, y);
+        outputs(plan, &products, output_pitch, y);
     });
 }
 
@@ -123,7 +135,8 @@ for_each_instruction_set! {
     fn kernel_points(taps: &[f32], pitch: usize, points: &mut [f32]) = kernel_points_of
 }
 
-/// G g Gᵀ of 16 kernels' taps, [tap][16]: 16 floats for each point, `pitch` floats apart.
+/// G g Gᵀ of 16 kernels with the taps [tap][16]. Each point has 16 floats, and the points are `pitch` floats
+/// apart.
 #[inline(always)]
 fn kernel_points_of<L: Lanes, const P: usize, const N: usize>(taps: &[f32], pitch: usize, points: &mut [f32]) {
     let [a, b, c] = [kernel_column::<L>(taps, 0), kernel_column(taps, 1), kernel_column(taps, 2)];
@@ -136,13 +149,13 @@ fn kernel_points_of<L: Lanes, const P: usize, const N: usize>(taps: &[f32], pitc
     }
 }
 
-/// G g of one column of taps.
+/// G g for one column of taps.
 #[inline(always)]
 fn kernel_column<L: Lanes>(taps: &[f32], column: usize) -> [L; SIDE] {
     kernel_line([load(taps, column * LANES), load(taps, (3 + column) * LANES), load(taps, (6 + column) * LANES)])
 }
 
-/// G g.
+/// G g for one vector of three taps.
 #[inline(always)]
 fn kernel_line<L: Lanes>([a, b, c]: [L; 3]) -> [L; SIDE] {
     let ends = a.add(c);
@@ -155,7 +168,8 @@ for_each_instruction_set! {
     ) = image_points_of
 }
 
-/// Bᵀ d B of rows of tiles, those points that lie in `lines`: [point][tile][input], with so many floats from one to the next.
+/// Bᵀ d B for these rows of tiles and these lines of points: [point][tile][input]. Points are `per_point`
+/// floats apart, tiles `per_tile` floats.
 #[inline(always)]
 fn image_points_of<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
@@ -167,15 +181,15 @@ fn image_points_of<L: Lanes, const P: usize, const N: usize>(
     points: &mut [f32],
 ) {
     let (down, across, row_of_tile) = (plan.height / 2, plan.width / 2, SIDE * plan.from);
-    let nothing = Scratch::zeros(plan.width * plan.from);
+    let zero_row = Scratch::zeros(plan.width * plan.from);
     let mut edge = Scratch::take(SIDE * row_of_tile);
     let mut index = 0;
     for row in rows {
         let image = &x[row / down * plan.in_image()..][..plan.in_image()];
-        // The piece of a tile begins one pixel above it and one to its left.
+        // The piece of a tile starts one pixel above the tile and one pixel to its left.
         let [a, b, c, d] = [0, 1, 2, 3].map(|line| match (row % down * 2 + line).wrapping_sub(1) {
             row if row < plan.height => &image[row * plan.width * plan.from..][..plan.width * plan.from],
-            _ => &nothing[..],
+            _ => &zero_row[..],
         });
         for column in 0..across {
             let inside = column > 0 && column + 1 < across;
@@ -205,7 +219,8 @@ fn image_points_of<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// A line of Bᵀ d B, of the sum or the difference of two rows of pixels; its points lie `pitch` floats apart.
+/// One line of Bᵀ d B, from the sum or the difference of two rows of pixels. Its points are `pitch` floats
+/// apart.
 #[inline(always)]
 fn image_line<L: Lanes, const SUM: bool>(first: &[f32], second: &[f32], from: usize, pitch: usize, points: &mut [f32]) {
     let count = from / LANES;
@@ -215,10 +230,10 @@ fn image_line<L: Lanes, const SUM: bool>(first: &[f32], second: &[f32], from: us
     let (c, d) = rest.split_at_mut(pitch);
     let [a, b, c, d] = [a, b, c, d].map(|point| &mut point.as_chunks_mut::<LANES>().0[..count]);
     for k in 0..count {
-        let left = either::<L, SUM>(&first[0][k], &second[0][k]);
-        let middle_left = either::<L, SUM>(&first[1][k], &second[1][k]);
-        let middle_right = either::<L, SUM>(&first[2][k], &second[2][k]);
-        let right = either::<L, SUM>(&first[3][k], &second[3][k]);
+        let left = sum_or_difference::<L, SUM>(&first[0][k], &second[0][k]);
+        let middle_left = sum_or_difference::<L, SUM>(&first[1][k], &second[1][k]);
+        let middle_right = sum_or_difference::<L, SUM>(&first[2][k], &second[2][k]);
+        let right = sum_or_difference::<L, SUM>(&first[3][k], &second[3][k]);
         a[k] = left.sub(middle_right).store();
         b[k] = middle_left.add(middle_right).store();
         c[k] = middle_right.sub(middle_left).store();
@@ -226,14 +241,14 @@ fn image_line<L: Lanes, const SUM: bool>(first: &[f32], second: &[f32], from: us
     }
 }
 
-/// The sum or the difference.
+/// The sum if `SUM` is set, otherwise the difference.
 #[inline(always)]
-fn either<L: Lanes, const SUM: bool>(first: &[f32; LANES], second: &[f32; LANES]) -> L {
+fn sum_or_difference<L: Lanes, const SUM: bool>(first: &[f32; LANES], second: &[f32; LANES]) -> L {
     let (first, second) = (L::load(first), L::load(second));
     if SUM { first.add(second) } else { first.sub(second) }
 }
 
-/// The four pixels of a row of a piece, each of `count` times 16 channels.
+/// The four pixels of one row of a piece. Each has `count` times 16 channels.
 #[inline(always)]
 fn pixels(row: &[f32], count: usize) -> [&[[f32; LANES]]; SIDE] {
     let all = row.as_chunks::<LANES>().0;
@@ -244,7 +259,7 @@ for_each_instruction_set! {
     fn outputs(plan: &Conv, products: &[f32], per_point: usize, y: &mut [f32]) = outputs_of
 }
 
-/// Aᵀ m A of products [point][tile][output], as rows of tiles.
+/// Aᵀ m A of the products m [point][tile][output], as rows of tiles.
 #[inline(always)]
 fn outputs_of<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
@@ -273,30 +288,33 @@ fn outputs_of<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// Aᵀ m.
+/// Aᵀ m for one vector of four points.
 #[inline(always)]
 fn output_line<L: Lanes>([a, b, c, d]: [L; SIDE]) -> [L; 2] {
     [a.add(b.add(c)), b.sub(c).add(d)]
 }
 
-/// Σ (A e Aᵀ) ⊙ (Bᵀ d B) at the points of these lines and for these outputs: [point][column of outputs][block of inputs], register tiles.
+/// Σ (A e Aᵀ) ⊙ (Bᵀ d B) for these lines of points and these outputs, as register tiles: [point][column of
+/// outputs][block of inputs].
 fn point_sums(plan: &Conv, x: &[f32], dy: &[f32], lines: Range<usize>, outputs: Range<usize>, sums: &mut [f32]) {
     let (across, all) = (plan.width / 2, plan.batch * plan.height / 2);
     let lanes = tile_size().1 * LANES;
-    // Of many inputs more tiles at a time, so that reading the sums again costs little beside reading these.
-    let together = TILES.max(plan.from).div_ceil(across).min(all);
-    // A line more from tile to tile: a block's inputs of all tiles then have places of their own in the cache, and one that is not whole
-    // reads into it; those sums are never looked at.
+    // The more inputs there are, the more tiles are taken at a time. So reading the sums again costs little
+    // compared with reading the points.
+    let rows_at_a_time = TILES.max(plan.from).div_ceil(across).min(all);
+    // The distance between tiles has one extra cache line, so that a block's inputs in all tiles have
+    // different places in the cache. An incomplete block reads into the extra line, and the resulting sums
+    // are never used.
     let per_tile = plan.from + LANES;
-    let starts: Vec<usize> = (0..together * across).map(|tile| tile * per_tile).collect();
+    let starts: Vec<usize> = (0..rows_at_a_time * across).map(|tile| tile * per_tile).collect();
     let (per_point, columns) = (starts.len() * per_tile, outputs.len().div_ceil(lanes));
     let per_column = starts.len() * lanes;
     let points = lines.len() * SIDE;
     let mut images = Scratch::take(points * per_point);
     let mut gradients = Scratch::take(points * columns * per_column);
     let each = sums.len() / (points * columns);
-    for first in (0..all).step_by(together) {
-        let rows = first..(first + together).min(all);
+    for first in (0..all).step_by(rows_at_a_time) {
+        let rows = first..(first + rows_at_a_time).min(all);
         let starts = &starts[..rows.len() * across];
         image_points(plan, x, rows.clone(), lines.clone(), per_tile, per_point, &mut images);
         gradient_points(plan, dy, rows, lines.clone(), outputs.clone(), per_column, &mut gradients);
@@ -313,7 +331,8 @@ for_each_instruction_set! {
     fn add_products(images: &[f32], gradients: &[f32], starts: &[usize], fresh: bool, sums: &mut [f32]) = add_products_of
 }
 
-/// Adds a column's products at one point to its register tiles, or writes them there if they are `fresh`.
+/// Adds a column's products at one point to its register tiles. If `fresh` is set, the old content of the
+/// tiles is ignored.
 #[inline(always)]
 fn add_products_of<L: Lanes, const P: usize, const N: usize>(
     images: &[f32],
@@ -340,7 +359,8 @@ for_each_instruction_set! {
     ) = gradient_points_of
 }
 
-/// A e Aᵀ of rows of tiles, the points of these lines, for these outputs: [point][column][tile][N · 16], zero beyond the last output.
+/// A e Aᵀ for these rows of tiles, lines of points and outputs: [point][column][tile][N · 16], with zeros
+/// beyond the last output.
 #[inline(always)]
 fn gradient_points_of<L: Lanes, const P: usize, const N: usize>(
     plan: &Conv,
@@ -376,7 +396,7 @@ fn gradient_points_of<L: Lanes, const P: usize, const N: usize>(
     }
 }
 
-/// A line of A e, of one column of the tile.
+/// One line of A e, for one column of the tile.
 #[inline(always)]
 fn gradient_line<L: Lanes>(line: usize, dy: &[f32], place: usize, pitch: usize) -> L {
     match line {
@@ -391,10 +411,10 @@ for_each_instruction_set! {
     fn kernels(plan: &Conv, sums: &[f32], per_point: usize, dw: &mut [f32]) = kernels_of
 }
 
-/// Gᵀ u G of a column's sums [point][block of inputs] of register tiles, as weights [output, input, 3, 3].
+/// Gᵀ u G of a column's sums u, register tiles [point][block of inputs], as weights [output, input, 3, 3].
 #[inline(always)]
 fn kernels_of<L: Lanes, const P: usize, const N: usize>(plan: &Conv, sums: &[f32], per_point: usize, dw: &mut [f32]) {
-    // So few inputs at a time that they stay in the nearest cache for the next output.
+    // Few inputs at a time, so that they stay in the L1 cache for the next output.
     let mut taps = [[[0.0; LANES]; TAPS]; LANES];
     for (n, dw) in dw.chunks_mut(LANES * plan.patch()).enumerate() {
         for first in (0..plan.from).step_by(LANES) {
@@ -424,14 +444,14 @@ fn kernels_of<L: Lanes, const P: usize, const N: usize>(plan: &Conv, sums: &[f32
     }
 }
 
-/// Gᵀ u.
+/// Gᵀ u for one vector of four points.
 #[inline(always)]
 fn tap_line<L: Lanes>([a, b, c, d]: [L; SIDE]) -> [L; 3] {
     let middle = b.add(c).half();
     [a.add(middle), b.sub(c).half(), middle.add(d)]
 }
 
-/// One column of points, which lie `pitch` floats apart.
+/// One column of points, which are `pitch` floats apart.
 #[inline(always)]
 fn column_of<L: Lanes>(points: &[f32], pitch: usize, column: usize) -> [L; SIDE] {
     [
@@ -442,14 +462,14 @@ fn column_of<L: Lanes>(points: &[f32], pitch: usize, column: usize) -> [L; SIDE]
     ]
 }
 
-/// Reads 16 floats.
+/// Loads 16 floats, starting at `place`.
 #[inline(always)]
 fn load<L: Lanes>(from: &[f32], place: usize) -> L {
-    L::load(from[place..].first_chunk().expect("whole lanes"))
+    L::load(from[place..].first_chunk().expect("16 floats from `place` on"))
 }
 
-/// Writes 16 floats.
+/// Stores 16 floats, starting at `place`.
 #[inline(always)]
 fn store<L: Lanes>(lanes: L, to: &mut [f32], place: usize) {
-    *to[place..].first_chunk_mut().expect("whole lanes") = lanes.store();
+    *to[place..].first_chunk_mut().expect("16 floats from `place` on") = lanes.store();
 }

@@ -1,4 +1,4 @@
-//! Tensors on a GPU as the kernels take them: views, new tensors, and rounding to the precision of a product.
+//! GPU tensors for the kernels: views, new tensors, and rounding to the precision of a product.
 
 use crate::launch::launch;
 use crate::layers::Precision;
@@ -9,14 +9,16 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use half::{bf16, f16};
 
-/// Units of a cube that works on independent elements.
+/// Units per cube for kernels over independent elements.
 pub(super) const UNITS: u32 = 256;
 
-/// A new tensor beside `like`, to be overwritten whole.
+/// A new f32 tensor on the device of `like`. Its content is unspecified, so the caller must overwrite all of
+/// it.
 pub(super) fn fresh(like: &CubeTensor, shape: &[usize]) -> CubeTensor {
     fresh_of(like, shape, Precision::F32)
 }
 
+/// Like [`fresh`], with the number format of `precision`.
 pub(super) fn fresh_of(like: &CubeTensor, shape: &[usize], precision: Precision) -> CubeTensor {
     let (size, dtype) = match precision {
         Precision::F32 => (4, DType::F32),
@@ -28,7 +30,7 @@ pub(super) fn fresh_of(like: &CubeTensor, shape: &[usize], precision: Precision)
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, dtype)
 }
 
-/// A contiguous tensor under another shape.
+/// A contiguous tensor with another shape and the same data.
 pub(super) fn view(tensor: CubeTensor, shape: &[usize]) -> CubeTensor {
     CubeTensor::new_contiguous(tensor.client, tensor.device, Shape::from(shape.to_vec()), tensor.handle, tensor.dtype)
 }
@@ -37,21 +39,24 @@ pub(super) fn len(tensor: &CubeTensor) -> usize {
     tensor.meta.shape().num_elements()
 }
 
-/// The whole buffer of a contiguous tensor. Safe to launch with as long as the kernel keeps to its length.
+/// The buffer of a contiguous f32 tensor as a kernel argument. A launch is safe if the kernel stays within
+/// its length.
 pub(super) fn arg(tensor: &CubeTensor) -> BufferArg {
-    assert_eq!(tensor.dtype, DType::F32, "a kernel over f32");
+    assert_eq!(tensor.dtype, DType::F32, "the kernel needs f32");
     // SAFETY: the handle of a contiguous tensor covers exactly its elements.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor)) }
 }
 
-/// Cubes for one unit per element. Two dimensions: one may hold only 65,535.
+/// The number of cubes for one unit per element. It has two dimensions, because one dimension is limited to
+/// 65,535.
 pub(super) fn cubes(elements: usize) -> CubeCount {
     let cubes = elements.div_ceil(UNITS as usize) as u32;
     let wide = cubes.min(32_768);
     CubeCount::Static(wide, cubes.div_ceil(wide), 1)
 }
 
-/// Some of what lies there along the first dimension: images of a batch, matrices of replicas.
+/// A view of `count` entries of the first dimension, from `first` on: images of a batch, or matrices of
+/// replicas.
 pub(super) fn images(x: &CubeTensor, first: usize, count: usize) -> CubeTensor {
     let mut shape = x.meta.shape().to_vec();
     let image = len(x) / shape[0];
@@ -63,12 +68,12 @@ pub(super) fn images(x: &CubeTensor, first: usize, count: usize) -> CubeTensor {
     part
 }
 
-/// The shape of matrices that lie there for so many replicas, or of one matrix.
+/// The shape of `count` matrices, one per replica. A single matrix has only two dimensions.
 pub(super) fn matrices(count: usize, rows: usize, columns: usize) -> Vec<usize> {
     if count == 1 { vec![rows, columns] } else { vec![count, rows, columns] }
 }
 
-/// The tensor as a factor of a product: times `by`, and rounded.
+/// The tensor as a factor of a product: multiplied by `by` and rounded. In f32, it is returned unchanged.
 pub(super) fn factor(x: CubeTensor, precision: Precision, by: f32) -> CubeTensor {
     if precision == Precision::F32 {
         return x;
@@ -85,7 +90,7 @@ pub(super) fn factor(x: CubeTensor, precision: Precision, by: f32) -> CubeTensor
     rounded
 }
 
-/// A product with a derivative, which was multiplied before it was rounded.
+/// Divides a product by [`Precision::derivatives`], by which a derivative among its factors was multiplied.
 pub(super) fn unscaled(product: CubeTensor, precision: Precision) -> CubeTensor {
     if precision.derivatives() != 1.0 {
         // SAFETY: each unit reads and writes one element.
@@ -102,7 +107,8 @@ pub(super) fn transposed(matrix: CubeTensor) -> CubeTensor {
     CubeBackend::float_swap_dims(matrix, rank - 2, rank - 1)
 }
 
-/// Cut to what the precision holds; what is infinite or not a number stays so, and is seen.
+/// Clips a value to the range of the precision. Infinite values and NaN are not changed, so that they are
+/// detected later.
 #[cube]
 pub(super) fn within(value: f32, #[comptime] precision: Precision) -> f32 {
     let mut value = value;
@@ -127,13 +133,13 @@ fn unscale_kernel(x: &mut [f32], by: f32) {
     }
 }
 
-/// The sum of one value of each unit, in a fixed order; every unit gets it.
+/// The sum of one value per unit, in a fixed order. Every unit gets the sum.
 #[cube]
 pub(super) fn sum_of_units(value: f32, shared: &mut [f32], #[comptime] units: u32) -> f32 {
     let unit = UNIT_POS as usize;
     shared[unit] = value;
     sync_cube();
-    // Each of the first 16 units adds up a stripe, then every unit adds those.
+    // Each of the first 16 units adds up one stripe. Then every unit adds up the 16 results.
     if UNIT_POS < 16u32 {
         let mut total = 0.0f32;
         let mut i = UNIT_POS;

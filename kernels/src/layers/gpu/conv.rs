@@ -1,7 +1,8 @@
-//! Convolutions: the product of the patches, one row per output pixel, with the weights as they lie.
+//! Convolutions as a matrix product: the patches, one row per output pixel, times the weights in their stored
+//! order.
 //!
-//! The patches exist only for a moment and are gathered again for the weight gradient: one more launch, and no activation nine times as
-//! large to keep.
+//! The patches are temporary, and the weight gradient gathers them again. This costs one more launch, but
+//! avoids keeping an activation that is nine times as large.
 
 use super::buffers::{
     UNITS, cubes, factor, fresh, fresh_of, images, len, matrices, transposed, unscaled, view, within,
@@ -15,10 +16,11 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use half::{bf16, f16};
 
-/// Floats of patches at a time: 64 MiB, which WGPU can bind everywhere, and which a large GPU's cache nearly holds.
+/// Maximum number of floats of patches at a time: 64 MiB. WGPU can bind this size on every device, and the
+/// cache of a large GPU holds nearly all of it.
 const PATCHES: usize = 1 << 24;
 
-/// Floats of partial weight gradients at most.
+/// Maximum number of floats of partial weight gradients.
 const PARTS: usize = 1 << 22;
 
 /// The layer's output.
@@ -26,7 +28,7 @@ pub(super) fn forward(x: CubeTensor, weights: CubeTensor, plan: Conv) -> CubeTen
     let (x, weights) = (into_contiguous(x), into_contiguous(weights));
     let y = fresh(&x, &[plan.batch, plan.out_height(), plan.out_width(), plan.to]);
     let weights = factor(view(weights, &[plan.replicas * plan.to, plan.patch()]), plan.precision, 1.0);
-    for (first, part) in stretches(plan) {
+    for (first, part) in chunks(plan) {
         let pixels = part.images() * part.out_pixels();
         let columns =
             view(patches(&images(&x, first, part.batch), part), &matrices(part.replicas, pixels, part.patch()));
@@ -41,7 +43,7 @@ pub(super) fn input_gradient(dy: CubeTensor, weights: CubeTensor, plan: Conv) ->
     let (dy, weights) = (into_contiguous(dy), into_contiguous(weights));
     let dx = fresh(&dy, &[plan.batch, plan.height, plan.width, plan.from]);
     let weights = factor(view(weights, &[plan.replicas * plan.to, plan.patch()]), plan.precision, 1.0);
-    for (first, part) in stretches(plan) {
+    for (first, part) in chunks(plan) {
         let pixels = part.images() * part.out_pixels();
         let columns = fresh(&dy, &matrices(part.replicas, pixels, plan.patch()));
         let dy = view(images(&dy, first, part.batch), &matrices(part.replicas, pixels, plan.to));
@@ -60,12 +62,12 @@ pub(super) fn input_gradient(dy: CubeTensor, weights: CubeTensor, plan: Conv) ->
 /// The derivatives with respect to the weights.
 pub(super) fn weight_gradient(x: CubeTensor, dy: CubeTensor, plan: Conv) -> CubeTensor {
     let (x, dy) = (into_contiguous(x), into_contiguous(dy));
-    let (count, splits) = stretches(plan).fold((0, 1), |(count, _), (_, part)| (count + 1, splits(&part)));
-    // Of each replica: one after another, in the order of its images.
+    let (count, splits) = chunks(plan).fold((0, 1), |(count, _), (_, part)| (count + 1, splits(&part)));
+    // Number of parts per replica. The parts of a replica are adjacent, in the order of its images.
     let each = (count * splits).div_ceil(plan.replicas).max(splits);
     let shape = [plan.replicas * plan.to, plan.from, plan.kernel, plan.kernel];
     let parts = fresh(&x, &[plan.replicas * each, plan.to, plan.patch()]);
-    for (index, (first, part)) in stretches(plan).enumerate() {
+    for (index, (first, part)) in chunks(plan).enumerate() {
         let (together, pixels) = (part.replicas * splits, part.images() * part.out_pixels() / splits);
         let columns = patches(&images(&x, first, part.batch), part);
         let columns = view(columns, &[together, pixels, plan.patch()]);
@@ -77,7 +79,7 @@ pub(super) fn weight_gradient(x: CubeTensor, dy: CubeTensor, plan: Conv) -> Cube
     if each == 1 { view(parts, &shape) } else { sum_of_parts(parts, each, plan.replicas, &shape) }
 }
 
-/// [pixels, from · taps]: the patch of each output pixel, in the order of the weights, rounded.
+/// The patches of all output pixels, in the order of the weights, rounded: [pixels, from · taps].
 fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
     let columns = fresh_of(x, &[plan.batch * plan.out_pixels(), plan.patch()], plan.precision);
     let (cubes, kernel) = (cubes(len(&columns)), plan.of_kernel());
@@ -92,15 +94,15 @@ fn patches(x: &CubeTensor, plan: Conv) -> CubeTensor {
     columns
 }
 
-/// The batch in stretches whose patches are few enough: (first image, plan of the stretch). Each has images of one replica, or all
-/// images of some.
-fn stretches(plan: Conv) -> impl Iterator<Item = (usize, Conv)> {
-    let length = plan.images_together();
+/// Divides the batch into chunks, so that the patches of a chunk fit in [`PATCHES`]: (first image, plan of
+/// the chunk). A chunk has images of one replica, or all images of several replicas.
+fn chunks(plan: Conv) -> impl Iterator<Item = (usize, Conv)> {
+    let length = plan.images_per_chunk();
     let replicas = (length / plan.images()).max(1);
     (0..plan.batch).step_by(length).map(move |first| (first, Conv { batch: length, replicas, ..plan }))
 }
 
-/// The weights of a stretch's replicas, out of those of all.
+/// The weights of the replicas of a chunk, out of those of all replicas.
 fn weights_of(weights: &CubeTensor, plan: Conv, first: usize, part: Conv) -> CubeTensor {
     let weights = match plan.replicas {
         1 => weights.clone(),
@@ -110,26 +112,27 @@ fn weights_of(weights: &CubeTensor, plan: Conv, first: usize, part: Conv) -> Cub
 }
 
 impl Conv {
-    /// Images whose patches lie there at a time: all stretches are of one length, so that each layer has one kernel.
-    fn images_together(&self) -> usize {
+    /// Images per chunk, whose patches exist at the same time. All chunks have the same length, so that a
+    /// layer needs only one kernel.
+    fn images_per_chunk(&self) -> usize {
         let most = (PATCHES / (self.out_pixels() * self.patch())).clamp(1, self.batch);
         let whole = |n: usize| n.is_multiple_of(self.images()) || self.images().is_multiple_of(n);
-        (1..=most).rev().find(|n| self.batch.is_multiple_of(*n) && whole(*n)).expect("one divides everything")
+        (1..=most).rev().find(|n| self.batch.is_multiple_of(*n) && whole(*n)).expect("1 divides every batch")
     }
 
-    /// Floats of patches that lie on a GPU at a time.
+    /// Floats of patches that are on a GPU at a time.
     pub fn patches_together(&self) -> usize {
-        self.images_together() * self.out_pixels() * self.patch()
+        self.images_per_chunk() * self.out_pixels() * self.patch()
     }
 
-    /// What a kernel that works on independent elements is compiled for: one kernel for batches of any size.
+    /// The plan that a kernel over independent elements is compiled for. It is the same for all batch sizes.
     fn of_kernel(self) -> Conv {
         Conv { batch: 1, replicas: 1, ..self }
     }
 }
 
-/// Into how many parts the pixels of a stretch's replica are split for the weight gradient: its result is small, so the sum must keep
-/// the device busy.
+/// Number of parts into which the weight gradient splits the pixels of each replica in a chunk. The result is
+/// small, so only a split sum keeps the device busy.
 fn splits(part: &Conv) -> usize {
     let (pixels, weights) = (part.images() * part.out_pixels(), part.to * part.patch());
     let most = (PARTS / weights).clamp(1, 64);
@@ -152,7 +155,7 @@ fn patches_kernel<E: Float>(x: &[f32], columns: &mut [E], #[comptime] plan: Conv
         let channel = i % patch / taps;
         let tap = i % taps;
         let image = pixel / out_pixels;
-        // A place before the image wraps to a large number.
+        // A position before the image wraps to a large number.
         let row = pixel % out_pixels / out_width * stride + tap / kernel - pad;
         let column = pixel % out_width * stride + tap % kernel - pad;
         let mut value = 0.0f32;
@@ -181,7 +184,7 @@ fn from_patches_kernel(columns: &[f32], dx: &mut [f32], #[comptime] plan: Conv) 
         let image = place / (width * height);
         let mut sum = 0.0f32;
         for tap in 0..taps {
-            // As above, wrapped numbers are out of range.
+            // A negative position wraps to a large number, which is out of range.
             let y = row + pad - tap / kernel;
             let x = column + pad - tap % kernel;
             let (over, beside) = (y / stride, x / stride);

@@ -1,10 +1,12 @@
-//! Small linear layers, such as the heads of classifiers: one launch forward, with the bias, and one for each derivative. In f32.
+//! Small linear layers in f32, such as the heads of classifiers. The forward pass, with the bias, is one
+//! launch. The input gradient is one launch, and the gradients of weights and bias are one launch together.
 
 use super::buffers::{UNITS, cubes, fresh, len};
 use crate::launch::launch;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+/// Y [B, out].
 pub(super) fn forward(x: &CubeTensor, weights: &CubeTensor, bias: &CubeTensor, replicas: usize) -> CubeTensor {
     let (rows, to) = (x.meta.shape()[0], weights.meta.shape()[1]);
     let y = fresh(x, &[rows, to]);
@@ -16,6 +18,7 @@ pub(super) fn forward(x: &CubeTensor, weights: &CubeTensor, bias: &CubeTensor, r
     y
 }
 
+/// dX [B, in].
 pub(super) fn input_gradient(dy: &CubeTensor, weights: &CubeTensor, replicas: usize) -> CubeTensor {
     let (rows, from, to) = (dy.meta.shape()[0], weights.meta.shape()[0] / replicas, weights.meta.shape()[1]);
     let dx = fresh(dy, &[rows, from]);
@@ -27,11 +30,12 @@ pub(super) fn input_gradient(dy: &CubeTensor, weights: &CubeTensor, replicas: us
     dx
 }
 
-/// dW and d bias.
+/// dW [in, out] and db `[out]`.
 pub(super) fn weight_gradient(x: &CubeTensor, dy: &CubeTensor, replicas: usize) -> (CubeTensor, CubeTensor) {
     let (rows, from, to) = (x.meta.shape()[0], x.meta.shape()[1], dy.meta.shape()[1]);
     let (dw, db) = (fresh(x, &[replicas * from, to]), fresh(x, &[replicas * to]));
-    // SAFETY: of each replica's units each writes one element of dw, the last `to` of them one of db.
+    // SAFETY: each unit writes one element: the last `to` units of each replica one of db, the others one of
+    // dw.
     unsafe {
         let (cubes, rows) = (cubes(len(&dw) + len(&db)), (rows / replicas) as u32);
         launch!(weights_kernel, &dw.client, cubes, UNITS; x, dy; dw, db; to as u32, rows;)
@@ -39,7 +43,7 @@ pub(super) fn weight_gradient(x: &CubeTensor, dy: &CubeTensor, replicas: usize) 
     (dw, db)
 }
 
-// `rows` are those of a replica.
+// In these kernels, `rows` is the number of rows of one replica.
 #[cube(launch_unchecked, create_dummy_kernel)]
 fn forward_kernel(x: &[f32], weights: &[f32], bias: &[f32], y: &mut [f32], to: u32, rows: u32) {
     let to = to as usize;

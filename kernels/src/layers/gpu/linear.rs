@@ -1,4 +1,4 @@
-//! Linear layers: a matrix product, then the bias. Small ones take the kernels of `head`.
+//! Linear layers: a matrix product, then the bias. Small layers use the kernels of `head`.
 
 use super::buffers::{UNITS, cubes, factor, fresh, len, matrices, transposed, unscaled, view};
 use super::head;
@@ -46,7 +46,7 @@ pub(super) fn input_gradient(dy: CubeTensor, weights: CubeTensor, Pass { precisi
     unscaled(dx, precision)
 }
 
-/// The derivatives with respect to the weights.
+/// The derivatives with respect to the weights and the bias.
 pub(super) fn weight_gradient(
     x: CubeTensor,
     dy: CubeTensor,

@@ -1,4 +1,4 @@
-//! The cross-entropy of class logits, and its scale.
+//! The cross-entropy of class logits, and the scaling of its gradient.
 
 use super::buffers::{UNITS, cubes, fresh, len, sum_of_units};
 use crate::launch::launch;
@@ -16,7 +16,8 @@ pub(super) fn cross_entropy(
     let (logits, targets) = (into_contiguous(logits), into_contiguous(targets));
     let (loss, gradient) = (fresh(&logits, &[replicas]), fresh(&logits, logits.meta.shape()));
     let classes = logits.meta.shape()[1];
-    // SAFETY: one cube a replica; each unit writes whole rows of the gradient, the first the loss.
+    // SAFETY: there is one cube per replica. Each unit writes whole rows of the gradient, and the first one
+    // the loss.
     unsafe {
         let cubes = CubeCount::Static(replicas as u32, 1, 1);
         launch!(cross_entropy_kernel, &logits.client, cubes, UNITS; logits, targets; loss, gradient; scale, classes as u32;)
@@ -24,7 +25,7 @@ pub(super) fn cross_entropy(
     (loss, gradient)
 }
 
-/// `gradient` times the one number in `by`.
+/// `gradient` multiplied by `by`, which has one float per replica.
 pub(super) fn scale(gradient: CubeTensor, by: CubeTensor) -> CubeTensor {
     let (gradient, by) = (into_contiguous(gradient), into_contiguous(by));
     let out = fresh(&gradient, gradient.meta.shape());

@@ -1,4 +1,4 @@
-//! The layers on WGPU and CUDA: our kernels around the library's matrix product.
+//! The layers on WGPU and CUDA: this crate's kernels, and the matrix products of CubeK.
 //!
 //! Every sum has a fixed order, so the same input gives the same bits.
 

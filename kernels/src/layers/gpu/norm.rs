@@ -10,7 +10,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-/// The layer's output.
+/// The layer's output, and the moments: mean and 1/σ of each group [B, groups, 2].
 pub(super) fn forward(
     x: CubeTensor,
     gamma: CubeTensor,
@@ -34,7 +34,7 @@ pub(super) fn backward(
     plan: Norm,
 ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
     let [x, y, moments, gamma, dy] = [x, y, moments, gamma, dy].map(into_contiguous);
-    // What passes the relu is written only if somebody else is to have it.
+    // The part of dY that passes the ReLU is only written if the residual needs it.
     let passed = plan.residual && plan.relu;
     let through = if passed { fresh(&x, x.meta.shape()) } else { dy.clone() };
     let unwritten = if passed { through.clone() } else { moments.clone() };
@@ -43,7 +43,8 @@ pub(super) fn backward(
     (dx, through, dgamma, dbeta)
 }
 
-/// Normalisation, ReLU and 2×2 max pooling in one launch: the output and the moments.
+/// Normalisation, ReLU and 2×2 max pooling in one launch: the output, and the moments twice (as the values
+/// for the backward pass, and as the moments).
 pub(super) fn forward_pooled(
     x: CubeTensor,
     gamma: CubeTensor,
@@ -55,7 +56,7 @@ pub(super) fn forward_pooled(
     let y = fresh(&x, &[pool.batch, pool.height / 2, pool.width / 2, pool.channels]);
     let width = pool.width as u32;
     let moments = normalise(&x, &gamma, &beta, &x, &y, plan.epsilon, NormPlan { width, ..plan.into() });
-    // What was not the largest is computed again when its derivative is needed: nothing else is kept.
+    // The backward pass computes the values before the pooling again, so only the moments are kept.
     (y, moments.clone(), moments)
 }
 
@@ -74,13 +75,14 @@ pub(super) fn backward_pooled(
     normalise_backward([x.clone(), x, moments.clone(), gamma, beta, dy, moments], plan)
 }
 
-/// Units of a normalisation's cube: as many for each channel of the group, so that a unit keeps to one channel.
+/// Units per cube of a normalisation: the same number for each channel of the group, so that a unit handles
+/// one channel.
 fn units(plan: &Norm) -> u32 {
     assert!(plan.group <= 1024, "a GPU normalises at most 1,024 channels together");
     (plan.group * (UNITS as usize / plan.group).max(1)) as u32
 }
 
-/// Writes `y` and gives the moments.
+/// Writes `y` and returns the moments.
 fn normalise(
     x: &CubeTensor,
     gamma: &CubeTensor,
@@ -93,7 +95,7 @@ fn normalise(
     let groups = plan.channels / plan.group;
     let batch = x.meta.shape()[0];
     let moments = fresh(x, &[batch, groups as usize, 2]);
-    // SAFETY: cube (g, b) reads and writes group g of image b alone.
+    // SAFETY: cube (g, b) only reads and writes group g of image b.
     unsafe {
         let cubes = CubeCount::Static(groups, batch as u32, 1);
         launch!(norm_kernel, &x.client, cubes, plan.units; x, gamma, beta, residual; y, moments; epsilon; plan)
@@ -101,15 +103,17 @@ fn normalise(
     moments
 }
 
-/// dX, dγ and dβ of x, y, moments, γ, β and dy; what passes the relu goes to the last buffer, if there is a residual.
+/// dX, dγ and dβ from x, y, moments, γ, β and dY. With a residual and a ReLU, the part of dY that passes the
+/// ReLU is written to the last buffer.
 fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [x, y, moments, gamma, beta, dy, through] = saved;
     let (batch, channels) = (x.meta.shape()[0], plan.channels as usize);
     let dx = fresh(&x, x.meta.shape());
-    // dβ of each image, then dγ, which begins where every adapter can bind it.
+    // dβ of each image, then dγ of each image, which starts at an offset that every adapter can bind.
     let (length, half) = (batch * channels, (batch * channels).next_multiple_of(ALIGNMENT));
     let parts = fresh(&x, &[2 * half]);
-    // SAFETY: cube (g, b) reads and writes group g of image b alone; the last buffer is written only if it is its own.
+    // SAFETY: cube (g, b) only reads and writes group g of image b. The last buffer is only written if
+    // nothing else uses it.
     unsafe {
         let cubes = CubeCount::Static(plan.channels / plan.group, batch as u32, 1);
         launch!(norm_backward_kernel, &x.client, cubes, plan.units; x, y, moments, gamma, beta, dy; dx, parts, through; half as u32; plan)
@@ -125,7 +129,7 @@ fn normalise_backward(saved: [CubeTensor; 7], plan: NormPlan) -> (CubeTensor, Cu
     (dx, sum(half), dbeta)
 }
 
-/// What a normalisation's kernel is compiled for.
+/// The constants that a normalisation kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct NormPlan {
     pixels: u32,
@@ -134,9 +138,9 @@ struct NormPlan {
     units: u32,
     relu: bool,
     residual: bool,
-    /// Columns of an image whose 2×2 pixels are pooled; 0 for none.
+    /// Columns of an image with 2×2 pooling; 0 without pooling.
     width: u32,
-    /// Images of each of several replicas; 0 for one replica alone.
+    /// Images per replica; 0 if there is only one replica.
     images: u32,
 }
 
@@ -171,7 +175,7 @@ fn norm_kernel(
     let mut shared = Shared::<[f32]>::new_slice(comptime!(plan.units as usize + 16));
     let group = CUBE_POS_X;
     let image = CUBE_POS_Y;
-    // A unit keeps to one channel and walks over the pixels.
+    // A unit handles one channel and goes over its pixels.
     let channel = group * comptime!(plan.group) + UNIT_POS % comptime!(plan.group);
     let first = UNIT_POS / comptime!(plan.group);
     let step = comptime!(plan.units / plan.group);
@@ -262,7 +266,7 @@ fn norm_backward_kernel(
 
     let mut sum1 = 0.0f32;
     let mut sum2 = 0.0f32;
-    // Of the pooling: as in the forward kernel.
+    // For the pooling, as in the forward kernel.
     let factor = scale * inverse;
     let shift = beta[own] - mean * factor;
     let start_y = image * comptime!(plan.pixels / 4 * plan.channels) + channel;
@@ -297,7 +301,7 @@ fn norm_backward_kernel(
     }
     let mean1 = sum_of_units(sum1 * scale, &mut shared, units) / count;
     let mean2 = sum_of_units(sum2 * scale, &mut shared, units) / count;
-    // The units of a channel together: its share of dβ and dγ.
+    // Adds up the units of each channel: the image's part of dβ, then of dγ.
     shared[UNIT_POS as usize] = sum1;
     sync_cube();
     let base = image * comptime!(plan.channels) + channel;
@@ -353,7 +357,7 @@ fn norm_backward_kernel(
     }
 }
 
-/// The place of a channel's γ and β: those of its image's replica.
+/// The position of a channel's γ and β, in the parameters of its image's replica.
 #[cube]
 fn parameter(image: u32, channel: u32, #[comptime] plan: NormPlan) -> usize {
     let mut place = channel;
@@ -363,7 +367,7 @@ fn parameter(image: u32, channel: u32, #[comptime] plan: NormPlan) -> usize {
     place as usize
 }
 
-/// The first of the 2×2 pixels at `place` of a pooled image that begins at `start`.
+/// The position of the first of the 2×2 pixels of pooled pixel `place`, in an image that starts at `start`.
 #[cube]
 fn corner(start: u32, place: u32, #[comptime] plan: NormPlan) -> usize {
     let half = comptime!(plan.width / 2);

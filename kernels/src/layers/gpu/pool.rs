@@ -1,4 +1,4 @@
-//! Pooling: the largest of 2×2 pixels, and the mean of an image.
+//! Pooling: the maximum of 2×2 pixels, and the mean of an image.
 
 use super::buffers::{UNITS, cubes, fresh, len};
 use crate::launch::launch;
@@ -64,7 +64,8 @@ fn window(i: u32, #[comptime] plan: Pool) -> usize {
     ((row * 2u32 * comptime!(plan.width as u32) + column * 2u32) * channels + i % channels) as usize
 }
 
-/// Of the 2×2 pixels at `first`, the place of the largest after x * factor + shift: of several, the first.
+/// The position of the maximum of x * factor + shift among the 2×2 pixels at `first`. If several are equal,
+/// the first one.
 #[cube]
 pub(super) fn largest(x: &[f32], first: usize, right: usize, below: usize, factor: f32, shift: f32) -> usize {
     let (a, b) = (x[first] * factor + shift, x[first + right] * factor + shift);

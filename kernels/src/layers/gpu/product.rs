@@ -1,7 +1,8 @@
-//! Matrix products by the library's kernels, each kernel chosen once.
+//! Matrix products with CubeK's kernels. The kernel of a product is chosen once.
 //!
-//! To choose a kernel takes the library longer than to launch it, and a step has the same products every time. So each thread keeps what
-//! was chosen for its products: what the [`tuning`](super::tuning) knows to be fastest, or else what the library chooses unasked.
+//! Planning a kernel takes longer than launching it, and every step has the same products. So each thread
+//! keeps the kernels of its products: the fastest ones according to [`tuning`](super::tuning), or else the
+//! default ones.
 
 use super::routine::Choice;
 use super::tuning;
@@ -10,11 +11,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 thread_local! {
-    /// Chosen since tuning last began. Few: a step has some eleven to sixty different products.
+    /// The choices since the last call of [`tuning::begin`], and the number of that call. A list is enough: a
+    /// step has about eleven to sixty different products.
     static CHOICES: RefCell<(u64, Vec<Rc<Choice>>)> = const { RefCell::new((0, Vec::new())) };
 }
 
-/// The product of two matrices, or of two batches of them, written to `out`, which is contiguous. A factor may be transposed.
+/// Writes the product of two matrices, or of two batches of matrices, to `out`, which is contiguous. A factor
+/// may be transposed.
 pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
     let known = CHOICES.with_borrow_mut(|(begun, all)| {
         if *begun != tuning::begun() {
@@ -30,7 +33,7 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
     choice.run(lhs, rhs, out);
 }
 
-/// The measured kernel, or else what the library takes.
+/// The measured kernel, or else the default one.
 fn choose(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Choice {
     tuning::choose(lhs, rhs, out)
         .or_else(|| Choice::usual(lhs, rhs, out))

@@ -1,4 +1,4 @@
-//! One kernel of the library for one matrix product: planned for its shapes, and launched.
+//! One CubeK kernel for one matrix product: planned for the shapes of the product, then launched.
 
 use burn_backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::CubeDevice;
@@ -18,7 +18,8 @@ use cubek::matmul::multi_level::{BatchMatmulRoutine, LaunchInfo};
 use cubek::matmul::routine::BlueprintStrategy;
 use cubek::std::InputBinding;
 
-/// The library's kernels that serve any product: on tensor cores with one stage, with two, with two in turn; and without.
+/// The CubeK kernels that can compute any product. `Simple` (one stage), `Double` (two stages) and `Ordered`
+/// (two stages, ordered on the left factor) use tensor cores. `SimpleUnit` and `DoubleUnit` do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Routine {
     Simple,
@@ -32,7 +33,7 @@ impl Routine {
     pub(super) const ALL: [Routine; 5] =
         [Routine::Simple, Routine::Double, Routine::Ordered, Routine::SimpleUnit, Routine::DoubleUnit];
 
-    /// Its name in a file.
+    /// The name of the kernel in a tuning table.
     pub(super) fn name(self) -> &'static str {
         match self {
             Routine::Simple => "simple",
@@ -44,7 +45,7 @@ impl Routine {
     }
 }
 
-/// Runs `$work` with `$A` standing for the library's type of a routine.
+/// Runs `$work`. In it, `$A` is CubeK's type for the routine.
 macro_rules! with_routine {
     ($routine:expr, $A:ident => $work:expr) => {
         match $routine {
@@ -72,7 +73,7 @@ macro_rules! with_routine {
     };
 }
 
-/// A kernel for one pair of shapes.
+/// A kernel that is planned for the shapes and strides of one product.
 pub(super) struct Choice {
     device: CubeDevice,
     problem: MatmulProblem,
@@ -81,18 +82,18 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// What the library takes where nothing was measured.
+    /// The kernel to use if nothing was measured: `Simple`, or `SimpleUnit` where the device cannot run it.
     pub(super) fn usual(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Self> {
         [Routine::Simple, Routine::SimpleUnit].into_iter().find_map(|routine| Choice::with(routine, lhs, rhs, out))
     }
 
-    /// This routine, if the device can run it on these shapes.
+    /// Plans this routine. Returns `None` if the device cannot run it on these shapes.
     pub(super) fn with(routine: Routine, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Self> {
         let (problem, info) = with_routine!(routine, A => Choice::planned::<A>(lhs, rhs, out)).ok()?;
         Some(Choice { device: out.device.clone(), problem, info, routine })
     }
 
-    /// Launches it.
+    /// Launches the kernel.
     pub(super) fn run(&self, lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) {
         with_routine!(self.routine, A => self.launch::<A>(lhs, rhs, out))
     }
@@ -128,6 +129,7 @@ impl Choice {
         Ok((problem, info))
     }
 
+    /// Whether the kernel was planned for a product with these shapes, strides and types on this device.
     pub(super) fn fits(&self, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> bool {
         let problem = &self.problem;
         *lhs.meta.shape() == problem.lhs_shape
@@ -181,6 +183,6 @@ impl Choice {
             dtypes,
             vector_sizes,
         )
-        .expect("a kernel that was launched with these shapes before, or chosen for them");
+        .expect("the kernel was planned for these shapes");
     }
 }

@@ -1,7 +1,9 @@
-//! The last step of most parameters' gradients: the sum of parts that many cubes wrote, one launch for all layers of a backward pass.
+//! The last step of most parameter gradients: the sum of parts that many cubes wrote. One launch computes the
+//! sums of all layers of a backward pass.
 //!
-//! Invariant: inside [`together`] such a gradient has its place but not yet its values; nobody reads it before [`together`] returns.
-//! A backward pass keeps to that as long as no parameter is used twice, for then Burn would add two of them up.
+//! Invariant: inside [`together`], such a gradient has its memory but not its values. Nothing reads it before
+//! [`together`] returns. A backward pass satisfies this if it uses no parameter twice. For a parameter that
+//! is used twice, Burn would add two gradients that have no values yet.
 
 use super::buffers::{UNITS, arg, fresh, len, view};
 use crate::launch;
@@ -11,36 +13,37 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use std::cell::RefCell;
 
-/// Floats of parts that may wait: the launch that a longer sum costs is not worth the memory.
-const MOST: usize = 5 << 17;
+/// Maximum number of floats of the parts of a waiting sum. For longer parts, one saved launch is not worth
+/// the memory.
+const MAX_PARTS: usize = 5 << 17;
 
-/// Cubes along a sum; longer ones take turns.
-const WIDE: usize = 512;
+/// Maximum number of cubes along a sum. In longer sums, each unit computes several elements.
+const MAX_CUBES: usize = 512;
 
-/// The sums of a backward pass that are still to be made.
+/// The sums of a backward pass that wait for the common launch.
 #[derive(Default)]
 struct Pending {
-    /// Floats of the buffer that all sums share.
-    room: usize,
+    /// Length of the buffer that all sums share, in floats.
+    capacity: usize,
     buffer: Option<CubeTensor>,
     used: usize,
     parts: Vec<CubeTensor>,
     sums: Vec<Sum>,
 }
 
-/// Several rows, each the sum of its own parts.
+/// One gradient: one row per replica, each the sum of its own parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Sum {
-    /// Its place in the launch's buffer, and its length, in floats.
+    /// Start in the buffer of the launch, and length, in floats.
     start: usize,
     length: usize,
-    /// Floats of a row.
+    /// Length of a row, in floats.
     row: usize,
-    /// Parts of a row.
+    /// Number of parts per row.
     count: usize,
 }
 
-/// What a launch is compiled for.
+/// The constants that the kernel is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     sums: Vec<Sum>,
@@ -50,10 +53,10 @@ thread_local! {
     static PENDING: RefCell<Option<Pending>> = const { RefCell::new(None) };
 }
 
-/// Runs the backward pass of a model of this layout, and makes all its sums of parts with one launch at its end. On the CPU there is
-/// nothing to make.
+/// Runs the backward pass of a model with this layout, and computes all its sums of parts with one launch at
+/// the end. On the CPU, there are no such sums.
 pub fn together<T>(layout: &Layout, pass: impl FnOnce() -> T) -> T {
-    /// Puts an end to it even if the pass panics.
+    /// Discards the waiting sums, even if the pass panics.
     struct End;
     impl Drop for End {
         fn drop(&mut self) {
@@ -61,10 +64,11 @@ pub fn together<T>(layout: &Layout, pass: impl FnOnce() -> T) -> T {
         }
     }
     let end = End;
-    // The gradient of a linear layer's weights has no parts, and others have many, so that long ones will not wait.
-    let summed = layout.segments().iter().filter(|s| s.shape.len() != 2 && s.len <= MOST / 8);
-    let room = summed.map(|s| s.len.next_multiple_of(ALIGNMENT)).sum();
-    PENDING.set(Some(Pending { room, ..Pending::default() }));
+    // The gradients of linear weights (two dimensions) have no parts. Other gradients have many parts, so a
+    // long gradient exceeds the limit and does not wait.
+    let summed = layout.segments().iter().filter(|s| s.shape.len() != 2 && s.len <= MAX_PARTS / 8);
+    let capacity = summed.map(|s| s.len.next_multiple_of(ALIGNMENT)).sum();
+    PENDING.set(Some(Pending { capacity, ..Pending::default() }));
     let result = pass();
     if let Some(pending) = PENDING.take() {
         pending.launch();
@@ -73,7 +77,8 @@ pub fn together<T>(layout: &Layout, pass: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The sum of `parts` [replicas, count, ..] over the second dimension, for a parameter of this shape.
+/// The sum of `parts` [replicas, count, ..] over the second dimension, as the gradient of a parameter of this
+/// shape.
 pub(super) fn sum_of_parts(parts: CubeTensor, count: usize, replicas: usize, shape: &[usize]) -> CubeTensor {
     let length: usize = shape.iter().product();
     let sum = Sum { start: 0, length, row: length / replicas, count };
@@ -86,14 +91,14 @@ pub(super) fn sum_of_parts(parts: CubeTensor, count: usize, replicas: usize, sha
 }
 
 impl Pending {
-    /// A place for a sum, if there is still room for one.
+    /// Adds a sum to the common launch. Returns its place in the buffer, or `None` if it does not fit.
     fn place(&mut self, parts: &CubeTensor, sum: Sum, shape: &[usize]) -> Option<CubeTensor> {
-        if len(parts) > MOST {
+        if len(parts) > MAX_PARTS {
             return None;
         }
-        let behind = self.room.checked_sub(self.used + sum.length)?;
-        let room = self.room;
-        let buffer = self.buffer.get_or_insert_with(|| fresh(parts, &[room]));
+        let behind = self.capacity.checked_sub(self.used + sum.length)?;
+        let capacity = self.capacity;
+        let buffer = self.buffer.get_or_insert_with(|| fresh(parts, &[capacity]));
         let mut made = view(buffer.clone(), shape);
         made.handle = made.handle.offset_start(4 * self.used as u64).offset_end(4 * behind as u64);
         self.parts.push(parts.clone());
@@ -105,7 +110,7 @@ impl Pending {
     fn launch(self) {
         let Some(buffer) = self.buffer else { return };
         let bindings = buffer.client.properties().hardware.max_bindings as usize;
-        // Some room for the sums' own buffer and for the runtime's.
+        // Leaves bindings for the buffer of the sums and for the runtime's own buffers.
         let most = bindings.saturating_sub(4).max(1);
         for (parts, sums) in self.parts.chunks(most).zip(self.sums.chunks(most)) {
             launch(parts, &buffer, Plan { sums: sums.to_vec() });
@@ -115,7 +120,7 @@ impl Pending {
 
 fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
     let longest = plan.sums.iter().map(|s| s.length).max().unwrap_or(1);
-    let cubes = CubeCount::Static(longest.div_ceil(UNITS as usize).min(WIDE) as u32, plan.sums.len() as u32, 1);
+    let cubes = CubeCount::Static(longest.div_ceil(UNITS as usize).min(MAX_CUBES) as u32, plan.sums.len() as u32, 1);
     let client = &sums.client;
     let made = launch::known(client, "sums", UNITS, &plan, || {
         sums_kernel::create_dummy_kernel(
@@ -129,11 +134,12 @@ fn launch(parts: &[CubeTensor], sums: &CubeTensor, plan: Plan) {
         )
     });
     let buffers = parts.iter().map(launch::read).chain([launch::written(sums, DType::F32)]);
-    // SAFETY: every place lies in the buffer of sums, every row has as many parts of its length as its sum says.
+    // SAFETY: every sum lies inside the buffer, and every row has as many parts of its length as its sum
+    // says.
     unsafe { launch::with(client, made, cubes, buffers, |_| ()) }
 }
 
-/// Row k of the cubes makes sum k.
+/// The cubes with y position k compute sum k.
 #[cube(launch_unchecked, create_dummy_kernel)]
 fn sums_kernel(parts: &Sequence<Box<[f32]>>, sums: &mut [f32], #[comptime] plan: Plan) {
     let step = CUBE_DIM_X as usize * CUBE_COUNT_X as usize;

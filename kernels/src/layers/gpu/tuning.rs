@@ -1,7 +1,9 @@
-//! Which of the library's kernels is fastest for a product on this device: measured once, and known from then on.
+//! Measures which CubeK kernel is the fastest for each product on this device, and keeps the results in a
+//! table.
 //!
-//! Not part of a run unless it is asked for: what is fastest depends on the minute, and another kernel adds up in another order. With
-//! the same table of results the same kernels run, and the same bytes come out.
+//! A run tunes only on request. The fastest kernel can change from one measurement to the next, and a
+//! different kernel adds up in a different order. With the same table, the same kernels run, and the results
+//! are the same bytes.
 
 use super::routine::{Choice, Routine};
 use burn_cubecl::tensor::CubeTensor;
@@ -11,21 +13,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-/// Launches between two readings of the clock, and readings of which the shortest counts.
-const TOGETHER: usize = 10;
-const READINGS: usize = 3;
+/// Launches per timing.
+const LAUNCHES: usize = 10;
+/// Timings per kernel. The shortest one counts.
+const TIMINGS: usize = 3;
 
-/// Of the largest number of a product: kernels that differ by more are not taken. The factors of some are rounded to 11 bits.
-const AGREE: f32 = 0.01;
+/// Maximum difference from the default kernel, relative to the largest value of the product. Kernels that
+/// differ by more are not used. Some kernels round the factors to 11 bits.
+const TOLERANCE: f32 = 0.01;
 
-/// Product by product the name of its kernel.
+/// The name of the kernel for each product.
 pub type Table = BTreeMap<String, String>;
 
 static TABLE: Mutex<Option<Table>> = Mutex::new(None);
 
-/// How often [`begin`] was called: what a thread chose before counts no more.
+/// Number of calls of [`begin`]. A thread discards the choices that it made before the last call.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 
+/// Number of calls of [`begin`] so far.
 pub(super) fn begun() -> u64 {
     BEGUN.load(Ordering::Acquire)
 }
@@ -34,26 +39,27 @@ fn table() -> MutexGuard<'static, Option<Table>> {
     TABLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// From now on kernels are those of the table, and products that it does not know are measured when they first occur; `None` leaves
-/// the choice to the library. Recorded steps keep their kernels.
+/// Starts to use the kernels of a table. A product that is not in the table is measured when it first occurs.
+/// `None` stops tuning: products use the default kernel. Recorded steps keep their kernels.
 pub fn begin(known: Option<Table>) {
     *table() = known;
     BEGUN.fetch_add(1, Ordering::Release);
 }
 
-/// The table as it is now.
+/// The current table.
 pub fn known() -> Option<Table> {
     table().clone()
 }
 
-/// Whether a table names nothing but kernels that there are; else the name of another.
+/// The first name in the table that is not the name of a kernel, if there is one.
 pub fn unknown_kernel(table: &Table) -> Option<&str> {
     table.values().map(String::as_str).find(|name| !Routine::ALL.iter().any(|r| r.name() == *name))
 }
 
-/// The kernel for a product by the table, measured if need be; `None` without a table.
+/// The kernel of a product from the table, measured if it is not there. `None` without a table.
 pub(super) fn choose(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Choice> {
-    // Held while it measures, so that nobody measures twice. Most products occur in warm-ups, where nobody else uses the device.
+    // The lock is held during a measurement, so that no product is measured twice. Most products first occur
+    // in a warm-up, when nothing else uses the device.
     let mut table = table();
     let table = table.as_mut()?;
     let product = name(lhs, rhs);
@@ -66,7 +72,7 @@ pub(super) fn choose(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Op
     Some(fastest)
 }
 
-/// Such as `f32 32768x27 * 27x32'`, where ' is for a transposed factor.
+/// The key of a product, such as `f32 32768x27 * 27x32'`, where ' marks a transposed factor.
 fn name(lhs: &CubeTensor, rhs: &CubeTensor) -> String {
     let factor = |tensor: &CubeTensor| {
         let sides: Vec<String> = tensor.meta.shape().iter().map(|n| n.to_string()).collect();
@@ -76,6 +82,7 @@ fn name(lhs: &CubeTensor, rhs: &CubeTensor) -> String {
     format!("{} {} * {}", lhs.dtype.name(), factor(lhs), factor(rhs))
 }
 
+/// Measures all kernels and returns the fastest one that agrees with the default kernel.
 fn measure(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Choice> {
     let usual = Choice::usual(lhs, rhs, out)?;
     let result = |choice: &Choice| -> Option<Vec<f32>> {
@@ -90,29 +97,30 @@ fn measure(lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<Choic
     for routine in Routine::ALL {
         let Some(choice) = Choice::with(routine, lhs, rhs, out) else { continue };
         let Some(found) = result(&choice) else { continue };
-        // What is not a number in one may be infinite in another.
-        let agree = |(a, b): (&f32, &f32)| !a.is_finite() || !b.is_finite() || (a - b).abs() <= AGREE * largest;
+        // A value that is NaN in one result may be infinite in the other.
+        let agree = |(a, b): (&f32, &f32)| !a.is_finite() || !b.is_finite() || (a - b).abs() <= TOLERANCE * largest;
         if !found.iter().zip(&expected).all(agree) {
             continue;
         }
         let Some(seconds) = seconds(&choice, lhs, rhs, out) else { continue };
-        if fastest.as_ref().is_none_or(|(least, _)| seconds < *least) {
+        if fastest.as_ref().is_none_or(|(shortest, _)| seconds < *shortest) {
             fastest = Some((seconds, choice));
         }
     }
-    // The place is left as a launch of the chosen one leaves it: its caller launches it again.
+    // `out` now holds the result of the last measured kernel. The caller launches the chosen one afterwards.
     fastest.map(|(_, choice)| choice)
 }
 
+/// The shortest time of [`LAUNCHES`] launches, in seconds.
 fn seconds(choice: &Choice, lhs: &CubeTensor, rhs: &CubeTensor, out: &CubeTensor) -> Option<f64> {
     let wait = || cubecl::future::block_on(out.client.sync()).ok();
-    let mut least = f64::INFINITY;
-    for _ in 0..READINGS {
+    let mut shortest = f64::INFINITY;
+    for _ in 0..TIMINGS {
         wait()?;
         let began = Instant::now();
-        (0..TOGETHER).for_each(|_| choice.run(lhs.clone(), rhs.clone(), out.clone()));
+        (0..LAUNCHES).for_each(|_| choice.run(lhs.clone(), rhs.clone(), out.clone()));
         wait()?;
-        least = least.min(began.elapsed().as_secs_f64());
+        shortest = shortest.min(began.elapsed().as_secs_f64());
     }
-    Some(least)
+    Some(shortest)
 }
