@@ -69,7 +69,7 @@ pub enum Recipe {
 fn text_of(name: &str) -> Result<&'static str> {
     let found = RECIPES.iter().find(|(known, _)| *known == name);
     let known = RECIPES.iter().map(|(known, _)| *known);
-    found.map(|(_, text)| *text).ok_or_else(|| config::unknown_key(name, "a recipe (`stagger recipe list`)", known))
+    found.map(|(_, text)| *text).ok_or_else(|| config::unknown_key(name, config::Name::Recipe, known))
 }
 
 /// Runs `stagger recipe`.

@@ -1,4 +1,4 @@
-//! Every subject of `stagger bench`, with measurements as short as they can be: the table, the files, the figure, the facts.
+//! Every subject of `stagger bench`, with very short measurements: its table, files, figure and facts.
 
 mod common;
 
@@ -7,8 +7,8 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use std::process::{Command, Output};
 
-/// The variables that hide Vulkan's drivers: WGPU then takes an adapter of OpenGL, if there is one. Mesa's software adapter has room for 16
-/// buffers in a launch, one of which is wgpu's own.
+/// Variables that hide the Vulkan drivers. WGPU then uses an OpenGL adapter, if there is one. Mesa's software
+/// adapter binds at most 16 buffers in a launch, and wgpu itself uses one of them.
 const NO_VULKAN: [&str; 2] = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
 
 fn run(flags: &str, folder: &str, hide_vulkan: bool) -> Output {
@@ -20,8 +20,9 @@ fn run(flags: &str, folder: &str, hide_vulkan: bool) -> Output {
     command.output().unwrap()
 }
 
-/// `rows` of them, each with a number above zero in `column`; every other number is one, too.
-fn holds(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
+/// Runs a benchmark and checks its output. There are `rows` rows, each with a number above 0 in `column`.
+/// Every other number is finite and not negative.
+fn check(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
     let folder = scratch("bench");
     let output = run(flags, folder.to_str().unwrap(), hide_vulkan);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -31,29 +32,32 @@ fn holds(flags: &str, hide_vulkan: bool, rows: usize, column: &str) {
     assert_eq!(found.len(), rows, "{whole:#}");
     let svg = std::fs::read_to_string(folder.join("bench.svg")).unwrap();
     for row in found {
-        assert!(row[column].as_f64().unwrap() > 0.0, "{column} of {row}");
+        assert!(row[column].as_f64().unwrap() > 0.0, "{column} is not above 0 in {row}");
         for (name, value) in row.as_object().unwrap() {
-            assert!(value.as_f64().is_none_or(|x| x.is_finite() && x >= 0.0), "{name} of {row}");
+            assert!(
+                value.as_f64().is_none_or(|x| x.is_finite() && x >= 0.0),
+                "{name} is negative or not finite in {row}"
+            );
         }
         if let Some(least) = row["least"].as_f64() {
             let [median, most] = ["samples/s", "most"].map(|name| row[name].as_f64().unwrap());
-            assert!(least <= median && median <= most, "{row}");
+            assert!(least <= median && median <= most, "least, median and most are not in order: {row}");
             let is_of_rounds = whole["configuration"]["rounds"] != 1;
             assert_eq!(svg.contains("bars: the least to the most"), is_of_rounds);
         }
     }
     for fact in ["device", "driver", "host", "version", "commit", "command"] {
-        assert!(whole["facts"][fact].as_str().is_some_and(|text| !text.is_empty()), "{fact}: {whole:#}");
+        assert!(whole["facts"][fact].as_str().is_some_and(|text| !text.is_empty()), "no {fact} in {whole:#}");
     }
     assert!(whole["configuration"]["seconds"].as_f64().is_some_and(|s| s > 0.0), "{whole:#}");
-    // Whose figures they are is said where they are read.
+    // Table and notes say when a software adapter made the figures.
     let is_soft = |text: &str| text.contains("software adapter");
     let notes = whole["notes"].to_string();
     assert_eq!(is_soft(&out) && is_soft(&notes), whole["facts"]["device"].to_string().contains("llvmpipe"), "{notes}");
     let csv = std::fs::read_to_string(folder.join("bench.csv")).unwrap();
     assert_eq!(csv.lines().count(), rows + 1);
     let bars = svg.matches("<rect").count() + svg.matches("<circle").count();
-    assert!(bars > rows, "a sheet, and a mark for each row, not {bars}");
+    assert!(bars > rows, "expected a background and one mark per row, found {bars} shapes");
     assert!(std::fs::read(folder.join("bench.png")).unwrap().starts_with(b"\x89PNG"));
 }
 
@@ -63,27 +67,27 @@ fn main() {
         let hidden = if hide_vulkan { ", without Vulkan" } else { "" };
         let name = format!("bench {flags}{hidden}{missing}");
         let work = move || {
-            holds(flags, hide_vulkan, rows, column);
+            check(flags, hide_vulkan, rows, column);
             Ok(())
         };
         Trial::test(name, work).with_ignored_flag(!missing.is_empty())
     };
-    // Only the want of an adapter is a reason to skip: whatever else goes wrong is the trial's to tell.
-    let lacks_other = || {
+    // Only a missing adapter is a reason to skip. Any other error must fail the trial.
+    let lacks_opengl = || {
         let flags = "model --backend wgpu --model logreg --batch 2 --seconds 0.001";
         let output = run(flags, scratch("probe").to_str().unwrap(), true);
         String::from_utf8_lossy(&output.stderr).contains("--backend wgpu cannot be used here: no adapter")
     };
-    let without = |there: bool| if there { "" } else { " (SKIPPED: no WGPU adapter)" };
-    let (vulkan, other) = (without(has_wgpu()), without(!lacks_other()));
+    let suffix = |available: bool| if available { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let (vulkan, opengl) = (suffix(has_wgpu()), suffix(!lacks_opengl()));
     let trials = vec![
         trial("kernels --backend cpu --seconds 0.001", false, 17, "ms", ""),
         trial("engine", false, 6, "events/s", ""),
         trial("model --backend cpu --seconds 0.001", false, 19, "ms", ""),
         trial("scaling --backend cpu --model mlp --workers 1,2 --seconds 0.3", false, 2, "gradients/s", ""),
         trial("time-to-accuracy --backend cpu --model logreg --workers 1,2 --target 15", false, 6, "updates", ""),
-        // Where a launch has the least room.
-        trial("kernels --backend wgpu --seconds 0.001", true, 17, "ms", other),
+        // On the adapter that binds the fewest buffers in a launch.
+        trial("kernels --backend wgpu --seconds 0.001", true, 17, "ms", opengl),
         trial("model --backend cpu,wgpu --model mlp --seconds 0.001", false, 8, "ms", vulkan),
         trial(
             "scaling --backend wgpu --model mlp --workers 1,2 --seconds 1 --rounds 1",

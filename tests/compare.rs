@@ -1,4 +1,4 @@
-//! A comparison ends with the same table however often it is stopped, and its figures say what they show.
+//! A comparison ends with the same table, however often it is interrupted. Its figures are labelled.
 
 mod common;
 
@@ -13,17 +13,17 @@ fn compare(args: &[&str], out: &Path) -> (String, String, Option<i32>) {
     (text(&output.stdout), text(&output.stderr), output.status.code())
 }
 
-/// What a table says, but for the time that runs really took.
+/// The columns of the table that stand before the runs' real time.
 fn table(out: &Path) -> String {
     let text = std::fs::read_to_string(out.join("table.csv")).unwrap();
     let column = text.lines().next().unwrap().split(',').position(|name| name.starts_with("\"real time")).unwrap();
-    // Names of rows hold commas of their own, so columns are counted from the end.
-    let behind = text.lines().next().unwrap().split(',').count() - column;
-    text.lines().map(|line| line.rsplitn(behind + 1, ',').last().unwrap().to_string() + "\n").collect()
+    // Row names contain commas, so columns are counted from the end.
+    let from_end = text.lines().next().unwrap().split(',').count() - column;
+    text.lines().map(|line| line.rsplitn(from_end + 1, ',').last().unwrap().to_string() + "\n").collect()
 }
 
 #[test]
-fn rules_and_seeds_on_a_quadratic() {
+fn repeated_comparison_reuses_its_runs_and_gives_the_same_table() {
     let out = scratch("compare");
     let file = centres();
     let dataset = format!("quadratic:{}", file.display());
@@ -34,13 +34,13 @@ fn rules_and_seeds_on_a_quadratic() {
     for part in ["6 rows of 2 seeds: 12 runs", "asgd, lr 0.02", "sync, lr 0.1", "gradient norm", "idle [%]", "±"] {
         assert!(text.contains(part), "no `{part}` in {text}");
     }
-    assert!(!text.contains("test accuracy"), "a quadratic has none: {text}");
+    assert!(!text.contains("test accuracy"), "a quadratic has no test accuracy: {text}");
     let first = table(&out);
-    // The workers of sync wait, those of asgd never do.
+    // Workers of sync wait; workers of asgd never do.
     let json: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(out.join("compare.json")).unwrap()).unwrap();
     let idle = |k: usize| json["rows"][k]["columns"]["idle [%]"]["mean"].as_f64().unwrap();
-    assert!(idle(0) < 15.0 && idle(2) > 20.0, "{} {}", idle(0), idle(2));
+    assert!(idle(0) < 15.0 && idle(2) > 20.0, "idle time: {} % with asgd, {} % with sync", idle(0), idle(2));
     let figure = std::fs::read_to_string(out.join("norm-time.svg")).unwrap();
     assert!(figure.contains("time [s]") && figure.contains("norm of the gradient") && figure.contains("dude, lr 0.1"));
     let (text, _, code) = compare(&flags, &out);
@@ -49,7 +49,7 @@ fn rules_and_seeds_on_a_quadratic() {
 }
 
 #[test]
-fn a_comparison_that_was_killed_ends_with_the_same_table() {
+fn killed_comparison_ends_with_the_same_table() {
     let flags = ["--dataset", "synthetic", "--model", "logreg", "--rules", "asgd;dude", "--seeds", "1,2,3"];
     let flags =
         [&flags[..], &["--workers", "3", "--updates", "60", "--test-samples", "200", "--target", "20"]].concat();
@@ -63,7 +63,7 @@ fn a_comparison_that_was_killed_ends_with_the_same_table() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // In the middle of some run.
+    // Kill the comparison in the middle of a run.
     let finished = || {
         std::fs::read_dir(killed.join("runs"))
             .into_iter()
@@ -74,7 +74,7 @@ fn a_comparison_that_was_killed_ends_with_the_same_table() {
     };
     while finished() < 2 {
         std::thread::sleep(Duration::from_millis(5));
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        assert!(child.try_wait().unwrap().is_none(), "the comparison ended before it was killed");
     }
     child.kill().unwrap();
     child.wait().unwrap();
@@ -85,7 +85,7 @@ fn a_comparison_that_was_killed_ends_with_the_same_table() {
 }
 
 #[test]
-fn rates_are_tuned_on_held_out_images() {
+fn learning_rates_are_tuned_on_held_out_images() {
     let out = scratch("compare-tuned");
     let flags = ["--dataset", "synthetic", "--model", "logreg", "--rules", "asgd", "--seeds", "4", "--workers", "2"];
     let flags = [&flags[..], &["--updates", "40", "--test-samples", "500", "--tune", "0.00001,0.02"]].concat();
@@ -123,7 +123,7 @@ fn mistakes_are_named_before_the_first_run() {
         let line = errors.lines().find(|line| line.starts_with("stagger: ")).unwrap_or_else(|| panic!("{errors}"));
         assert!(parts.iter().all(|part| line.contains(part)), "{flags:?}: {line}");
     }
-    assert!(!out.join("runs").exists(), "nothing was begun");
+    assert!(!out.join("runs").exists(), "a run was started");
     std::fs::create_dir(out.join("runs")).unwrap();
     let writer = std::fs::File::create(out.join("runs/.writer")).unwrap();
     writer.lock().unwrap();
@@ -132,13 +132,13 @@ fn mistakes_are_named_before_the_first_run() {
 }
 
 #[test]
-fn a_row_that_diverged_is_told_as_such() {
+fn diverged_row_is_reported() {
     let out = scratch("compare-diverged");
     let flags = ["--rules", "asgd", "--seeds", "1", "--dataset", "clusters", "--vary", "lr=0.05;1e30"];
     let (text, errors, code) = compare(&[&flags[..], &["--updates", "20"]].concat(), &out);
     assert_eq!(code, Some(0), "{text}{errors}");
     let notes: Vec<&str> = text.lines().filter(|line| line.contains("were not finite")).collect();
     assert!(notes.len() == 1 && !notes[0].contains("lr 0.05"), "{text}");
-    // However short, a run gives a curve.
+    // Even a short run gives a curve.
     assert!(out.join("accuracy-time.png").is_file(), "{text}");
 }

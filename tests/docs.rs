@@ -1,11 +1,12 @@
-//! Every command has a page, and the page says what the program says; every promise has tests, and they are there. `STAGGER_BLESS=1 cargo test --release --test docs` brings the pages up to
-//! date.
+//! The page of every command equals the program's help, and every promise names tests that exist.
+//! `STAGGER_BLESS=1 cargo test --release --test docs` updates the pages.
 
 mod common;
 
 use common::stagger;
 use std::path::Path;
 
+/// The help text of a command, without trailing spaces.
 fn help(args: &[&str]) -> String {
     let output = stagger(&[args, &["--help"]].concat());
     assert!(output.status.success(), "{args:?}");
@@ -22,28 +23,28 @@ fn commands(help: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_has_a_page_that_is_true() {
+fn command_pages_equal_the_help() {
     let all = commands(&help(&[]));
     assert!(all.len() > 8, "{all:?}");
     for command in &all {
         let own = help(&[command]);
-        let below = commands(&own).into_iter().map(|name| format!("\n{}", help(&[command, &name])));
-        let text = own.clone() + &below.collect::<String>();
+        let subcommands = commands(&own).into_iter().map(|name| format!("\n{}", help(&[command, &name])));
+        let text = own.clone() + &subcommands.collect::<String>();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands").join(format!("{command}.md"));
         let page = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let (words, _) = page.split_once("```text\n").expect("a page ends with the help");
-        let now = format!("{words}```text\n{text}```\n");
+        let (prose, _) = page.split_once("```text\n").expect("a page ends with its help");
+        let now = format!("{prose}```text\n{text}```\n");
         if std::env::var_os("STAGGER_BLESS").is_some() {
             std::fs::write(&file, &now).unwrap();
         }
-        let is_true = page == now || std::env::var_os("STAGGER_BLESS").is_some();
-        assert!(is_true, "{} is behind the program: STAGGER_BLESS=1 brings it up to date", file.display());
+        let is_current = page == now || std::env::var_os("STAGGER_BLESS").is_some();
+        assert!(is_current, "{} is out of date; STAGGER_BLESS=1 updates it", file.display());
     }
 }
 
 /// A row is `| number | promise | file: test, test; file: test |`, files and tests in backticks.
 #[test]
-fn every_promise_has_its_tests() {
+fn every_promise_names_existing_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
     let rows = page.lines().filter_map(|line| {
@@ -61,7 +62,7 @@ fn every_promise_has_its_tests() {
             let tests: Vec<&str> = names.filter(|name| !name.starts_with("STAGGER_")).collect();
             assert!(!tests.is_empty(), "promise {number} names no test in {file}");
             for test in tests {
-                // A function, or part of a trial's name.
+                // A test is a function, or a part of a trial's name.
                 let is_there = |line: &str| match line.split_once(test) {
                     Some((before, _)) => before.trim_end().ends_with("fn") || before.contains('"'),
                     None => false,

@@ -1,4 +1,4 @@
-//! The files of a run open in the tools that they are for. Needs pip: asked for with STAGGER_PIP=1.
+//! TensorBoard and safetensors read the files of a run. The test needs pip and runs only with STAGGER_PIP=1.
 
 mod common;
 
@@ -6,7 +6,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::path::Path;
 use std::process::Command;
 
-/// A Python with what reads the files.
+/// A Python interpreter with the packages that read the files.
 fn python() -> common::Scratch {
     let home = common::scratch("readers");
     let run = |program: &Path, args: &[&str]| {
@@ -34,7 +34,7 @@ print(json.dumps({
 }))
 "#;
 
-fn they_are_read() {
+fn packages_read_the_files() {
     let python = python();
     let folder = common::train(
         "--backend cpu --dataset synthetic --model mlp --rule asgd --workers 3 --updates 30 --eval-every 10 --test-samples 100 --clock virtual",
@@ -57,9 +57,9 @@ fn they_are_read() {
 
 fn main() {
     let asked = std::env::var_os("STAGGER_PIP").is_some();
-    let without = if asked { "" } else { " (SKIPPED: STAGGER_PIP is not set)" };
-    let trial = Trial::test(format!("TensorBoard and safetensors read a run's files{without}"), || {
-        they_are_read();
+    let suffix = if asked { "" } else { " (SKIPPED: STAGGER_PIP is not set)" };
+    let trial = Trial::test(format!("TensorBoard and safetensors read a run's files{suffix}"), || {
+        packages_read_the_files();
         Ok(())
     });
     libtest_mimic::run(&Arguments::from_args(), vec![trial.with_ignored_flag(!asked)]).exit();

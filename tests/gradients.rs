@@ -1,4 +1,5 @@
-//! Loss and gradient of every model against finite differences, and asynchronous SGD with one worker against Burn's own.
+//! The gradient of every model against finite differences, and asynchronous SGD with one worker against
+//! Burn's own optimizer.
 
 mod common;
 
@@ -21,7 +22,8 @@ fn few(count: usize) -> ImageData {
     ImageData { train: cut(&set.train), test: cut(&set.test), ..set }
 }
 
-/// Compares directional derivatives with central differences, along a few random directions of each parameter.
+/// Compares directional derivatives with central differences, along one direction of each parameter. `step`
+/// is the length of the move; `tolerance` is relative.
 fn check(problem: &mut Problem, step: f32, tolerance: f64) {
     use rand_chacha::rand_core::RngCore;
     let layout = problem.layout.clone();
@@ -35,7 +37,7 @@ fn check(problem: &mut Problem, step: f32, tolerance: f64) {
         let mut random = keyed([segment.start as u64, 1, 2, 3]);
         let direction: Vec<f32> =
             (0..segment.len).map(|_| if random.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
-        // Along the gradient's own signs the derivative is largest, and rounding matters least.
+        // The derivative is largest along the signs of the gradient, so rounding matters least there.
         let direction: Vec<f32> = if gradient.host().iter().any(|g| *g != 0.0) {
             gradient.host().iter().zip(&direction).map(|(g, d)| if *g == 0.0 { *d } else { g.signum() }).collect()
         } else {
@@ -57,6 +59,7 @@ fn check(problem: &mut Problem, step: f32, tolerance: f64) {
     }
 }
 
+/// Checks a network on batches of four images.
 fn network(model: &str) {
     let partition = "iid".parse().unwrap();
     let options = ImageOptions {
@@ -74,32 +77,32 @@ fn network(model: &str) {
 }
 
 #[test]
-fn the_cnn_agrees_with_finite_differences() {
+fn gradient_of_cnn_equals_finite_differences() {
     network("cnn");
 }
 
 #[test]
-fn the_resnet_agrees_with_finite_differences() {
+fn gradient_of_resnet18_equals_finite_differences() {
     network("resnet18");
 }
 
 #[test]
-fn the_mlp_agrees_with_finite_differences() {
+fn gradient_of_mlp_equals_finite_differences() {
     network("mlp");
 }
 
 #[test]
-fn the_linear_classifier_agrees_with_finite_differences() {
+fn gradient_of_linear_classifier_equals_finite_differences() {
     network("logreg");
 }
 
 #[test]
-fn the_quadratic_agrees_with_finite_differences() {
+fn gradient_of_quadratic_equals_finite_differences() {
     check(&mut quadratic(&Device::Cpu, vec![vec![0.5, -1.0, 3.0]], 2.0), 0.01, 1e-2);
 }
 
 #[test]
-fn logistic_regression_agrees_with_finite_differences_for_every_regulariser_and_at_zero() {
+fn gradient_of_logistic_regression_equals_finite_differences() {
     let rows = stagger_datasets::libsvm::parse(b"1 1:0.5 2:-1\n-1 2:2 3:1\n1 1:-1 3:0.3\n-1 1:1\n").unwrap();
     for regularizer in ["none", "l2:0.3", "nonconvex:0.1"] {
         let regularizer: Regularizer = regularizer.parse().unwrap();
@@ -111,8 +114,9 @@ fn logistic_regression_agrees_with_finite_differences_for_every_regulariser_and_
     }
 }
 
-/// Largest difference of a weight after any of six steps, between `train` and Burn's module, optimizer and loss: each step of theirs
-/// begins at the weights that ours had, so that both meet the same kinks of relu and pooling.
+/// Largest difference of a weight between `train` and Burn's module, optimizer and loss, after any of six
+/// steps. Each of Burn's steps starts from the weights of `train`, so that both meet the same kinks of relu
+/// and pooling.
 fn difference_from_burns_own_optimizer(seed: u64) -> f32 {
     let (steps, batch, lr) = (6, 8, 0.05);
     // The same model, data and order.
@@ -173,7 +177,7 @@ fn difference_from_burns_own_optimizer(seed: u64) -> f32 {
 }
 
 #[test]
-fn asgd_with_one_worker_is_sgd_with_burns_own_optimizer() {
+fn asgd_with_one_worker_equals_burns_sgd() {
     let differences: Vec<f32> = (1..=5).map(difference_from_burns_own_optimizer).collect();
     assert!(differences.iter().all(|d| *d < 1e-6), "the weights differ by {differences:?}");
 }

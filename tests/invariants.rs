@@ -1,4 +1,4 @@
-//! The invariants of the map in `src/lib.rs`, each held by a rule or a log of the test's own.
+//! The invariants that the map in `src/lib.rs` lists. Each test builds its own rule or reads the log of a run.
 
 mod common;
 
@@ -12,10 +12,10 @@ use stagger::rule::{Arrival, Decision, Fold, Local, Needs, Rule, RuleSpec, Setti
 use stagger_kernels::{Buffer, Device};
 use std::sync::{Arc, Mutex};
 
-/// A rule out of a function.
-struct By<F>(Needs, F);
+/// A rule made from a function.
+struct FunctionRule<F>(Needs, F);
 
-impl<F: FnMut(&Arrival) -> Decision + Send> Rule for By<F> {
+impl<F: FnMut(&Arrival) -> Decision + Send> Rule for FunctionRule<F> {
     fn needs(&self) -> Needs {
         self.0
     }
@@ -24,10 +24,12 @@ impl<F: FnMut(&Arrival) -> Decision + Send> Rule for By<F> {
     }
 }
 
-fn by(rule: impl FnMut(&Arrival) -> Decision + Send + 'static) -> Box<dyn Rule> {
-    Box::new(By(Needs { sum: true, ..Needs::default() }, rule))
+/// A rule that keeps a sum and decides by `rule`.
+fn function_rule(rule: impl FnMut(&Arrival) -> Decision + Send + 'static) -> Box<dyn Rule> {
+    Box::new(FunctionRule(Needs { sum: true, ..Needs::default() }, rule))
 }
 
+/// Quadratics with the centres 0, 1, ..., n - 1, from x = 2.
 fn centres(n: usize) -> Problem {
     quadratic(&Device::Cpu, (0..n).map(|i| vec![i as f64]).collect(), 2.0)
 }
@@ -40,21 +42,22 @@ fn arrivals(n: u64) -> Limits {
     Limits { samples: Some(n), ..Limits::default() }
 }
 
-fn who(events: &[Event]) -> Vec<(f64, usize, u64)> {
+/// Time, worker and version of each arrival.
+fn order(events: &[Event]) -> Vec<(f64, usize, u64)> {
     events.iter().map(|e| (e.time, e.worker, e.version)).collect()
 }
 
 #[test]
-fn i1_no_send_blocks_when_a_worker_is_given_many_jobs_at_once() {
-    // Every arrival assigns three jobs to worker 0, which is busy: they queue, and nothing waits.
-    let rule = by(|_| Decision { start: Start::These(vec![0, 0, 0]), ..Decision::direct() });
+fn i1_assigning_many_jobs_at_once_does_not_block() {
+    // Every arrival assigns three jobs to worker 0, which is busy. The jobs queue, and the server does not wait.
+    let rule = function_rule(|_| Decision { start: Start::These(vec![0, 0, 0]), ..Decision::direct() });
     let (outcome, _) = serve(rule, centres(2), "fixed:1", updates(50), 0.01);
     assert_eq!(outcome.updates, 50);
 }
 
 #[test]
-fn i2_a_published_snapshot_is_never_written_again() {
-    /// Remembers every snapshot that it was given, with a copy.
+fn i2_published_snapshot_is_never_modified() {
+    /// Every snapshot that a worker was given, with a copy of its values.
     type Seen = Arc<Mutex<Vec<(Buffer, Vec<f32>)>>>;
     struct Remember(Box<dyn Objective>, Seen);
     impl Objective for Remember {
@@ -82,10 +85,10 @@ fn i2_a_published_snapshot_is_never_written_again() {
 }
 
 #[test]
-fn i3_i4_the_version_counts_updates_and_staleness_is_the_servers() {
+fn i3_i4_version_counts_updates_and_staleness_is_a_difference_of_versions() {
     // Every second arrival is dropped.
     let mut k = 0;
-    let rule = by(move |a: &Arrival| {
+    let rule = function_rule(move |a: &Arrival| {
         k += 1;
         assert_eq!(a.staleness, a.t - a.version);
         if k % 2 == 0 { Decision { start: Start::Sender, ..Decision::fold(Fold::Drop) } } else { Decision::direct() }
@@ -101,7 +104,7 @@ fn i3_i4_the_version_counts_updates_and_staleness_is_the_servers() {
 }
 
 #[test]
-fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
+fn i5_gradient_depends_only_on_snapshot_seed_worker_and_job() {
     let set = stagger_datasets::synthetic::generate(1);
     let partition = "iid".parse().unwrap();
     let options = |seed| stagger::problem::ImageOptions {
@@ -134,57 +137,63 @@ fn i5_a_gradient_depends_on_snapshot_seed_worker_and_job_alone() {
 }
 
 #[test]
-fn i7_a_cancelled_job_never_arrives_and_is_counted() {
-    // Worker 0 (1 s) restarts worker 1 (10 s) at each of its first three arrivals; then worker 1 runs from time 3.
+fn i7_cancelled_job_never_arrives_and_is_counted() {
+    // Worker 0 (1 s) restarts worker 1 (10 s) at each of its first three arrivals. Worker 1 then runs from
+    // time 3 on.
     let mut k = 0;
-    let rule = by(move |a: &Arrival| {
+    let rule = function_rule(move |a: &Arrival| {
         k += (a.worker == 0) as u32;
         Decision { restart: if a.worker == 0 && k <= 3 { vec![1] } else { vec![] }, ..Decision::direct() }
     });
     let (outcome, events) =
         serve(rule, centres(2), "fixed:1,10", Limits { time: Some(13.5), ..Limits::default() }, 0.01);
     assert_eq!(outcome.restarted, 3);
-    let slow: Vec<_> = who(&events).into_iter().filter(|e| e.1 == 1).collect();
-    // Restarted at time 3 with the model of that moment, version 3.
+    let slow: Vec<_> = order(&events).into_iter().filter(|e| e.1 == 1).collect();
+    // Worker 1 was restarted at time 3 with the current model, version 3.
     assert_eq!(slow, [(13.0, 1, 3)]);
     assert_eq!(outcome.gradients, outcome.updates + outcome.dropped);
 }
 
 #[test]
-fn a_queued_job_keeps_the_snapshot_of_its_assignment_and_begins_at_once() {
-    // Worker 0 takes 1 s, worker 1 takes 2 s. Every arrival of 0 assigns 1; only 1's arrivals assign 0.
-    let rule = by(|a: &Arrival| Decision { start: Start::These(vec![1 - a.worker]), ..Decision::direct() });
+fn queued_job_keeps_its_snapshot_and_starts_when_the_worker_is_free() {
+    // Worker 0 takes 1 s, worker 1 takes 2 s. Every arrival of worker 0 assigns a job to worker 1, and the
+    // reverse.
+    let rule = function_rule(|a: &Arrival| Decision { start: Start::These(vec![1 - a.worker]), ..Decision::direct() });
     let (_, events) = serve(rule, centres(2), "fixed:1,2", arrivals(6), 0.1);
-    // 1.0: worker 0 arrives, queues version 1 for worker 1. 2.0: worker 1 arrives (version 0), assigns 0 at version 2, and
-    // begins its queued job. 3.0: worker 0 (version 2), queues version 3 for worker 1. 4.0: worker 1 with version 1. …
+    // 1.0: worker 0 arrives and queues version 1 for worker 1.
+    // 2.0: worker 1 arrives (version 0), assigns version 2 to worker 0, and starts its queued job.
+    // 3.0: worker 0 arrives (version 2) and queues version 3 for worker 1.
+    // 4.0: worker 1 arrives with version 1. And so on.
     let expected = [(1.0, 0, 0), (2.0, 1, 0), (3.0, 0, 2), (4.0, 1, 1), (5.0, 0, 4), (6.0, 1, 3)];
-    assert_eq!(who(&events), expected);
+    assert_eq!(order(&events), expected);
 }
 
 #[test]
-fn preemption_gives_up_a_wait_under_the_wall_clock() {
-    // Worker 1's injected hour is given up when worker 0 restarts it; the run ends at once, not after an hour.
+fn restart_cancels_a_delay_under_the_wall_clock() {
+    // Worker 0 restarts worker 1, which cancels its simulated delay of one hour. The run ends at once.
     let stopwatch = Arc::new(Stopwatch::default());
     let delay = "fixed:0.001,3600".parse().unwrap();
     let wall = Wall { stopwatch: stopwatch.clone(), delay, time_scale: 1.0, seed: 0, faults: Default::default() };
-    let rule = by(|_: &Arrival| Decision { restart: vec![1], ..Decision::direct() });
+    let rule = function_rule(|_: &Arrival| Decision { restart: vec![1], ..Decision::direct() });
     let (outcome, events) = serve_by(Box::new(wall), stopwatch, rule, centres(2), updates(5), 0.1);
     assert!(events.iter().all(|e| e.worker == 0) && outcome.restarted >= 4, "{events:?}");
 }
 
 #[test]
 fn local_steps_arrive_as_the_sum_of_their_gradients() {
-    // f(x) = ½ x² from x = 2 with three local steps of rate 0.1: gradients 2, 1.8, 1.62; then w' = 2 - 0.1 · 5.42.
+    // f(x) = ½ x² from x = 2 with three local steps of rate 0.1: gradients 2, 1.8, 1.62.
+    // Then w' = 2 - 0.1 · 5.42.
     let needs = Needs { local: Local { steps: 3, ..Local::default() }, ..Needs::sum() };
-    let rule = Box::new(By(needs, |_: &Arrival| Decision::fold(Fold::Sum { scale: 1.0 }).step(0.0, Start::Sender)));
+    let rule =
+        Box::new(FunctionRule(needs, |_: &Arrival| Decision::fold(Fold::Sum { scale: 1.0 }).step(0.0, Start::Sender)));
     let (outcome, _) = serve(rule, centres(1), "none", updates(1), 0.1);
     assert!((outcome.weights[0] - (2.0 - 0.542)).abs() < 1e-6, "{}", outcome.weights[0]);
 }
 
 #[test]
-fn a_step_may_scale_the_rate_and_keep_part_of_the_sum() {
+fn step_scales_the_rate_and_keeps_part_of_the_sum() {
     // f(x) = ½ x²: s = 2, w = 2 - 0.1·0.5·2 = 1.9, s = 0.5·2 = 1; s = 1 + 1.9 = 2.9, w = 1.9 - 0.05·2.9.
-    let rule = by(|_: &Arrival| Decision {
+    let rule = function_rule(|_: &Arrival| Decision {
         step: Some(Step { scale: 0.5, rate: 1.0, keep: 0.5, follow: None }),
         start: Start::Sender,
         ..Decision::fold(Fold::Sum { scale: 1.0 })
@@ -194,7 +203,7 @@ fn a_step_may_scale_the_rate_and_keep_part_of_the_sum() {
 }
 
 #[test]
-fn a_worker_that_panics_ends_the_run_with_its_name() {
+fn panic_of_a_worker_ends_the_run_and_names_the_worker() {
     struct Panics;
     impl Objective for Panics {
         fn gradient(&mut self, _: &Snapshot, job: u64) -> Result<(Arc<[Buffer]>, Buffer)> {
@@ -211,8 +220,9 @@ fn a_worker_that_panics_ends_the_run_with_its_name() {
 }
 
 #[test]
-fn dude_keeps_its_sum_equal_to_the_mean_of_its_table() {
-    // With exact gradients the table's rows are x_v - c_i, so the direction of each step can be rebuilt from the log.
+fn sum_of_dude_equals_the_mean_of_its_table() {
+    // With exact gradients the rows of the table are x_v - c_i, so the direction of each step follows from
+    // the log.
     let n = 4;
     let rule = "dude".parse::<RuleSpec>().unwrap().build(&Setting::of(n)).unwrap();
     let (outcome, events) = serve(rule, centres(n), "exp:1,2,3,4", updates(200), 0.05);
@@ -226,14 +236,14 @@ fn dude_keeps_its_sum_equal_to_the_mean_of_its_table() {
     }
     assert!(
         (outcome.weights[0] as f64 - x.last().unwrap()).abs() < 1e-5,
-        "{} {}",
+        "x is {} instead of {}",
         outcome.weights[0],
         x.last().unwrap()
     );
 }
 
 #[test]
-fn evaluation_does_not_change_the_order_of_arrivals() {
+fn evaluation_changes_neither_arrivals_nor_weights() {
     let flags = "--dataset synthetic --model logreg --rule asgd --workers 3 --batch 4 --backend cpu --clock virtual --delay exp:1 --updates 20";
     let (without, with) =
         (common::train(&format!("{flags} --eval-every 0")), common::train(&format!("{flags} --eval-every 3")));

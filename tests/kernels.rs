@@ -1,4 +1,4 @@
-//! Every kernel against its plain CPU loop, on the WGPU adapter of this machine (a software one will do).
+//! Every kernel against its plain CPU loop, on the WGPU adapter of this machine. A software adapter is enough.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn floats(len: usize, key: u64) -> Vec<f32> {
     (0..len).map(|_| random.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
 }
 
-/// Sizes that no vector and no group divides.
+/// Sizes that are multiples of neither a vector nor a group.
 fn odd_layout() -> Layout {
     let mut layout = Layout::default();
     for (k, len) in [1, 257, 10, 4099, 3].into_iter().enumerate() {
@@ -28,7 +28,7 @@ fn odd_layout() -> Layout {
     layout
 }
 
-/// Sizes that take vectors of four.
+/// Sizes that allow vectors of four.
 fn even_layout() -> Layout {
     let mut layout = Layout::default();
     layout.push("a".into(), vec![128, 12]);
@@ -36,7 +36,7 @@ fn even_layout() -> Layout {
     layout
 }
 
-/// Sizes that take vectors of two.
+/// Sizes that allow vectors of two.
 fn two_layout() -> Layout {
     let mut layout = Layout::default();
     layout.push("a".into(), vec![130]);
@@ -44,18 +44,21 @@ fn two_layout() -> Layout {
     layout
 }
 
-/// What is folded, how the step is made, and the rest.
+/// One configuration of the update kernel.
 #[derive(Clone, Copy)]
 struct Case {
+    /// Kind of fold.
     fold: &'static str,
+    /// Optimizer.
     method: &'static str,
+    /// Whether each arrival makes an update.
     step: bool,
     keep: f32,
     decay: f32,
     clipped: bool,
 }
 
-/// Four updates in a row; returns weights, all state and the losses.
+/// Runs four arrivals in a row. Returns the weights, all state and the losses.
 fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
     let total = layout.total();
     let up = |key| device.upload(floats(total, key));
@@ -64,7 +67,6 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
     let mut square = device.zeros(total);
     let dtype = if case.fold.contains("bf16") { Dtype::Bf16 } else { Dtype::F32 };
     let mut rows: Vec<Row> = (0..5).map(|_| Row::zeros(device, layout, dtype)).collect();
-    // New weights start as NaN: whatever a kernel forgets to write shows.
     let mut losses = update::ring(device, 4);
     let factor = device.upload(vec![0.37]);
     for k in 0..4u64 {
@@ -74,6 +76,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
             .enumerate()
             .map(|(s, seg)| device.upload(floats(seg.len, 10 + 7 * k + s as u64)))
             .collect();
+        // New weights start as NaN, which shows elements that a kernel does not write.
         let mut fresh = device.upload(vec![f32::NAN; total]);
         let (row, others) = rows.split_at_mut(1);
         let retired = if case.fold.contains("retire") { others[..k as usize].iter().collect() } else { vec![] };
@@ -137,7 +140,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
         }
         .run(device);
         if case.fold.contains("retire") {
-            // The rows take turns, so that those that retire hold something.
+            // Rotate the rows, so that rows that retire hold a gradient.
             rows.rotate_left(1);
         }
         if case.step {
@@ -154,12 +157,12 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
     state
 }
 
-/// What lies in the model's parameters, without the gaps between them.
+/// The values of the model's parameters, without the gaps between them.
 fn parameters(layout: &Layout, values: Vec<f32>) -> Vec<f32> {
     layout.segments().iter().flat_map(|s| values[s.start..s.start + s.len].to_vec()).collect()
 }
 
-/// Each exchange of models once; returns the new models and the losses.
+/// Runs each kind of exchange between models once. Returns the new models and the losses.
 fn exchanges(device: &Device, layout: &Layout, clipped: bool) -> Vec<Vec<f32>> {
     let total = layout.total();
     let up = |key| device.upload(floats(total, key));
@@ -204,7 +207,7 @@ fn exchanges(device: &Device, layout: &Layout, clipped: bool) -> Vec<Vec<f32>> {
     found
 }
 
-/// The clipping factor, and a step on weights that nobody guards.
+/// Returns the clipping factor, and the weights after two steps on live weights, which have no lock.
 fn clip_and_live(device: &Device, layout: &Layout, limit: f32) -> Vec<Vec<f32>> {
     let gradient: Vec<Buffer> =
         layout.segments().iter().enumerate().map(|(s, seg)| device.upload(floats(seg.len, 10 + s as u64))).collect();
@@ -232,7 +235,7 @@ fn update_equals(case: Case) {
     }
 }
 
-/// One table update worked out by hand, so that loop and kernel cannot be wrong together.
+/// Compares a table update with values computed by hand, which finds an error that loop and kernel share.
 fn update_by_hand(device: &Device) {
     let mut layout = Layout::default();
     layout.push("x".into(), vec![2]);
@@ -269,11 +272,12 @@ fn update_by_hand(device: &Device) {
     assert_eq!((read(&sum), row, read(&fresh)), (vec![1.0, -1.0], vec![3.0, -1.0], vec![0.5, 2.5]));
 }
 
-/// Gradients that one launch folds one after the other leave what a launch for each leaves: the same bits where a run does so.
+/// Folding several gradients in one launch gives the result of one launch for each. The bits are the same on
+/// devices whose runs do so.
 fn several_in_one_launch(device: &Device) {
-    // Three where a driver lets a launch bind more than 18 buffers, as those for Vulkan and CUDA do.
+    // Three if a launch can bind more than 18 buffers, as with the drivers for Vulkan and CUDA.
     let most = update::pending_bindable(device);
-    assert!(most > 0, "a launch that binds fewer than 13 buffers");
+    assert!(most > 0, "a launch binds fewer than 13 buffers");
     for layout in [odd_layout(), even_layout(), two_layout()] {
         let exact = update::pending_foldable(device, &layout) > 0;
         assert_eq!(exact, matches!(device, Device::Cpu));
@@ -284,14 +288,15 @@ fn several_in_one_launch(device: &Device) {
         };
         let gradients: Vec<_> = (1..=most as u64 + 1).map(gradient).collect();
         let loss: Vec<_> = (0..=most).map(|k| device.upload(vec![k as f32 + 0.5])).collect();
-        let none = Fence::default();
+        let no_fence = Fence::default();
         let run = |waiting: usize, steps: bool| {
             let w = device.upload(floats(total, 1));
             let (mut sum, mut losses) = (device.upload(floats(total, 2)), update::ring(device, 4));
             let mut fresh = device.upload(vec![f32::NAN; total]);
             for last in waiting..=most {
                 let before = if last == waiting { 0..waiting } else { 0..0 };
-                let earlier = before.map(|k| PendingGradient { buffers: &gradients[k], fence: &none, loss: &loss[k] });
+                let earlier =
+                    before.map(|k| PendingGradient { buffers: &gradients[k], fence: &no_fence, loss: &loss[k] });
                 let step = StepOp {
                     fresh: &mut fresh,
                     lr: 0.1,
@@ -331,26 +336,30 @@ fn several_in_one_launch(device: &Device) {
             for waiting in 1..=most {
                 let found = run(waiting, steps);
                 let off = found.iter().zip(&one_by_one).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-                assert!(off <= if exact { 0.0 } else { 1e-6 }, "{waiting} waited, {steps}: {off}");
+                assert!(
+                    off <= if exact { 0.0 } else { 1e-6 },
+                    "{waiting} pending gradients, step {steps}: off by {off}"
+                );
                 assert!(found.iter().all(|x| x.is_finite()));
             }
         }
     }
 }
 
-/// What is not finite in a gradient leaves the state as a gradient would that has a zero there (in a table: what the row holds), and is
-/// flagged; a loss that is not finite takes the whole gradient with it, if that is asked for.
-fn what_is_not_finite_is_left_out(device: &Device) {
+/// A gradient with non-finite values is flagged. It leaves the same state as a gradient with zeros in their
+/// place (in a table: with the values of the row). With [`Guard::Whole`], a non-finite loss leaves out the
+/// whole gradient.
+fn non_finite_values_are_left_out(device: &Device) {
     for layout in [odd_layout(), even_layout(), two_layout()] {
         let total = layout.total();
-        let none = Fence::default();
+        let no_fence = Fence::default();
         let (good, bad_loss) = (device.upload(vec![0.5]), device.upload(vec![f32::NAN]));
-        for kind in ["direct", "sum", "waited", "row", "bf16 row", "towards"] {
+        for kind in ["direct", "sum", "pending", "row", "bf16 row", "towards"] {
             for (guard, loss, whole) in
                 [(Guard::Elements, &good, false), (Guard::Whole, &good, false), (Guard::Whole, &bad_loss, true)]
             {
                 let hit = |k: usize, len: usize| whole || k == 0 || k + 1 == len;
-                // The gradient as it came, or as it should count.
+                // Runs with the broken gradient, or with the gradient that counts in its place.
                 let run = |broken: bool| {
                     let mut row =
                         Row::zeros(device, &layout, if kind == "bf16 row" { Dtype::Bf16 } else { Dtype::F32 });
@@ -373,7 +382,7 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                             layout: &layout,
                             buffers: gradient,
                             factor: None,
-                            fence: &none,
+                            fence: &no_fence,
                             loss,
                             losses: &mut losses,
                             slot,
@@ -405,7 +414,7 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                                 layout: &layout,
                                 buffers: &second,
                                 factor: None,
-                                fence: &none,
+                                fence: &no_fence,
                                 loss,
                                 losses: &mut losses,
                                 slot: 1,
@@ -417,13 +426,13 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                             mixing: Mixing::Towards { sent: &x, alpha: 0.3 },
                         }
                         .run(device),
-                        // Not on every device does a gradient wait.
-                        "waited" if update::pending_foldable(device, &layout) > 0 => Update {
+                        // Only some devices fold a pending gradient together with the next one.
+                        "pending" if update::pending_foldable(device, &layout) > 0 => Update {
                             gradient: GradientInput {
                                 layout: &layout,
                                 buffers: &first,
                                 factor: None,
-                                fence: &none,
+                                fence: &no_fence,
                                 loss: &good,
                                 losses: &mut losses,
                                 slot: 2,
@@ -433,7 +442,7 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                             fold: FoldOp::Sum {
                                 sum: &mut sum,
                                 scale: 0.3,
-                                earlier: vec![PendingGradient { buffers: &second, fence: &none, loss }],
+                                earlier: vec![PendingGradient { buffers: &second, fence: &no_fence, loss }],
                             },
                             step: step_to(&mut fresh, true),
                         }
@@ -452,17 +461,17 @@ fn what_is_not_finite_is_left_out(device: &Device) {
                     (flags, all)
                 };
                 let ((flags, found), (clear, expected)) = (run(true), run(false));
-                assert_eq!((flags[1], clear.iter().sum::<f32>()), (1.0, 0.0), "{kind} {guard:?}: {flags:?}");
-                assert_eq!(flags.iter().sum::<f32>(), 1.0, "{kind}: one gradient is flagged");
-                assert!(found.iter().all(|x| x.is_finite()), "{kind} {guard:?}");
+                assert_eq!((flags[1], clear.iter().sum::<f32>()), (1.0, 0.0), "{kind} {guard:?}: flags {flags:?}");
+                assert_eq!(flags.iter().sum::<f32>(), 1.0, "{kind}: exactly one gradient is flagged");
+                assert!(found.iter().all(|x| x.is_finite()), "{kind} {guard:?}: the state is not finite");
                 let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-                assert!(off <= 1e-6, "{kind} {guard:?} whole {whole}: {off}");
+                assert!(off <= 1e-6, "{kind} {guard:?} whole {whole}: off by {off}");
             }
         }
     }
 }
 
-/// A plain step, if there is to be one.
+/// A plain step if `steps` is true.
 fn step_to(fresh: &mut Buffer, steps: bool) -> Option<StepOp<'_>> {
     steps.then_some(StepOp {
         fresh,
@@ -499,37 +508,37 @@ fn gather_equals() {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
-    let skip = !without.is_empty();
+    let suffix = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let skip = !suffix.is_empty();
     let mut trials = vec![
-        Trial::test("update: a table step by hand on cpu", || {
+        Trial::test("update: a table step equals the hand computation on cpu", || {
             update_by_hand(&Device::Cpu);
             Ok(())
         }),
-        Trial::test(format!("update: a table step by hand on wgpu{without}"), || {
+        Trial::test(format!("update: a table step equals the hand computation on wgpu{suffix}"), || {
             update_by_hand(&common::wgpu().unwrap());
             Ok(())
         })
         .with_ignored_flag(skip),
-        Trial::test("update: what is not finite is left out on cpu", || {
-            what_is_not_finite_is_left_out(&Device::Cpu);
+        Trial::test("update: non-finite values are left out on cpu", || {
+            non_finite_values_are_left_out(&Device::Cpu);
             Ok(())
         }),
-        Trial::test(format!("update: what is not finite is left out on wgpu{without}"), || {
-            what_is_not_finite_is_left_out(&common::wgpu().unwrap());
+        Trial::test(format!("update: non-finite values are left out on wgpu{suffix}"), || {
+            non_finite_values_are_left_out(&common::wgpu().unwrap());
             Ok(())
         })
         .with_ignored_flag(skip),
-        Trial::test("update: several gradients in one launch on cpu", || {
+        Trial::test("update: several gradients in one launch equal one launch each on cpu", || {
             several_in_one_launch(&Device::Cpu);
             Ok(())
         }),
-        Trial::test(format!("update: several gradients in one launch on wgpu{without}"), || {
+        Trial::test(format!("update: several gradients in one launch equal one launch each on wgpu{suffix}"), || {
             several_in_one_launch(&common::wgpu().unwrap());
             Ok(())
         })
         .with_ignored_flag(skip),
-        Trial::test(format!("gather: batches equal the plain loop{without}"), || {
+        Trial::test(format!("gather: batches equal the plain loop{suffix}"), || {
             gather_equals();
             Ok(())
         })
@@ -537,7 +546,7 @@ fn main() {
     ];
     let mut add = |name: String, test: Box<dyn FnOnce() + Send>| {
         trials.push(
-            Trial::test(name + without, move || {
+            Trial::test(name + suffix, move || {
                 test();
                 Ok(())
             })
@@ -595,7 +604,7 @@ fn main() {
         }),
     );
     add(
-        "clip and live: equal the plain loop".into(),
+        "clip and live: both equal the plain loop".into(),
         Box::new(|| {
             let gpu = common::wgpu().unwrap();
             for layout in [odd_layout(), even_layout(), two_layout()] {

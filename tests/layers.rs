@@ -1,5 +1,5 @@
-//! The fused layers against Burn's own operations, forward and backward, on the CPU and on WGPU; and the recorded step against
-//! the eager one.
+//! The fused layers against Burn's own operations, forward and backward, on the CPU and on WGPU. Also stacked
+//! passes and recorded steps against eager steps.
 
 mod common;
 
@@ -24,7 +24,8 @@ fn floats(len: usize, key: u64) -> Vec<f32> {
     (0..len).map(|_| random.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
 }
 
-/// A layer's result and the gradients by its inputs of the sum of the result's elements times fixed weights.
+/// Runs a layer. Returns its output, and the gradients of a fixed weighted sum of the output with respect to
+/// each input. With `poison`, all inputs are NaN.
 fn pass<const O: usize>(
     device: &Device,
     shapes: &[&[usize]],
@@ -51,8 +52,8 @@ fn pass<const O: usize>(
     found
 }
 
-/// Ours on `device` against Burn's on the CPU. Ours runs on numbers that are not numbers first: whatever memory it uses again, or
-/// does not write, would show them.
+/// Compares our layer on `device` with Burn's on the CPU. Our layer runs on NaN first, which shows memory
+/// that it reuses without writing it.
 fn same<const A: usize, const B: usize>(
     device: &Device,
     shapes: &[&[usize]],
@@ -65,17 +66,22 @@ fn same<const A: usize, const B: usize>(
         assert_eq!(ours.len(), theirs.len());
         let size = theirs.iter().fold(1f32, |m, x| m.max(x.abs()));
         for (a, b) in ours.iter().zip(theirs) {
-            assert!((a - b).abs() <= 2e-5 * size, "{} {k}: {a} instead of {b} (largest {size})", shapes.len());
+            assert!(
+                (a - b).abs() <= 2e-5 * size,
+                "{} inputs, result {k}: {a} instead of {b} (largest {size})",
+                shapes.len()
+            );
         }
     }
 }
 
-/// To channels first, for Burn; a result goes back, so that it is weighted alike.
-fn first(x: Tensor<4>) -> Tensor<4> {
+/// Permutes to channels first, for Burn.
+fn channels_first(x: Tensor<4>) -> Tensor<4> {
     x.permute([0, 3, 1, 2])
 }
 
-fn last(x: Tensor<4>) -> Tensor<4> {
+/// Permutes Burn's output back, so that the weighted sum is the same for both.
+fn channels_last(x: Tensor<4>) -> Tensor<4> {
     x.permute([0, 2, 3, 1])
 }
 
@@ -99,8 +105,8 @@ fn convolutions(device: &Device) {
             |x| conv2d(x[0].clone().reshape([b, h, w, from]), x[1].clone().reshape([to, from, k, k]), stride, pad, F32),
             |x| {
                 let options = ConvOptions::new([stride; 2], [pad; 2], [1; 2], 1);
-                let image = first(x[0].clone().reshape([b, h, w, from]));
-                last(burn_conv2d(image, x[1].clone().reshape([to, from, k, k]), None, options))
+                let image = channels_first(x[0].clone().reshape([b, h, w, from]));
+                channels_last(burn_conv2d(image, x[1].clone().reshape([to, from, k, k]), None, options))
             },
         );
     }
@@ -109,36 +115,36 @@ fn convolutions(device: &Device) {
 fn norms(device: &Device) {
     // batch, pixels (a side), channels, group
     for [b, side, c, group] in [[2, 4, 8, 8], [3, 5, 12, 3], [2, 1, 128, 128], [1, 9, 64, 2], [2, 3, 6, 1]] {
-        for (relued, with) in [(true, false), (true, true), (false, false), (false, true)] {
+        for (with_relu, with_residual) in [(true, false), (true, true), (false, false), (false, true)] {
             let shapes: [&[usize]; 4] = [&[b, side, side, c], &[c], &[c], &[b, side, side, c]];
-            let shapes = &shapes[..3 + with as usize];
+            let shapes = &shapes[..3 + with_residual as usize];
             let image = |x: &[Tensor<1>], i: usize| x[i].clone().reshape([b, side, side, c]);
             same(
                 device,
                 shapes,
                 |x| {
-                    let residual = with.then(|| image(&x, 3));
-                    group_norm(image(&x, 0), x[1].clone(), x[2].clone(), group, residual, relued)
+                    let residual = with_residual.then(|| image(&x, 3));
+                    group_norm(image(&x, 0), x[1].clone(), x[2].clone(), group, residual, with_relu)
                 },
                 |x| {
                     // [B, groups, group · pixels], by the definition.
-                    let grouped = first(image(&x, 0)).reshape([b, c / group, group * side * side]);
+                    let grouped = channels_first(image(&x, 0)).reshape([b, c / group, group * side * side]);
                     let centred = grouped.clone() - grouped.mean_dim(2);
                     let variance = (centred.clone() * centred.clone()).mean_dim(2);
                     let normal = (centred / (variance + 1e-5).sqrt()).reshape([b, c, side, side]);
                     let spread = |p: &Tensor<1>| p.clone().reshape([1, c, 1, 1]);
-                    let mut y = last(normal * spread(&x[1]) + spread(&x[2]));
-                    if with {
+                    let mut y = channels_last(normal * spread(&x[1]) + spread(&x[2]));
+                    if with_residual {
                         y = y + image(&x, 3);
                     }
-                    if relued { relu(y) } else { y }
+                    if with_relu { relu(y) } else { y }
                 },
             );
         }
     }
 }
 
-/// Normalised, through a relu, pooled: in one pass.
+/// Group norm, relu and max pooling in one pass.
 fn pooled_norms(device: &Device) {
     for [b, h, w, c, group] in [[2, 4, 6, 8, 8], [3, 2, 2, 12, 3], [1, 16, 16, 32, 8], [2, 6, 2, 6, 1]] {
         let image = |x: &[Tensor<1>]| x[0].clone().reshape([b, h, w, c]);
@@ -160,7 +166,7 @@ fn pools(device: &Device) {
             device,
             &shapes,
             |x| max_pool(image(&x)),
-            |x| last(max_pool2d(first(image(&x)), MaxPoolOptions::new([2, 2]))),
+            |x| channels_last(max_pool2d(channels_first(image(&x)), MaxPoolOptions::new([2, 2]))),
         );
         same(device, &shapes, |x| mean_pool(image(&x)), |x| image(&x).mean_dim(1).mean_dim(2).reshape([b, c]));
     }
@@ -192,8 +198,9 @@ fn linears_and_losses(device: &Device) {
     }
 }
 
-/// With rounded factors: near the exact result, as near as the precision is fine, and different from it; on `device` the same as on
-/// the CPU. The gradient is tiny, as under a mean over many samples: it must not vanish.
+/// With factors rounded to a precision, the result on `device` equals the CPU's. It differs from the exact
+/// result, by an amount that fits the precision. Gradients are tiny, as for a mean over many samples, and
+/// must not underflow.
 fn rounded(device: &Device, precision: Precision, unit: f32) {
     let conv = |precision| {
         move |x: Vec<Tensor<1>>| {
@@ -224,15 +231,18 @@ fn rounded(device: &Device, precision: Precision, unit: f32) {
         for (k, ((found, alike), exact)) in found.iter().zip(&alike).zip(&exact).enumerate() {
             let size = exact.iter().fold(0f32, |m, x| m.max(x.abs()));
             let far = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / size;
-            assert!(far(found, alike) < 2e-5, "{precision:?} {k}: {} from the CPU's", far(found, alike));
+            assert!(far(found, alike) < 2e-5, "{precision:?}, result {k}: off by {} from the CPU", far(found, alike));
             let off = far(found, exact);
-            // The gradient by a bias is a plain sum.
-            assert!(off < 4.0 * unit && (k == 3 || off > unit / 100.0), "{precision:?} {k}: {off} from the exact");
+            // The gradient with respect to a bias is a sum without factors.
+            assert!(
+                off < 4.0 * unit && (k == 3 || off > unit / 100.0),
+                "{precision:?}, result {k}: off by {off} from the exact result"
+            );
         }
     }
 }
 
-/// One launch for the sums of all layers gives the bytes of a launch for each.
+/// One launch for the sums of all layers gives the same bytes as one launch for each sum.
 fn summed_together(device: &Device) {
     let burn = burn_device(device);
     let net = Net::build("cnn", 3, 8, 10, &burn).expect("a net");
@@ -249,12 +259,12 @@ fn summed_together(device: &Device) {
         let buffers = gradients(&net, device, &layout, &mut gradients_found).unwrap();
         found.push(buffers.iter().map(|b| device.download(b).unwrap()).collect::<Vec<_>>());
     }
-    assert!(found[0].iter().all(|g| g.iter().any(|x| *x != 0.0)), "a gradient of zeros");
+    assert!(found[0].iter().all(|g| g.iter().any(|x| *x != 0.0)), "a gradient is zero");
     assert_eq!(found[0], found[1]);
     assert_eq!(found[0], found[2]);
 }
 
-/// Loss and gradients of each of several replicas, computed as one network, against each alone.
+/// Losses and gradients of several replicas in one stacked pass, against each replica alone.
 fn stacked(device: &Device) {
     const REPLICAS: usize = 3;
     const BATCH: usize = 2;
@@ -266,7 +276,7 @@ fn stacked(device: &Device) {
         let net = Net::build(model, 3, 8, 10, &burn).expect("a net");
         let layout = layout_of(&net);
         let models: Vec<_> = (0..REPLICAS as u64).map(|r| device.upload(initial_weights(&layout, r))).collect();
-        // Scales and shifts of their own too, which begin alike.
+        // All replicas start with equal scales and shifts; noise makes them differ.
         let nudge = |model: &stagger_kernels::Buffer, r: u64| {
             let noise = floats(model.len(), 50 + r);
             let values = device.download(model).unwrap();
@@ -300,17 +310,25 @@ fn stacked(device: &Device) {
         let together = run(REPLICAS, 0);
         for (r, (gradient, loss)) in together.iter().enumerate() {
             let (alone, loss_alone) = run(1, r).remove(0);
-            assert!((loss[0] - loss_alone[0]).abs() < 1e-6, "{model}: loss of replica {r}: {loss:?} {loss_alone:?}");
+            assert!(
+                (loss[0] - loss_alone[0]).abs() < 1e-6,
+                "{model}: loss of replica {r}: {loss:?} instead of {loss_alone:?}"
+            );
             for ((found, alone), segment) in gradient.iter().zip(&alone).zip(layout.segments()) {
                 let largest = alone.iter().fold(0f32, |m, x| m.max(x.abs()));
                 let off = found.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-                assert!(largest > 0.0 && off <= 2e-5 * largest, "{model} {}: {off} of {largest}", segment.name);
+                assert!(
+                    largest > 0.0 && off <= 2e-5 * largest,
+                    "{model} {}: off by {off}, largest {largest}",
+                    segment.name
+                );
             }
         }
     }
 }
 
-/// Convolutions of several replicas whose patches do not lie there all at once: stretches of whole replicas, and of parts of one.
+/// Stacked convolutions that are computed in parts, because not all patches fit at once: parts of several
+/// whole replicas, and parts of one replica.
 fn stacked_stretches(device: &Device) {
     let (side, from, to) = (32, 16, 2);
     for (replicas, batch) in [(4, 50), (2, 120)] {
@@ -331,28 +349,32 @@ fn stacked_stretches(device: &Device) {
         for (k, (found, alone)) in together.iter().zip(&alone).enumerate() {
             let largest = alone.iter().fold(0f32, |m, x| m.max(x.abs()));
             let off = found.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-            assert!(largest > 0.0 && off <= 2e-5 * largest, "{replicas} x {batch}, {k}: {off} of {largest}");
+            assert!(
+                largest > 0.0 && off <= 2e-5 * largest,
+                "{replicas} x {batch}, result {k}: off by {off}, largest {largest}"
+            );
         }
     }
 }
 
-/// A run whose workers are computed together gives the weights of one whose workers compute alone: on the CPU the same bytes.
+/// A run with stacked passes gives the weights of a run with eager steps. On the CPU the bytes are the same.
 fn stacked_run(backend: &str) {
     let runs = [("asgd --clip 0.5", "mlp"), ("kbatchsync:k=2", "logreg"), ("dude", "cnn")];
-    // A software adapter compiles for longer than it computes, each size of a pass anew.
+    // On a software adapter most of the time is compilation, once for each size of a pass.
     for (rule, model) in &runs[..if backend == "cpu" { 3 } else { 1 }] {
         let flags = format!(
             "--backend {backend} --dataset synthetic --model {model} --rule {rule} --workers 4 --batch 2 --updates 9 --eval-every 0 --test-samples 100 --seed 3 --clock virtual --delay fixed:1,2,3"
         );
         let of = |step: &str| common::weights(&common::train(&format!("{flags} --step {step}")));
         let (alone, together) = (of("eager"), of("stacked"));
-        assert_eq!(together, of("stacked"), "{rule}: the same run twice");
+        assert_eq!(together, of("stacked"), "{rule}: the second stacked run differs");
         let off = together.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        assert!(off <= if backend == "cpu" { 0.0 } else { 1e-5 }, "{rule} on {backend}: {off}");
+        assert!(off <= if backend == "cpu" { 0.0 } else { 1e-5 }, "{rule} on {backend}: off by {off}");
     }
 }
 
-/// Kernels that were measured for a file are used again from it: the same bytes, and up to rounding those of the usual kernels.
+/// A second run reads the tuned kernels from the file and gives the same bytes. Up to rounding, they equal
+/// those of the default kernels.
 fn tuned() {
     let file = common::scratch("tuned").file("kernels.json");
     let flags = "--backend wgpu --dataset synthetic --model mlp --workers 2 --batch 2 --updates 6 --eval-every 0 --test-samples 100 --seed 3 --clock virtual";
@@ -361,13 +383,13 @@ fn tuned() {
     let written = std::fs::read_to_string(&file).unwrap();
     assert!(written.matches("x128 * 128").count() + written.matches("x3072 * 3072").count() >= 2, "{written}");
     assert_eq!(common::weights(&common::train(&with)), first);
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), written, "nothing was measured a second time");
-    let usual = common::weights(&common::train(flags));
-    let off = first.iter().zip(&usual).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-    assert!(off < 1e-4, "{off}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written, "the second run measured again");
+    let untuned = common::weights(&common::train(flags));
+    let off = first.iter().zip(&untuned).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(off < 1e-4, "off by {off}");
 }
 
-/// The same bytes, whichever way the step is launched and whoever launches it.
+/// A recorded step gives the same bytes as an eager step, for jobs of one step and of several.
 fn recorded() {
     for (rule, model) in [("dude", "cnn"), ("shuffled", "mlp"), ("diloco:h=2", "mlp")] {
         let flags = format!(
@@ -378,15 +400,15 @@ fn recorded() {
     }
 }
 
-/// On the spot the wall clock asks for who answered longest ago: a rule that gives the others' jobs up again and again must still
-/// hear of everybody.
-fn nobody_starves() {
+/// Under the wall clock, an executor that computes on request takes the worker that replied longest ago. A
+/// rule that cancels the other workers' jobs again and again still gets gradients from all workers.
+fn no_worker_starves() {
     let folder = common::train(
         "--backend wgpu --dataset synthetic --model logreg --rule kbatchsync:k=1 --workers 4 --batch 2 --updates 12 --eval-every 0 --test-samples 100 --step captured",
     );
-    let mut answers = [0; 4];
-    common::events(&folder).iter().for_each(|e| answers[e.worker] += 1);
-    assert_eq!(answers, [3; 4]);
+    let mut replies = [0; 4];
+    common::events(&folder).iter().for_each(|e| replies[e.worker] += 1);
+    assert_eq!(replies, [3; 4]);
 }
 
 fn main() {
@@ -394,16 +416,16 @@ fn main() {
     type Layer = (&'static str, fn(&Device));
     let layers: [Layer; 8] = [
         ("convolutions equal Burn's", convolutions),
-        ("normalisations equal their definition", norms),
-        ("pooled normalisations equal one after the other", pooled_norms),
-        ("sums made together equal sums made one by one", summed_together),
-        ("replicas computed together equal each alone", stacked),
-        ("stretches of replicas equal each alone", stacked_stretches),
+        ("norms equal their definition", norms),
+        ("fused norm and pooling equal separate layers", pooled_norms),
+        ("sums in one launch equal sums in separate launches", summed_together),
+        ("stacked replicas equal each replica alone", stacked),
+        ("stacked convolutions in parts equal each replica alone", stacked_stretches),
         ("pooling equals Burn's", pools),
         ("linear layers and losses equal Burn's", linears_and_losses),
     ];
-    let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
-    let skip = !without.is_empty();
+    let suffix = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let skip = !suffix.is_empty();
     let mut trials = Vec::new();
     for (name, layer) in layers {
         trials.push(Trial::test(format!("{name} on cpu"), move || {
@@ -417,7 +439,7 @@ fn main() {
         };
         trials.push(Trial::test(format!("{name} on cpu, three threads"), on_threads));
         trials.push(
-            Trial::test(format!("{name} on wgpu{without}"), move || {
+            Trial::test(format!("{name} on wgpu{suffix}"), move || {
                 layer(&common::wgpu().expect("an adapter"));
                 Ok(())
             })
@@ -425,47 +447,47 @@ fn main() {
         );
     }
     for (precision, unit) in [(Bf16, 2f32.powi(-8)), (F16, 2f32.powi(-11))] {
-        trials.push(Trial::test(format!("factors in {precision:?} on cpu"), move || {
+        trials.push(Trial::test(format!("layers with {precision:?} factors on cpu"), move || {
             rounded(&Device::Cpu, precision, unit);
             Ok(())
         }));
         let device = common::wgpu().filter(|device| precision.is_supported(device));
-        let without = if device.is_some() { "" } else { " (SKIPPED: the adapter has no such numbers)" };
+        let suffix = if device.is_some() { "" } else { " (SKIPPED: the adapter does not support this precision)" };
         let skip = device.is_none();
-        let trial = Trial::test(format!("factors in {precision:?} on wgpu{without}"), move || {
+        let trial = Trial::test(format!("layers with {precision:?} factors on wgpu{suffix}"), move || {
             rounded(&device.expect("an adapter"), precision, unit);
             Ok(())
         });
         trials.push(trial.with_ignored_flag(skip));
     }
-    trials.push(Trial::test("a stacked run gives the bytes of one by one on cpu", || {
+    trials.push(Trial::test("a stacked run gives the bytes of an eager run on cpu", || {
         stacked_run("cpu");
         Ok(())
     }));
     trials.push(
-        Trial::test(format!("a stacked run gives the weights of one by one on wgpu{without}"), || {
+        Trial::test(format!("a stacked run gives the weights of an eager run on wgpu{suffix}"), || {
             stacked_run("wgpu");
             Ok(())
         })
         .with_ignored_flag(skip),
     );
     trials.push(
-        Trial::test(format!("a tuned run repeats itself from its file{without}"), || {
+        Trial::test(format!("a run with a file of tuned kernels repeats its bytes{suffix}"), || {
             tuned();
             Ok(())
         })
         .with_ignored_flag(skip),
     );
     trials.push(
-        Trial::test(format!("a recorded step gives the bytes of the eager one{without}"), || {
+        Trial::test(format!("a recorded step gives the bytes of an eager step{suffix}"), || {
             recorded();
             Ok(())
         })
         .with_ignored_flag(skip),
     );
     trials.push(
-        Trial::test(format!("nobody starves where jobs are given up on the spot{without}"), || {
-            nobody_starves();
+        Trial::test(format!("no worker starves when jobs are cancelled again and again{suffix}"), || {
+            no_worker_starves();
             Ok(())
         })
         .with_ignored_flag(skip),

@@ -1,4 +1,4 @@
-//! Asynchronous SGD on a logistic regression against a simulation in float64 that shares no code with the program.
+//! Asynchronous SGD on logistic regression against a float64 simulation that shares no code with the program.
 
 mod common;
 
@@ -6,7 +6,7 @@ use common::simulate::simulate;
 use common::{events, metrics, scratch, train};
 
 /// A small set of two noisy classes, written as LIBSVM text.
-fn made() -> String {
+fn noisy_classes() -> String {
     let mut state = 12345u64;
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -27,11 +27,11 @@ fn made() -> String {
 }
 
 #[test]
-fn the_gradient_norm_per_update_equals_a_float64_simulation() {
+fn gradient_norms_equal_the_float64_simulation() {
     let file = scratch("libsvm").file("made.txt");
-    let text = made();
+    let text = noisy_classes();
     std::fs::write(&file, &text).unwrap();
-    // One of each kind of fold, and each way of handing out jobs.
+    // One rule for each kind of fold and for each way to assign jobs.
     for rule in [
         "asgd",
         "sync",
@@ -56,10 +56,10 @@ fn the_gradient_norm_per_update_equals_a_float64_simulation() {
         let expected = simulate(&text, 5, rule, 0.5, 300, &events(&folder));
         assert_eq!(found.len(), expected.len());
         for (row, expected) in found.iter().zip(&expected) {
-            // Weights in f32 of order 1 leave some 1e-7 of the gradient undecided.
+            // Weights of order 1 in f32 leave an error of about 1e-7 in the gradient.
             assert!(
                 (row[3] - expected).abs() < 1e-3 * expected + 1e-6,
-                "{rule} update {}: {} {expected}",
+                "{rule} update {}: norm {} instead of {expected}",
                 row[0],
                 row[3]
             );

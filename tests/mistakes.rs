@@ -1,10 +1,10 @@
-//! Every wrong input ends in one clear sentence that names it, and a non-zero exit.
+//! Every wrong input ends with one sentence that names it, and a non-zero exit code.
 
 mod common;
 
 use common::{centres, scratch, stagger, train};
 
-/// Runs `train` with `flags`; the error must be a single line that holds every one of `parts`.
+/// Runs `train` with `flags` and checks that it is refused. The error is a single line that contains all `parts`.
 fn refused(flags: &[&str], parts: &[&str]) {
     let mut args = vec!["train"];
     args.extend(flags);
@@ -20,21 +20,21 @@ fn refused(flags: &[&str], parts: &[&str]) {
 }
 
 #[test]
-fn a_missing_data_folder() {
+fn missing_data_is_named() {
     refused(&["--data", "nowhere/at-all"], &["nowhere/at-all", "stagger data fetch"]);
     refused(&["--dataset", "libsvm:nowhere.txt"], &["nowhere.txt"]);
     refused(&["--dataset", "quadratic:nowhere.csv"], &["nowhere.csv"]);
 }
 
 #[test]
-fn a_truncated_batch_file() {
+fn truncated_batch_file_is_named() {
     let folder = scratch("truncated");
     std::fs::write(folder.join("data_batch_1.bin"), vec![0; 1000]).unwrap();
     refused(&["--data", folder.to_str().unwrap()], &["data_batch_1.bin", "1000 bytes", "truncated"]);
 }
 
 #[test]
-fn a_wrong_checksum() {
+fn wrong_checksum_is_named() {
     let folder = scratch("damaged");
     std::fs::write(folder.join("data_batch_1.bin"), vec![0; 30_730_000]).unwrap();
     refused(&["--data", folder.to_str().unwrap()], &["data_batch_1.bin", "checksum"]);
@@ -43,7 +43,7 @@ fn a_wrong_checksum() {
 }
 
 #[test]
-fn cuda_without_a_driver() {
+fn cuda_without_a_driver_is_refused() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_stagger"))
         .args(["train", "--dataset", "synthetic", "--backend", "cuda", "--updates", "1", "--out"])
         .arg(scratch("cuda"))
@@ -57,7 +57,7 @@ fn cuda_without_a_driver() {
 }
 
 #[test]
-fn worker_counts_that_cannot_be() {
+fn impossible_worker_counts_are_refused() {
     refused(&["--workers", "0"], &["--workers 0"]);
     refused(&["--dataset", "synthetic", "--workers", "10001"], &["--workers 10001", "10000 training samples"]);
     refused(&["--dataset", "synthetic", "--workers", "10000000000"], &["there are only 10000"]);
@@ -67,14 +67,14 @@ fn worker_counts_that_cannot_be() {
 }
 
 #[test]
-fn rules_that_are_not_there_or_out_of_range() {
+fn unknown_rules_and_parameters_out_of_range_are_refused() {
     refused(&["--rule", "sgd"], &["`sgd`", "dude"]);
     refused(&["--dataset", "synthetic", "--rule", "dude:c=9"], &["c=9", "from 1 to 8"]);
     refused(&["--rule", "asgd:b=2"], &["`b`"]);
 }
 
 #[test]
-fn a_log_of_another_run() {
+fn log_of_another_run_is_refused() {
     let file = centres();
     let flags =
         format!("--dataset quadratic:{} --delay fixed:1,2,3 --clock virtual --updates 6 --backend cpu", file.display());
@@ -94,7 +94,7 @@ fn a_log_of_another_run() {
     };
     check(&["--rule", "sync"], &["another run", "rule"]);
     check(&["--rule", "asgd", "--lr", "0.3"], &["another run", "lr"]);
-    // Without the configuration beside it, the order itself gives another run away.
+    // Without a configuration beside the log, the order of arrivals shows that it is another run's.
     let bare = scratch("bare").file("events.jsonl");
     std::fs::copy(&log, &bare).unwrap();
     let clock = format!("replay:{}", bare.display());
@@ -108,7 +108,7 @@ fn a_log_of_another_run() {
 }
 
 #[test]
-fn an_output_folder_that_cannot_be_written() {
+fn unwritable_output_folder_is_named() {
     let file = scratch("file").file("taken");
     std::fs::write(&file, "").unwrap();
     let out = file.join("run");
@@ -118,7 +118,7 @@ fn an_output_folder_that_cannot_be_written() {
 }
 
 #[test]
-fn configurations_with_mistakes() {
+fn mistakes_in_a_configuration_are_named() {
     let file = scratch("config").file("c.toml");
     std::fs::write(&file, "rule = \"asgd\"\nwrokers = 3\n").unwrap();
     let file = file.to_str().unwrap();
@@ -142,7 +142,7 @@ fn configurations_with_mistakes() {
 }
 
 #[test]
-fn the_written_configuration_repeats_the_run() {
+fn written_configuration_repeats_the_run() {
     let file = centres();
     let first = train(&format!(
         "--rule dude:c=2 --dataset quadratic:{} --delay exp:1,2 --clock virtual --updates 30 --seed 9 --backend cpu",
@@ -158,7 +158,7 @@ fn the_written_configuration_repeats_the_run() {
 }
 
 #[test]
-fn numbers_that_no_run_can_use() {
+fn unusable_numbers_are_refused() {
     refused(&["--seed", "9223372036854775808"], &["9223372036854775807"]);
     refused(&["--delay", "poisson:1e20"], &["poisson:1e20"]);
     refused(&["--batch", "4611686018427387904"], &["--batch 4611686018427387904"]);
@@ -168,7 +168,7 @@ fn numbers_that_no_run_can_use() {
 }
 
 #[test]
-fn a_parameter_that_is_set_reaches_the_rule_that_a_flag_names() {
+fn set_parameter_reaches_the_rule_of_the_flag() {
     let flags = ["train", "--dataset", "clusters", "--backend", "cpu", "--clock", "virtual", "--updates", "2"];
     let folder = scratch("set");
     let more = ["--rule", "ringmaster", "--set", "rule.r=3", "--out", folder.to_str().unwrap()];
@@ -178,7 +178,7 @@ fn a_parameter_that_is_set_reaches_the_rule_that_a_flag_names() {
 }
 
 #[test]
-fn a_folder_that_holds_a_run_keeps_it() {
+fn existing_run_is_kept_when_its_folder_is_used_again() {
     let place = scratch("kept");
     let folder = place.join("run");
     let flags = "--dataset clusters --backend cpu --clock virtual --checkpoint-every 5 --out";
@@ -200,7 +200,7 @@ fn a_folder_that_holds_a_run_keeps_it() {
 }
 
 #[test]
-fn negative_numbers_are_values() {
+fn negative_number_is_read_as_a_value() {
     refused(&["--lr", "-0.1"], &["--lr -0.1", "at least 0"]);
 }
 
@@ -218,11 +218,11 @@ fn data_sets_are_verified_and_described() {
     assert!(said(&format!("data describe --dataset quadratic:{}", file.display())).contains("3 quadratics"));
     let lost =
         stagger(&["data", "fetch", "--url", "http://127.0.0.1:9/x", "--data", scratch("fetch").to_str().unwrap()]);
-    assert_eq!(lost.status.code(), Some(1), "a download that fails is no wrong input");
+    assert_eq!(lost.status.code(), Some(1), "a failed download is a failure, not a wrong input");
 }
 
 #[test]
-fn equal_logits_are_right_by_chance() {
+fn equal_logits_have_chance_accuracy() {
     let folder =
         train("--dataset synthetic --model logreg --init const:0 --lr 0 --updates 1 --workers 1 --backend cpu");
     let accuracy = common::summary(&folder)["final_test_accuracy"].as_f64().unwrap();
@@ -230,7 +230,7 @@ fn equal_logits_are_right_by_chance() {
 }
 
 #[test]
-fn a_replay_ends_with_its_log() {
+fn replay_ends_with_its_log() {
     let file = centres();
     let data = format!("--dataset quadratic:{} --rule asgd --delay fixed:0.1,0.2,0.3 --backend cpu", file.display());
     let first = train(&format!("{data} --clock virtual --time 200"));
@@ -245,14 +245,14 @@ fn limits_stop_a_run() {
     let file = centres();
     let data =
         format!("--dataset quadratic:{} --rule asgd --delay fixed:1,2,3 --clock virtual --backend cpu", file.display());
-    // Arrivals at 1, 2, 2, 3, 3, 4, 4, …: those up to 3.5 are taken.
+    // Arrivals are at 1, 2, 2, 3, 3, 4, 4, … s; the run takes those up to 3.5 s.
     assert_eq!(common::events(&train(&format!("{data} --time 3.5"))).len(), 5);
-    // Three samples in all, one per gradient: four epochs are twelve gradients.
+    // There are three samples, and a gradient uses one: four epochs are twelve gradients.
     assert_eq!(common::events(&train(&format!("{data} --epochs 4"))).len(), 12);
 }
 
 #[test]
-fn what_a_rule_has_no_place_for_is_refused_with_the_reason() {
+fn flags_that_a_run_cannot_use_are_refused_with_the_reason() {
     for (flags, parts) in [
         ("--rule fedasync --momentum 0.9", ["--momentum", "mixes models"]),
         ("--rule adpsgd --weight-decay 0.1", ["--weight-decay", "mixes models"]),
@@ -300,7 +300,7 @@ fn every_rule_is_listed_and_described() {
         }
     }
     assert_eq!(stagger(&["rules", "sgd"]).status.code(), Some(2));
-    // A reader that has seen enough is no mistake.
+    // A closed output is not an error.
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_stagger"))
         .args(["rules", "--json"])
         .stdout(std::process::Stdio::piped())

@@ -1,4 +1,5 @@
-//! The CUDA path without a GPU: the real runtime and the real NVRTC on a null driver (`tests/nullcuda/README.md`).
+//! The CUDA path without a GPU: the real runtime and the real NVRTC on a null driver
+//! (`tests/nullcuda/README.md`).
 
 mod common;
 
@@ -13,11 +14,12 @@ fn tool() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/nullcuda/run")
 }
 
+/// Runs `stagger train` on the null driver; with `races`, the race detector checks it.
 fn run(races: bool, flags: &str) -> Output {
     run_on(&[], races, flags).0
 }
 
-/// The same on a card that is told how it behaves, with the run's folder.
+/// The same on a card with the behaviour that these environment variables set. Returns the run's folder too.
 fn run_on(card: &[(&str, &str)], races: bool, flags: &str) -> (Output, Scratch) {
     let mut command = Command::new(tool());
     command.envs(card.iter().copied());
@@ -32,26 +34,27 @@ fn run_on(card: &[(&str, &str)], races: bool, flags: &str) -> (Output, Scratch) 
     (command.args(flags.split_whitespace()).output().unwrap(), out)
 }
 
-/// The number before `word` in what was printed.
+/// The number before `word` in the output.
 fn number_before(text: &str, word: &str) -> f64 {
     let before = text.split(word).next().unwrap_or_else(|| panic!("no `{word}` in {text}"));
     before.split_whitespace().last().unwrap().parse().unwrap()
 }
 
-/// The number behind the last `word` in what was printed.
-fn number_behind(text: &str, word: &str) -> f64 {
-    let behind = text.rsplit(word).next().unwrap_or_else(|| panic!("no `{word}` in {text}"));
-    behind.split(';').next().unwrap().trim().parse().unwrap_or_else(|_| panic!("no number behind `{word}` in {text}"))
+/// The number after the last `word` in the output.
+fn number_after(text: &str, word: &str) -> f64 {
+    let after = text.rsplit(word).next().unwrap_or_else(|| panic!("no `{word}` in {text}"));
+    after.split(';').next().unwrap().trim().parse().unwrap_or_else(|_| panic!("no number after `{word}` in {text}"))
 }
 
-/// Trains, and checks that every kernel compiled, every hand-over is ordered and every arrival cost one launch.
-fn sound(flags: &str) {
-    let (launches, arrivals) = launched(flags);
+/// Checks that every kernel compiles, every access is ordered, and every arrival takes one update launch.
+fn check_launches(flags: &str) {
+    let (launches, arrivals) = count_launches(flags);
     assert_eq!(launches, arrivals, "{flags}");
 }
 
-/// The same, where gradients may wait for the next; gives update launches and arrivals.
-fn launched(flags: &str) -> (f64, f64) {
+/// Checks that every kernel compiles and every access is ordered. Returns the numbers of update launches and
+/// of arrivals, which differ if one launch folds several gradients.
+fn count_launches(flags: &str) -> (f64, f64) {
     let output = run(true, flags);
     let text = String::from_utf8_lossy(&output.stdout).to_string();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -62,7 +65,7 @@ fn launched(flags: &str) -> (f64, f64) {
     (launches, arrivals)
 }
 
-/// One rule for each form that the server's launch takes, and for each way of giving jobs out and up.
+/// One rule for each form of the server's launch, and for each way to assign and to cancel jobs.
 const FORMS: &[&str] = &[
     "random",
     "abs:u=2,tau=1",
@@ -81,8 +84,8 @@ const FORMS: &[&str] = &[
     "asgd --clip 1 --momentum 0.9 --weight-decay 0.01",
 ];
 
-/// A write on one stream and a read on another, with and without the wait between them.
-fn a_planted_race_is_found() {
+/// A write on one stream and a read on another, with and without a wait between them.
+fn planted_race_is_found() {
     let folder = common::scratch("planted");
     let log = folder.join("log");
     let detector = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/nullcuda/races.py");
@@ -103,6 +106,7 @@ fn speed(step: &str, workers: usize, updates: usize) -> f64 {
     speed_on(&[], &format!("--rule asgd --step {step} --workers {workers} --updates {updates}"))
 }
 
+/// Steps per second on a card with the behaviour that these environment variables set.
 fn speed_on(card: &[(&str, &str)], flags: &str) -> f64 {
     let (output, _) = run_on(card, false, &format!("--dataset synthetic {flags}"));
     let text = String::from_utf8_lossy(&output.stdout).to_string();
@@ -110,8 +114,9 @@ fn speed_on(card: &[(&str, &str)], flags: &str) -> f64 {
     number_before(&text, " gradients/s")
 }
 
-/// What is said of speed holds in one of a few rounds: whatever else runs on the machine only makes a round worse, and passes, while a
-/// program that is too slow, or a step that waits for another, is so in all of them.
+/// Checks a claim about speed, which must hold in at least one of a few rounds. Other load on the machine
+/// makes some rounds worse. A program that is too slow, or a step that waits for another one, fails in all
+/// rounds.
 fn in_some_round(rounds: usize, round: impl FnMut() -> Result<(), String>) {
     let mut failure = String::new();
     for outcome in std::iter::repeat_with(round).take(rounds) {
@@ -124,39 +129,40 @@ fn in_some_round(rounds: usize, round: impl FnMut() -> Result<(), String>) {
     panic!("{failure}");
 }
 
-/// Measures `other` between two measurements of `one`, until it reaches `ratio` times the better of them. What is compared is of one
-/// minute: the two cores of a virtual machine lie now near each other, now far apart, and eager steps, which cross from one to the other,
-/// are 3,500 or 2,000 a second by that; the best of several minutes would be the near ones' for one and the far ones' for the other.
+/// Measures `other` between two measurements of `one`, and checks that it reaches `ratio` times the better of
+/// them. Only measurements of the same minute are compared. The two cores of a virtual machine are sometimes
+/// near each other and sometimes far apart. Eager steps cross from one core to the other, and run at 3,500 or
+/// 2,000 a second accordingly. The best of several minutes could compare near cores with far ones.
 fn reaches(ratio: f64, one: impl Fn() -> f64, other: impl Fn() -> f64) {
     in_some_round(6, || {
         let (before, beside, after) = (one(), other(), one());
-        let said = format!("{beside} steps/s between {before} and {after}");
-        println!("{said}");
+        let measured = format!("{beside} steps/s between {before} and {after}");
+        println!("{measured}");
         if beside >= ratio * before.max(after) {
             Ok(())
         } else {
-            Err(format!("{said}: less than {ratio} times as many"))
+            Err(format!("{measured}: less than {ratio} times as many"))
         }
     });
 }
 
-fn eight_are_no_slower() {
-    // What is left is noise of a shared machine: a tenth.
+fn eight_workers_are_no_slower() {
+    // The tolerance of a tenth is for noise on a shared machine.
     reaches(0.9, || speed("eager", 1, 1500), || speed("eager", 8, 1500));
 }
 
-fn a_recorded_step_is_cheap() {
+fn recorded_step_is_cheap() {
     for workers in [1, 16] {
         reaches(10.0, || speed("eager", 1, 1500), || speed("captured", workers, 30_000));
     }
 }
 
-/// A card that takes its time: a recorded step is 60 ms, an eager one 48 kernels of 1.29 ms. So long that what the machine does besides,
-/// some milliseconds here and there, says little beside it.
+/// A slow card. A recorded step takes 60 ms, an eager step 48 kernels of 1.29 ms each. Disturbances of some
+/// milliseconds on the machine are small in comparison.
 const SLOW: [(&str, &str); 2] = [("NULLCUDA_GRAPH_US", "60000"), ("NULLCUDA_KERNEL_US", "1290")];
 
-/// A worker makes at most 16.7 steps a second there, and eight make no more if each waits for what the others were given meanwhile.
-/// (Three times that were measured on threads that did so at times.)
+/// One worker makes at most 16.7 steps a second on the slow card. Eight workers make no more if each waits
+/// for the work of the others. (Threads that waited only sometimes reached three times that rate.)
 fn streams_overlap() {
     for flags in [
         "--rule asgd",
@@ -166,56 +172,59 @@ fn streams_overlap() {
     ] {
         in_some_round(3, || {
             let speed = speed_on(&SLOW, &format!("{flags} --workers 8 --updates 240"));
-            let said = format!("{flags}: {speed} steps/s with eight workers, of at most 133.3");
-            // More than the card can do no disturbance explains.
-            assert!(speed <= 133.4, "{said}");
-            if speed >= 66.7 { Ok(()) } else { Err(said) }
+            let measured = format!("{flags}: {speed} steps/s with eight workers, of at most 133.3");
+            // No disturbance makes a card faster than it is.
+            assert!(speed <= 133.4, "{measured}");
+            if speed >= 66.7 { Ok(()) } else { Err(measured) }
         });
     }
 }
 
-/// What a run's folder says of the device.
+/// The spans of the device timeline in a run's folder.
 fn device_spans(folder: &Path, workers: usize) -> Vec<Span> {
     record::device_spans(&std::fs::read_to_string(folder.join("device.csv")).unwrap(), workers).unwrap()
 }
 
-/// What the device did when, on the same card: as long as it takes, one after another with one worker, beside each other with eight.
-fn a_timeline_of_the_device() {
+/// The device timeline on the slow card has spans of the right length. They follow each other with one worker
+/// and overlap with eight.
+fn device_timeline_of_a_slow_card() {
     let timeline = |workers: usize| {
         let flags = format!("--dataset synthetic --rule asgd --workers {workers} --updates 120 --device-timeline 96");
         let (output, folder) = run_on(&SLOW, false, &flags);
         let text = String::from_utf8_lossy(&output.stdout).to_string();
         assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-        let said = text.lines().find_map(|line| line.strip_prefix("folder ")).expect("it says where").trim();
-        assert_eq!(Path::new(said), &*folder);
+        let printed =
+            text.lines().find_map(|line| line.strip_prefix("folder ")).expect("a line with the folder").trim();
+        assert_eq!(Path::new(printed), &*folder);
         let spans = device_spans(&folder, workers);
-        // Half of them, and more: the host may be held up between an event and its launch.
+        // The median, because the host may be delayed between an event and its launch.
         let typical = |work| {
             let mut of: Vec<f64> = spans.iter().filter(|s| s.work == work).map(|s| s.ended - s.began).collect();
             of.sort_by(f64::total_cmp);
             (of.len(), 1e3 * of[of.len() / 2])
         };
         let ((gradients, step), (updates, update)) = (typical(Work::Gradient), typical(Work::Update));
-        // Updates are noted until the last of the gradients is launched.
+        // Updates are recorded until the last of the gradients is launched.
         assert!(gradients == 96 && (96 - workers..=96).contains(&updates), "{gradients} steps, {updates} updates");
         (step, update, number_before(&text, " streams at once"))
     };
-    // A step is a graph, and the draw before it. A disturbance makes them longer and fewer beside each other, never the contrary.
+    // A step is a graph, and the draw before it. A disturbance makes steps longer and lets fewer of them
+    // overlap, never the reverse.
     let holds = |workers: usize, at_once: std::ops::Range<f64>| {
         in_some_round(3, || {
             let (step, update, streams) = timeline(workers);
-            let said =
+            let measured =
                 format!("{workers} workers: steps of {step} ms, updates of {update} ms, {streams} streams at once");
-            assert!(step >= 61.2 && update >= 1.26 && streams < at_once.end, "{said}");
-            if step < 62.1 && update < 1.5 && streams >= at_once.start { Ok(()) } else { Err(said) }
+            assert!(step >= 61.2 && update >= 1.26 && streams < at_once.end, "{measured}");
+            if step < 62.1 && update < 1.5 && streams >= at_once.start { Ok(()) } else { Err(measured) }
         })
     };
     holds(1, 0.98..1.02);
     holds(8, 4.0..8.1);
 }
 
-/// A run that goes on keeps the timeline of its beginning, unless another is asked for.
-fn a_timeline_is_of_where_a_run_begins() {
+/// A resumed run keeps the timeline of its start, unless a flag asks for a new one.
+fn resumed_run_keeps_its_timeline() {
     let folder = common::scratch("timeline");
     let name = folder.to_str().unwrap();
     let train = |flags: &str| {
@@ -236,13 +245,13 @@ fn a_timeline_is_of_where_a_run_begins() {
     let first = train(&format!("{new} --updates 20 --device-timeline 10 --out {name}"));
     assert_eq!(jobs(&first), (0, 4));
     assert_eq!(train(&format!("--resume {name} --updates 40")), first);
-    // The jobs that were on their way when it ended are computed anew.
+    // Jobs that were running when the run ended are computed again.
     let other = train(&format!("--resume {name} --updates 60 --device-timeline 6"));
     assert_eq!(jobs(&other), (20, 22));
 }
 
-/// What many units add to one number is added in the order in which they come: such a sum differs from run to run.
-fn nothing_is_added_up_as_it_comes() {
+/// No kernel uses atomic additions. Their order differs from run to run, and so would the rounded sum.
+fn no_kernel_adds_atomically() {
     let data = common::scratch("nullcuda-theory");
     let (centres, rows) = (data.join("centres.csv"), data.join("rows.txt"));
     std::fs::write(&centres, "0.5,1,2,3\n1,2,3,4\n-1,0,0.5,2\n").unwrap();
@@ -275,7 +284,8 @@ fn nothing_is_added_up_as_it_comes() {
     }
 }
 
-/// Trains on a card that fails, checks that the run ends with one sentence that has these words, and returns its folder.
+/// Trains on a card that fails, and checks that the run ends with one error line that contains `words`.
+/// Returns the run's folder.
 fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> Scratch {
     let folder = common::scratch("nullcuda-fails");
     let train = ["train", "--backend", "cuda", "--dataset", "synthetic", "--out", folder.to_str().unwrap()];
@@ -287,22 +297,24 @@ fn fails(failure: (&str, &str), flags: &str, words: &[&str]) -> Scratch {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr).to_string();
     assert_eq!(output.status.code(), Some(1), "{failure:?} {flags}: {text}");
-    // Beside it stand notes, evaluations, and what the null driver counted.
-    let said: Vec<&str> =
+    // Standard error also has notes, evaluations and the counts of the null driver.
+    let failures: Vec<&str> =
         text.lines().filter(|line| line.starts_with("stagger: ") || line.contains("panicked")).collect();
-    let is_one = said.len() == 1 && said[0].starts_with("stagger: ") && words.iter().all(|word| said[0].contains(word));
+    let is_one = failures.len() == 1
+        && failures[0].starts_with("stagger: ")
+        && words.iter().all(|word| failures[0].contains(word));
     assert!(is_one, "{failure:?} {flags}: {text}");
     folder
 }
 
-fn a_card_without_memory() {
+fn out_of_device_memory() {
     for (memory, step) in [("60", "captured"), ("200", "eager")] {
         let flags = format!("--rule asgd --workers 4 --updates 400 --step {step}");
         fails(("NULLCUDA_MEMORY", memory), &flags, &["no memory left", "fewer --workers"]);
     }
 }
 
-fn a_lost_card() {
+fn lost_device() {
     let lost = |launches: &str, flags: &str| {
         fails(
             ("NULLCUDA_LOST", launches),
@@ -310,11 +322,12 @@ fn a_lost_card() {
             &["the device was lost", "--resume"],
         )
     };
-    // While the workers warm up; in the middle of an evaluation, for there is hardly anything else; on the way.
+    // The device is lost while the workers warm up, during an evaluation (which most launches are for), and
+    // during training.
     lost("30", "--updates 4000");
     lost("1500", "--updates 4000 --eval-every 1");
     lost("3000", "--updates 4000 --step eager");
-    // What was saved before is there, and the run goes on from it.
+    // The newest checkpoint loads, and the run resumes from it.
     let folder = lost("30000", "--updates 100000 --checkpoint-every 50");
     let saved = std::fs::read_dir(folder.join("checkpoints")).unwrap().flatten();
     let newest = saved.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
@@ -327,8 +340,8 @@ fn a_lost_card() {
     assert_eq!(common::summary(&folder)["updates"], newest + 100);
 }
 
-/// A toolkit with a header that is broken: what includes it does not compile.
-fn a_kernel_that_cannot_be_built() {
+/// A toolkit with a broken header. Kernels that include it do not compile.
+fn kernel_that_does_not_compile() {
     let toolkit = common::scratch("toolkit");
     let home = std::env::var("NULLCUDA_HOME").unwrap_or(std::env::var("HOME").unwrap() + "/.cache/nullcuda");
     let include = PathBuf::from(home).join("cuda/nvidia/cu13/include");
@@ -344,27 +357,27 @@ fn a_kernel_that_cannot_be_built() {
 
 fn main() {
     let arguments = Arguments::from_args();
-    // NVRTC and the headers come from PyPI, the driver is compiled here.
+    // NVRTC and the headers come from PyPI. The null driver is compiled on this machine.
     let ready = Command::new(tool()).arg("true").output().is_ok_and(|o| o.status.success());
-    let without = if ready { "" } else { " (SKIPPED: needs python3 with pip, a C compiler, libxxhash-dev and PyPI)" };
+    let suffix = if ready { "" } else { " (SKIPPED: needs python3 with pip, a C compiler, libxxhash-dev and PyPI)" };
     let trial = |name: &str, test: fn()| {
-        Trial::test(format!("{name}{without}"), move || {
+        Trial::test(format!("{name}{suffix}"), move || {
             test();
             Ok(())
         })
         .with_ignored_flag(!ready)
     };
     let trials = vec![
-        trial("the race detector finds a planted race", a_planted_race_is_found),
+        trial("the race detector finds a planted race", planted_race_is_found),
         trial("cnn, asgd, 4 workers: compiled, ordered, one launch per arrival", || {
-            sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 200")
+            check_launches("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 200")
         }),
         trial("cnn, dude, 4 workers: compiled, ordered, one launch per arrival", || {
-            sound(
+            check_launches(
                 "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 200 --clock virtual --delay fixed:1,2,3",
             )
         }),
-        trial("with a timeline of the device: compiled, ordered, noted", || {
+        trial("with a device timeline: compiled, ordered, recorded", || {
             for flags in [
                 "--rule asgd",
                 "--rule asgd --step eager",
@@ -379,56 +392,60 @@ fn main() {
                 assert!(text.contains("\n0 unordered of ") && text.contains(" streams at once, "), "{flags}\n{text}");
             }
         }),
-        trial("a timeline is of where a run begins", a_timeline_is_of_where_a_run_begins),
+        trial("a resumed run keeps the timeline of its start", resumed_run_keeps_its_timeline),
         trial("cnn, asgd, 4 workers, eager: compiled, ordered, one launch per arrival", || {
-            sound("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
+            check_launches("--dataset synthetic --model cnn --rule asgd --workers 4 --updates 40 --step eager")
         }),
         trial("cnn, dude, 4 workers, stacked: compiled, ordered, one launch per arrival", || {
-            sound(
+            check_launches(
                 "--dataset synthetic --model cnn --rule dude:c=1 --workers 4 --updates 40 --clock virtual --delay fixed:1,2,3 --step stacked",
             )
         }),
         trial("sync, 4 workers, stacked: one launch folds the four gradients of a step", || {
             let flags =
                 "--dataset synthetic --model cnn --rule sync --workers 4 --updates 20 --clock virtual --step stacked";
-            assert_eq!(launched(flags), (20.0, 80.0));
+            assert_eq!(count_launches(flags), (20.0, 80.0));
         }),
         trial("diloco, 3 workers on threads: compiled, ordered, at most one launch per arrival", || {
             let flags = "--dataset synthetic --model mlp --rule diloco:h=3 --workers 3 --updates 12 --clock virtual";
-            let (launches, arrivals) = launched(&format!("{flags} --delay fixed:1,2,3"));
+            let (launches, arrivals) = count_launches(&format!("{flags} --delay fixed:1,2,3"));
             assert!(arrivals == 36.0 && (12.0..=36.0).contains(&launches), "{launches} launches");
         }),
         trial("cnn in bf16 and f16, 2 workers: compiled, ordered, one launch per arrival", || {
             for precision in ["bf16", "f16"] {
-                sound(&format!(
+                check_launches(&format!(
                     "--dataset synthetic --model cnn --rule asgd --workers 2 --updates 20 --precision {precision}"
                 ))
             }
         }),
-        trial("cnn, shuffled, 3 workers, threads that wait: compiled, ordered, one launch per arrival", || {
-            sound("--dataset synthetic --model cnn --rule shuffled --workers 3 --updates 40 --delay fixed:0.001,0.002")
+        trial("cnn, shuffled, 3 workers, simulated delays: compiled, ordered, one launch per arrival", || {
+            check_launches(
+                "--dataset synthetic --model cnn --rule shuffled --workers 3 --updates 40 --delay fixed:0.001,0.002",
+            )
         }),
         trial("cnn, sync, 3 workers: compiled, ordered, one launch folds the three gradients of a step", || {
             let flags = "--dataset synthetic --model cnn --rule sync --workers 3 --updates 20";
-            assert_eq!(launched(flags), (20.0, 60.0));
+            assert_eq!(count_launches(flags), (20.0, 60.0));
         }),
         trial("resnet18, dude, 4 workers: compiled, ordered, one launch per arrival", || {
-            sound("--dataset synthetic --model resnet18 --rule dude:c=1 --workers 4 --updates 40")
+            check_launches("--dataset synthetic --model resnet18 --rule dude:c=1 --workers 4 --updates 40")
         }),
         trial("resnet18, asgd, 4 workers: compiled, ordered, one launch per arrival", || {
-            sound("--dataset synthetic --model resnet18 --rule asgd --workers 4 --updates 40")
+            check_launches("--dataset synthetic --model resnet18 --rule asgd --workers 4 --updates 40")
         }),
         trial("every kind of fold, exchange and optimizer: compiled, ordered, one launch per arrival", || {
             for rule in FORMS {
                 let clock = "--clock virtual --delay fixed:1,2,3";
-                sound(&format!("--dataset synthetic --model mlp --rule {rule} --workers 3 --updates 12 {clock}"));
+                check_launches(&format!(
+                    "--dataset synthetic --model mlp --rule {rule} --workers 3 --updates 12 {clock}"
+                ));
             }
-            // Whoever has answered waits to be folded with the next.
+            // One launch folds a pending gradient together with the next one.
             let flags = "--dataset synthetic --model mlp --rule ksync:k=2 --workers 3 --updates 12 --clock virtual";
-            assert_eq!(launched(&format!("{flags} --delay fixed:1,2,3")), (12.0, 24.0));
+            assert_eq!(count_launches(&format!("{flags} --delay fixed:1,2,3")), (12.0, 24.0));
         }),
-        trial("hogwild: every kernel compiles, whichever way the step is launched", || {
-            // Its accesses are unordered by design, so the detector has nothing to say.
+        trial("hogwild: every kernel compiles, for eager and for recorded steps", || {
+            // Its accesses are unordered by design, so the race detector is off.
             for step in ["eager", "captured"] {
                 let flags =
                     format!("--dataset synthetic --model mlp --rule hogwild --workers 3 --updates 12 --step {step}");
@@ -436,11 +453,11 @@ fn main() {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             }
         }),
-        trial("nothing is added up in the order in which it comes", nothing_is_added_up_as_it_comes),
-        trial("a card that has less memory than it says: one sentence, no hang", a_card_without_memory),
-        trial("a card that is lost: one sentence, no hang, what was saved loads", a_lost_card),
-        trial("a kernel that cannot be built: one sentence with the compiler's message", a_kernel_that_cannot_be_built),
-        trial("recorded: the pull with its draw, the replay and the update are all there is per step", || {
+        trial("no kernel adds atomically", no_kernel_adds_atomically),
+        trial("out of device memory: one sentence, no hang", out_of_device_memory),
+        trial("lost device: one sentence, no hang, the newest checkpoint loads", lost_device),
+        trial("kernel that does not compile: one sentence with the compiler's message", kernel_that_does_not_compile),
+        trial("recorded step: one graph launch and two kernel launches (weight copy with draw, update)", || {
             let count = |updates: usize| {
                 let output = run(
                     false,
@@ -448,7 +465,7 @@ fn main() {
                 );
                 let text = String::from_utf8_lossy(&output.stderr).to_string();
                 assert!(output.status.success(), "{text}");
-                let total = |word: &str| number_behind(&text, word);
+                let total = |word: &str| number_after(&text, word);
                 (total("graph launches "), total("[nullcuda] launches "))
             };
             let ((graphs_a, launches_a), (graphs_b, launches_b)) = (count(300), count(1300));
@@ -456,16 +473,16 @@ fn main() {
         }),
     ];
     let speeds = vec![
-        trial("streams overlap on a card that takes its time", streams_overlap),
-        trial("the timeline of a card that takes its time", a_timeline_of_the_device),
-        trial("eight workers submit no slower than one", eight_are_no_slower),
+        trial("streams overlap on a slow card", streams_overlap),
+        trial("device timeline of a slow card", device_timeline_of_a_slow_card),
+        trial("eight workers submit no slower than one", eight_workers_are_no_slower),
         trial(
-            "a recorded step costs the host a tenth of an eager one, with one worker and with sixteen",
-            a_recorded_step_is_cheap,
+            "a recorded step costs the host at most a tenth of an eager one, with one worker and with sixteen",
+            recorded_step_is_cheap,
         ),
     ];
     libtest_mimic::run(&arguments, trials).exit_if_failed();
-    // One at a time and after the others: these measure speed.
+    // These measure speed: they run one at a time, after the others.
     let alone = Arguments { test_threads: Some(1), ..arguments };
     libtest_mimic::run(&alone, speeds).exit();
 }

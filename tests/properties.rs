@@ -1,47 +1,50 @@
-//! Invariants of the rules under random schedules: the next answer is anybody's, as if job times were arbitrary.
+//! Invariants of the rules under random schedules. Any busy worker may reply next, as if job times were
+//! arbitrary.
 
 use proptest::prelude::*;
 use stagger::rule::{Arrival, Decision, Fold, RULES, Rule, RuleSpec, Setting, Start};
 use std::collections::VecDeque;
 
-/// The server's books alone: who computes at which version, who has what queued.
-struct Books {
+/// The part of the server that rules see: the jobs of each worker and their versions.
+struct Schedule {
     rule: Box<dyn Rule>,
-    /// Who began.
+    /// Workers that get a job at the start.
     first: Vec<usize>,
+    /// Versions of each worker's jobs; the first one is running.
     queues: Vec<VecDeque<u64>>,
+    /// Current version.
     t: u64,
 }
 
-/// What one arrival did.
-struct Happened {
+/// The effect of one arrival.
+struct Outcome {
     worker: usize,
     staleness: u64,
     decision: Decision,
-    /// Version after it.
+    /// Version after the arrival.
     t: u64,
-    /// Who was sent a model by it.
+    /// Workers that were sent a model.
     sent: Vec<usize>,
-    /// Version of each worker's running job after it.
+    /// Version of each worker's running job after the arrival.
     running: Vec<Option<u64>>,
 }
 
-impl Books {
+impl Schedule {
     fn new(rule: &str, n: usize, seed: u64) -> Self {
         let setting = Setting { seed, ..Setting::of(n) };
         let mut rule = rule.parse::<RuleSpec>().unwrap().build(&setting).unwrap();
         let mut queues = vec![VecDeque::new(); n];
         let first = rule.begin(n);
         first.iter().for_each(|i| queues[*i].push_back(0));
-        Books { rule, first, queues, t: 0 }
+        Schedule { rule, first, queues, t: 0 }
     }
 
-    /// The `choice`-th of those who work answers.
-    fn next(&mut self, choice: usize) -> Happened {
+    /// The busy worker number `choice` (modulo their number) replies.
+    fn next(&mut self, choice: usize) -> Outcome {
         let n = self.queues.len();
-        let working: Vec<usize> = (0..n).filter(|i| !self.queues[*i].is_empty()).collect();
-        assert!(!working.is_empty(), "nobody works: the run would hang");
-        let worker = working[choice % working.len()];
+        let busy: Vec<usize> = (0..n).filter(|i| !self.queues[*i].is_empty()).collect();
+        assert!(!busy.is_empty(), "no worker is busy: the run would hang");
+        let worker = busy[choice % busy.len()];
         let version = self.queues[worker].pop_front().unwrap();
         let (t, steps) = (self.t, self.rule.steps(worker).max(1));
         assert!(steps <= self.rule.needs().local.steps.max(1));
@@ -51,8 +54,8 @@ impl Books {
         let decision = self.rule.on_arrival(&arrival);
         self.t += decision.step.is_some() as u64;
         for &i in &decision.restart {
-            assert_ne!(i, worker, "a sender has nothing to restart");
-            assert!(!self.queues[i].is_empty(), "worker {i} is restarted but does nothing");
+            assert_ne!(i, worker, "the sender has no job to restart");
+            assert!(!self.queues[i].is_empty(), "worker {i} is restarted but has no job");
             self.queues[i].clear();
         }
         let start = match decision.start.clone() {
@@ -64,22 +67,23 @@ impl Books {
         let sent: Vec<usize> = decision.restart.iter().copied().chain(start).collect();
         sent.iter().for_each(|i| self.queues[*i].push_back(self.t));
         let running = self.queues.iter().map(|q| q.front().copied()).collect();
-        Happened { worker, staleness, decision, t: self.t, sent, running }
+        Outcome { worker, staleness, decision, t: self.t, sent, running }
     }
 }
 
-fn play(rule: &str, n: usize, seed: u64, choices: &[usize]) -> Vec<Happened> {
-    let mut books = Books::new(rule, n, seed);
-    choices.iter().map(|c| books.next(*c)).collect()
+/// Runs a rule on a schedule.
+fn play(rule: &str, n: usize, seed: u64, choices: &[usize]) -> Vec<Outcome> {
+    let mut schedule = Schedule::new(rule, n, seed);
+    choices.iter().map(|c| schedule.next(*c)).collect()
 }
 
-/// A schedule: the number of workers, a seed, and who answers next.
+/// A random schedule: the number of workers, a seed, and the choices of the next worker.
 fn schedules() -> impl Strategy<Value = (usize, u64, Vec<usize>)> {
     (1..7usize, any::<u64>(), proptest::collection::vec(any::<usize>(), 60..200))
 }
 
-/// Answers between two updates, the one with the update being the last of each.
-fn rounds(happened: &[Happened]) -> Vec<Vec<usize>> {
+/// Workers of the arrivals of each update. The last arrival of a round is the one that made the update.
+fn rounds(happened: &[Outcome]) -> Vec<Vec<usize>> {
     let mut rounds = vec![vec![]];
     for h in happened {
         rounds.last_mut().unwrap().push(h.worker);
@@ -91,6 +95,7 @@ fn rounds(happened: &[Happened]) -> Vec<Vec<usize>> {
     rounds
 }
 
+/// Whether no worker occurs twice.
 fn distinct(workers: &[usize]) -> bool {
     (0..workers.len()).all(|k| !workers[..k].contains(&workers[k]))
 }
@@ -99,10 +104,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_rule_hangs_or_steps_along_nothing((n, seed, choices) in schedules()) {
+    fn no_rule_hangs_or_updates_with_a_dropped_gradient((n, seed, choices) in schedules()) {
         for entry in RULES {
             for h in play(entry.name, n, seed, &choices) {
-                // What is dropped takes no step; what steps or is folded is finite.
+                // A dropped gradient makes no update, and the factors of an update are finite.
                 let dropped = h.decision.fold == Fold::Drop;
                 prop_assert!(!(dropped && h.decision.step.is_some()), "{}", entry.name);
                 if let Some(step) = h.decision.step {
@@ -113,9 +118,9 @@ proptest! {
     }
 
     #[test]
-    fn rules_without_stale_gradients_have_none((n, seed, choices) in schedules()) {
+    fn synchronous_rules_have_no_stale_gradients((n, seed, choices) in schedules()) {
         for entry in RULES {
-            let synchronous = Books::new(entry.name, n, seed).rule.needs().synchronous;
+            let synchronous = Schedule::new(entry.name, n, seed).rule.needs().synchronous;
             for h in play(entry.name, n, seed, &choices).iter().filter(|_| synchronous) {
                 prop_assert_eq!(h.staleness, 0, "{}", entry.name);
             }
@@ -123,7 +128,7 @@ proptest! {
     }
 
     #[test]
-    fn k_distinct_workers_contribute_to_ksync_and_kasync((n, seed, choices) in schedules(), k in 1..7usize) {
+    fn each_update_uses_k_gradients((n, seed, choices) in schedules(), k in 1..7usize) {
         let k = k.min(n);
         for rule in [format!("ksync:k={k}"), format!("kasync:k={k}"), format!("waiting:b={k}"), format!("ca2fl:b={k}")] {
             let happened = play(&rule, n, seed, &choices);
@@ -137,7 +142,7 @@ proptest! {
     }
 
     #[test]
-    fn with_k_equal_to_n_the_distinct_rules_are_synchronous_sgd((n, seed, choices) in schedules()) {
+    fn rules_with_k_equal_to_n_are_synchronous_sgd((n, seed, choices) in schedules()) {
         let sync: Vec<_> = play("sync", n, seed, &choices).iter().map(|h| (h.worker, h.t, h.staleness)).collect();
         for rule in [format!("ksync:k={n}"), format!("kasync:k={n}"), format!("dude:c={n}"), format!("ca2fl:b={n}")] {
             let other: Vec<_> = play(&rule, n, seed, &choices).iter().map(|h| (h.worker, h.t, h.staleness)).collect();
@@ -150,7 +155,7 @@ proptest! {
         for rule in ["shuffled", "shuffled:once", "rr", "rr:once"] {
             let mut sent: Vec<usize> = play(rule, n, seed, &choices).iter().flat_map(|h| h.sent.clone()).collect();
             if rule.starts_with("rr") {
-                sent.insert(0, Books::new(rule, n, seed).first[0]);
+                sent.insert(0, Schedule::new(rule, n, seed).first[0]);
             }
             prop_assert!(sent.chunks_exact(n).all(distinct), "{} {:?}", rule, sent);
             if rule.ends_with("once") {
@@ -160,7 +165,7 @@ proptest! {
     }
 
     #[test]
-    fn after_a_round_of_abs_no_running_job_is_too_stale((n, seed, choices) in schedules(), tau in 0..5u64, a in 1..30u32) {
+    fn abs_restarts_jobs_that_are_too_stale((n, seed, choices) in schedules(), tau in 0..5u64, a in 1..30u32) {
         let rule = format!("abs:k0=1,u=2,schedule=step,a={a},tau={tau}");
         let mut k = 0;
         for h in play(&rule, n, seed, &choices) {
@@ -177,7 +182,7 @@ proptest! {
     }
 
     #[test]
-    fn ringmaster_uses_no_gradient_that_is_r_late((n, seed, choices) in schedules(), r in 1..6u64) {
+    fn ringmaster_uses_no_gradient_of_staleness_r((n, seed, choices) in schedules(), r in 1..6u64) {
         for h in play(&format!("ringmaster:r={r},stops=true"), n, seed, &choices) {
             prop_assert!(h.decision.step.is_some() && h.running.iter().flatten().all(|v| h.t - v < r));
         }
@@ -187,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn a_round_of_ringleader_is_one_update_and_one_model_for_each((n, seed, choices) in schedules()) {
+    fn ringleader_round_has_one_update_per_worker((n, seed, choices) in schedules()) {
         let happened = play("ringleader", n, seed, &choices);
         prop_assert!(happened.iter().all(|h| h.staleness <= 2 * n as u64 - 2));
         let stepped: Vec<usize> = happened.iter().filter(|h| h.decision.step.is_some()).map(|h| h.worker).collect();
@@ -198,7 +203,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_that_count_are_young_in_aced((n, seed, choices) in schedules(), age in 0..9u64) {
+    fn aced_averages_only_rows_up_to_max_age((n, seed, choices) in schedules(), age in 0..9u64) {
         let mut rows = vec![None; n];
         let mut t = 0;
         for h in play(&format!("aced:max_age={age}"), n, seed, &choices) {
@@ -218,26 +223,26 @@ proptest! {
     }
 
     #[test]
-    fn jobs_are_shared_evenly_by_rules_that_draw((n, seed) in (2..7usize, any::<u64>())) {
+    fn random_rules_assign_jobs_evenly((n, seed) in (2..7usize, any::<u64>())) {
         let choices: Vec<usize> = (0..6000).map(|k| k * 31 % 977).collect();
         for rule in ["random", "random-waiting:b=2", "minibatch:b=3"] {
             let mut counts = vec![0f64; n];
             play(rule, n, seed, &choices).iter().flat_map(|h| h.sent.clone()).for_each(|i| counts[i] += 1.0);
             let each = counts.iter().sum::<f64>() / n as f64;
-            // Chi-square with n - 1 <= 5 degrees of freedom: 30 is exceeded once in some 70,000.
+            // Chi-square with n - 1 <= 5 degrees of freedom exceeds 30 about once in 70,000.
             let square = counts.iter().map(|c| (c - each).powi(2) / each).sum::<f64>();
             prop_assert!(square < 30.0, "{} {:?}", rule, counts);
         }
     }
 
     #[test]
-    fn workers_are_there_in_mifa_as_often_as_said((n, seed) in (4..9usize, any::<u64>())) {
+    fn mifa_workers_are_available_as_often_as_set((n, seed) in (4..9usize, any::<u64>())) {
         let choices: Vec<usize> = (0..8000).map(|k| k * 31 % 977).collect();
         let happened = play("mifa:available=0.7", n, seed, &choices);
         let rounds: Vec<_> = happened.iter().filter(|h| h.decision.step.is_some()).collect();
-        let there: usize = rounds.iter().map(|h| h.sent.len()).sum();
-        // Empty rounds are drawn again; with four workers or more that is less than one in a hundred.
-        let share = there as f64 / (rounds.len() * n) as f64;
+        let available: usize = rounds.iter().map(|h| h.sent.len()).sum();
+        // Empty rounds are drawn again. With four workers or more, these are less than one in a hundred.
+        let share = available as f64 / (rounds.len() * n) as f64;
         prop_assert!((share - 0.7).abs() < 0.04, "{}", share);
     }
 }

@@ -1,5 +1,6 @@
-//! Promise 22: whatever stands in a configuration, an event log, a checkpoint or a data file, it is read or refused, without a panic and
-//! without more memory than the file has. `STAGGER_FUZZ=100000 cargo test --release --test readers_never_panic` looks longer.
+//! Promise 22: any content of a configuration, an event log, a checkpoint or a data file is read or refused.
+//! Readers do not panic, and take no more memory than the file has.
+//! `STAGGER_FUZZ=100000 cargo test --release --test readers_never_panic` tries more cases.
 
 mod common;
 
@@ -10,11 +11,12 @@ use stagger_datasets::{cifar10, keyed, libsvm, mnist, quadratic};
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+/// Number of changed copies for each file.
 fn cases() -> u64 {
     std::env::var("STAGGER_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
 }
 
-/// Text that such files are made of, so that changes are often nearly right.
+/// Text that occurs in such files, so that changed files are often almost valid.
 const WORDS: [&[u8]; 19] = [
     b"0",
     b"-1",
@@ -37,7 +39,7 @@ const WORDS: [&[u8]; 19] = [
     b"\x01",
 ];
 
-/// A few changes to a file that could be read.
+/// Makes one to six random changes to a valid file.
 fn changed(bytes: &[u8], key: u64) -> Vec<u8> {
     let mut random = keyed([key, 0x66757a7a, 0, 0]);
     let mut bytes = bytes.to_vec();
@@ -57,12 +59,13 @@ fn changed(bytes: &[u8], key: u64) -> Vec<u8> {
     bytes
 }
 
-/// Feeds changed copies of `good` to `read`, as the file `name`.
+/// Writes changed copies of `good` to the file `name` and reads them with `read`, which returns whether the
+/// file was accepted.
 fn feed(name: &str, good: &[u8], read: impl Fn(&Path) -> bool + std::panic::RefUnwindSafe) {
     let folder = scratch("fuzz");
     let file = folder.join(name);
     std::fs::write(&file, good).unwrap();
-    assert!(read(&file), "{name}: what is right is read");
+    assert!(read(&file), "{name}: the valid file is refused");
     let mut refused = 0;
     for key in 0..cases() {
         let bytes = changed(good, key);
@@ -72,18 +75,18 @@ fn feed(name: &str, good: &[u8], read: impl Fn(&Path) -> bool + std::panic::RefU
             Err(_) => {
                 let kept = common::scratch("panic").file(name);
                 std::fs::write(&kept, &bytes).unwrap();
-                panic!("{name}: case {key} panics; it is kept in {}", kept.display());
+                panic!("{name}: case {key} panics; the file is kept in {}", kept.display());
             }
         }
     }
-    assert!(refused > 0, "{name}: some changes are refused");
+    assert!(refused > 0, "{name}: no changed file is refused");
 }
 
 #[test]
-fn data_files() {
+fn changed_data_files_do_not_panic() {
     feed("rows.txt", b"+1 1:0.5 3:1e-3 7:2\n-1 2:1 4:0.25\n+1 1:1\n-1 7:1\n", |file| libsvm::load(file).is_ok());
     feed("centres.csv", b"0,1.5\n3,-6e0\n-6,2\n", |file| quadratic::load(file).is_ok());
-    // The other readers look for files of their own names, whose sizes are fixed.
+    // The other readers look for files with fixed names and sizes.
     let idx: Vec<u8> = [2049u32, 10_000].iter().flat_map(|w| w.to_be_bytes()).chain([3; 10_000]).collect();
     let folder = scratch("sets");
     for key in 0..cases() {
@@ -95,7 +98,7 @@ fn data_files() {
 }
 
 #[test]
-fn configurations() {
+fn changed_configurations_do_not_panic() {
     let good = b"rule = \"dude:c=2\"\nworkers = 4\nlr = 0.05\nbatch = 32\ndelay = \"exp:1,2\"\npartition = \"dirichlet:0.1\"\nclip = 1.0\n";
     feed("config.toml", good, |file| {
         Options::layered(&Options::default(), Some(file), &[]).and_then(|options| options.resolve()).is_ok()
@@ -103,7 +106,7 @@ fn configurations() {
 }
 
 #[test]
-fn timelines() {
+fn changed_timelines_do_not_panic() {
     let good = b"work,worker,job,began,ended\ngradient,0,0,0.000000000,0.000125000\nupdate,0,0,0.000130000,0.000131000\ngradient,1,0,0.000010000,0.000140000\n";
     feed("device.csv", good, |file| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -112,7 +115,7 @@ fn timelines() {
 }
 
 #[test]
-fn logs_and_checkpoints() {
+fn changed_logs_and_checkpoints_do_not_panic() {
     let run = train("--rule dude --dataset clusters --workers 2 --clock virtual --backend cpu --updates 30 --batch 2");
     let log = std::fs::read(run.join("events.jsonl")).unwrap();
     feed("events.jsonl", &log, |file| match stagger::record::recorded(file, u64::MAX, 2) {
@@ -126,7 +129,8 @@ fn logs_and_checkpoints() {
     assert!(newest(&run));
     let mut refused = 0;
     for key in 0..cases() {
-        // The checksum guards the state, so it is made to fit the damage.
+        // A wrong checksum would hide the damage from the reader, so the manifest gets the checksum of the
+        // damaged state.
         let (bytes, named) = if key % 2 == 0 {
             (state.clone(), changed(&manifest, key))
         } else {
@@ -143,12 +147,12 @@ fn logs_and_checkpoints() {
         }));
         refused += found.unwrap_or_else(|_| panic!("case {key} panics")).is_err() as u64;
     }
-    assert!(refused > 0);
+    assert!(refused > 0, "no changed checkpoint is refused");
 }
 
-/// Of a figure on a logarithmic axis nothing is left where all is zero.
+/// A logarithmic axis cannot show a gradient norm that is always zero.
 #[test]
-fn a_gradient_that_is_zero_from_the_beginning() {
+fn report_of_a_zero_gradient_is_written() {
     let file = common::centres_at("1\n-1\n");
     let run = train(&format!(
         "--rule sync --dataset quadratic:{} --init const:0 --clock virtual --backend cpu --updates 9 --eval-every 1",
@@ -159,9 +163,9 @@ fn a_gradient_that_is_zero_from_the_beginning() {
     stagger::report::report(&stagger::report::ReportOptions { folders, out: page, figures, target: None }).unwrap();
 }
 
-/// A report on a folder that somebody else has made.
+/// Reports on run folders with changed files.
 #[test]
-fn reports() {
+fn reports_on_changed_run_folders_do_not_panic() {
     let run = train(
         "--rule asgd --dataset clusters --workers 3 --partition dirichlet:0.3 --clock virtual --backend cpu --updates 30 --batch 2 --eval-every 10",
     );
@@ -179,7 +183,7 @@ fn reports() {
         for key in 0..cases() {
             let bytes = changed(&good, key);
             std::fs::write(run.join(name), &bytes).unwrap();
-            // Painting takes longer.
+            // Writing the figures takes longer.
             let figures = Some(&figures).filter(|_| key % 30 == 0);
             match catch_unwind(std::panic::AssertUnwindSafe(|| reported(figures))) {
                 Ok(result) => refused += result.is_err() as u64,
@@ -187,9 +191,9 @@ fn reports() {
             }
         }
         std::fs::write(run.join(name), &good).unwrap();
-        assert!(refused > 0 || name == "partition.csv", "{name}: some changes are refused");
+        assert!(refused > 0 || name == "partition.csv", "{name}: no changed file is refused");
     }
-    // Numbers that would ask for more memory than there is, and text that a browser would execute.
+    // Numbers that would take more memory than the machine has, and text that a browser would execute.
     let with = |name: &str, from: &str, to: &str| {
         let good = std::fs::read_to_string(run.join(name)).unwrap();
         assert!(good.contains(from), "{name} has no {from}");
@@ -200,7 +204,7 @@ fn reports() {
     };
     let refused = with("summary.json", "\"workers\": 3", "\"workers\": 1000000000000000").unwrap_err();
     assert!(refused.contains("summary.json") && refused.contains("workers"), "{refused}");
-    // Numbers between which an axis would look for marks for ever: they are refused, or not shown.
+    // Numbers for which an axis would search for marks without end are refused, or not shown.
     let log = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
     let time = log.split("\"time\":").nth(1).unwrap().split(',').next().unwrap();
     assert!(with("events.jsonl", &format!("\"time\":{time}"), "\"time\":1.7e308").unwrap_err().contains("time"));
@@ -219,7 +223,7 @@ fn reports() {
         let kept = run.join("kept");
         std::fs::rename(run.join(name), &kept).unwrap();
         std::os::unix::fs::symlink("/dev/zero", run.join(name)).unwrap();
-        assert!(report().is_err(), "{name} without an end");
+        assert!(report().is_err(), "{name} without an end is accepted");
         std::fs::rename(&kept, run.join(name)).unwrap();
     }
     for (from, to) in [("\"t\":1", "\"t\":1000000000000000"), ("\"staleness\":0", "\"staleness\":1000000000000000")] {
@@ -231,6 +235,6 @@ fn reports() {
     {
         with(name, from, &format!("{}<script>alert(1)</script>", from)).unwrap();
         let html = std::fs::read_to_string(&page).unwrap();
-        assert!(!html.contains("<script"), "{name} is executed");
+        assert!(!html.contains("<script"), "text of {name} becomes a script");
     }
 }

@@ -1,4 +1,4 @@
-//! Tests on the real sets, in the folder that `STAGGER_DATA` names; without it they are skipped.
+//! Tests on the real data sets in the folder `STAGGER_DATA`. Without that variable they are skipped.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn reads_cifar10() {
     }
     let mean = set.train.pixels.iter().map(|&p| p as f64).sum::<f64>() / set.train.pixels.len() as f64 / 255.0;
     let stated = set.mean.iter().map(|&m| m as f64).sum::<f64>() / 3.0;
-    assert!((mean - stated).abs() < 1e-3, "{mean} {stated}");
+    assert!((mean - stated).abs() < 1e-3, "the mean is {mean} instead of {stated}");
 }
 
 fn learns_cifar10() {
@@ -49,7 +49,7 @@ fn agrees_on_libsvm() {
             for (row, expected) in found.iter().zip(&expected) {
                 assert!(
                     (row[3] - expected).abs() < 1e-3 * expected,
-                    "{name} {rule} update {}: {} {expected}",
+                    "{name} {rule} update {}: norm {} instead of {expected}",
                     row[0],
                     row[3]
                 );
@@ -58,9 +58,10 @@ fn agrees_on_libsvm() {
     }
 }
 
-/// Fig. 1 of AsGrad (Islamov et al., 2024): with full local gradients and speeds 1 to 10 pure ASGD stalls, random assignment
-/// goes about an order of magnitude lower, shuffled lowest. The floor is the mean norm over the last fifth of 5,000 updates.
-fn floors_of_asgrad() {
+/// Fig. 1 of AsGrad (Islamov et al., 2024), with full local gradients and job times of 1 to 10 s: pure ASGD
+/// stalls at the largest gradient norm, random assignment about an order of magnitude lower, shuffled lowest.
+/// The floor is the mean norm over the last fifth of 5,000 updates.
+fn floors_are_ordered_as_in_asgrad() {
     for name in ["w7a.txt", "phishing.txt"] {
         let file = data().join("libsvm").join(name);
         let floor = |rule: &str| {
@@ -74,12 +75,15 @@ fn floors_of_asgrad() {
         };
         let [pure, random, shuffled] = ["asgd", "random", "shuffled"].map(floor);
         println!("{name}: pure {pure:.2e}, random {random:.2e}, shuffled {shuffled:.2e}");
-        assert!(pure > 5.0 * random && random > 3.0 * shuffled, "{name}: {pure} {random} {shuffled}");
+        assert!(
+            pure > 5.0 * random && random > 3.0 * shuffled,
+            "{name}: floors of pure {pure}, random {random}, shuffled {shuffled}"
+        );
     }
 }
 
-/// The recipe gives the paper's order, and its floors (read off its plots) within a factor of two.
-fn recipe_of_asgrad() {
+/// The recipe gives the paper's floors (read from its plots) within a factor of two.
+fn recipe_gives_the_floors_of_asgrad() {
     let out = common::scratch("recipe");
     let folder = data();
     let args =
@@ -99,23 +103,23 @@ fn recipe_of_asgrad() {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let there = std::env::var_os("STAGGER_DATA").is_some();
-    let without = if there { "" } else { " (SKIPPED: STAGGER_DATA is not set)" };
+    let available = std::env::var_os("STAGGER_DATA").is_some();
+    let suffix = if available { "" } else { " (SKIPPED: STAGGER_DATA is not set)" };
     let tests: [(&str, fn()); 5] = [
-        ("CIFAR-10 is read whole", reads_cifar10),
-        ("CIFAR-10 is learned, twice to the same bytes", learns_cifar10),
+        ("CIFAR-10 is read completely", reads_cifar10),
+        ("a run on CIFAR-10 learns, and repeats its bytes", learns_cifar10),
         ("w7a and phishing equal a float64 simulation", agrees_on_libsvm),
-        ("pure ASGD stalls, random goes lower, shuffled lowest", floors_of_asgrad),
-        ("recipe asgrad-fig1 gives the paper's floors within a factor of two", recipe_of_asgrad),
+        ("pure ASGD has the highest floor, random a lower one, shuffled the lowest", floors_are_ordered_as_in_asgrad),
+        ("recipe asgrad-fig1 gives the paper's floors within a factor of two", recipe_gives_the_floors_of_asgrad),
     ];
     let trials = tests
         .into_iter()
         .map(|(name, test)| {
-            Trial::test(format!("{name}{without}"), move || {
+            Trial::test(format!("{name}{suffix}"), move || {
                 test();
                 Ok(())
             })
-            .with_ignored_flag(!there)
+            .with_ignored_flag(!available)
         })
         .collect();
     libtest_mimic::run(&arguments, trials).exit();

@@ -1,4 +1,5 @@
-//! Promises 13 and 14: a run that is stopped and goes on is the run that was never stopped, to the last bit; and it goes on as nothing else.
+//! Promises 13 and 14: a run that is stopped and resumed equals a run that was never stopped, bit by bit. A
+//! run cannot be resumed with other settings.
 
 mod common;
 
@@ -6,7 +7,7 @@ use common::{centres, has_wgpu, scratch, stagger, train};
 use stagger::rule::RULES;
 use std::path::{Path, PathBuf};
 
-/// Goes on; gives the standard output.
+/// Resumes a run. Returns the standard output.
 fn resume(folder: &Path, flags: &str) -> String {
     let mut args = vec!["train", "--resume", folder.to_str().unwrap()];
     args.extend(flags.split_whitespace());
@@ -22,8 +23,8 @@ fn same(a: &Path, b: &Path, what: &str) {
     }
 }
 
-/// A run to `updates[2]`, beside one that ended at `updates[0]` and went on twice.
-fn goes_on(flags: &str, updates: [u64; 3], what: &str) {
+/// Compares a run of `updates[2]` updates with one that stops at `updates[0]` and is resumed twice.
+fn check_resumed(flags: &str, updates: [u64; 3], what: &str) {
     let to = |n: u64| format!("{flags} --clock virtual --updates {n}");
     let (whole, parts) = (train(&to(updates[2])), train(&to(updates[0])));
     for n in &updates[1..] {
@@ -33,7 +34,7 @@ fn goes_on(flags: &str, updates: [u64; 3], what: &str) {
 }
 
 #[test]
-fn every_rule_goes_on_where_it_was() {
+fn resumed_run_of_every_rule_has_identical_bytes() {
     let file = centres();
     for entry in RULES.iter().filter(|entry| entry.name != "hogwild") {
         let keys = match entry.name {
@@ -47,12 +48,12 @@ fn every_rule_goes_on_where_it_was() {
             entry.name,
             file.display()
         );
-        goes_on(&flags, [17, 29, 40], entry.name);
+        check_resumed(&flags, [17, 29, 40], entry.name);
     }
 }
 
 #[test]
-fn what_lies_beside_the_rule_goes_on_too() {
+fn resumed_run_with_momentum_or_options_has_identical_bytes() {
     let base = "--dataset clusters --workers 4 --partition dirichlet:0.5 --delay exp:1,2,3,4 --backend cpu --seed 3 --eval-every 20";
     for flags in [
         "--rule dude --momentum 0.9",
@@ -62,31 +63,31 @@ fn what_lies_beside_the_rule_goes_on_too() {
         "--rule adasync",
         "--rule dcasgd --step stacked",
     ] {
-        goes_on(&format!("{base} {flags}"), [33, 70, 100], flags);
+        check_resumed(&format!("{base} {flags}"), [33, 70, 100], flags);
     }
 }
 
 #[test]
-fn on_wgpu_too() {
+fn resumed_run_on_wgpu_has_identical_bytes() {
     if !has_wgpu() {
         return println!("skipped: no adapter for WGPU");
     }
     let flags = "--rule dude --dataset clusters --model mlp --workers 3 --delay exp:1,2,3 --backend wgpu --seed 3 --eval-every 10";
-    goes_on(flags, [12, 20, 30], flags);
+    check_resumed(flags, [12, 20, 30], flags);
 }
 
 #[test]
-fn a_checkpoint_in_the_middle_is_as_good_as_one_at_the_end() {
+fn run_resumed_from_an_earlier_checkpoint_has_identical_bytes() {
     let flags = "--rule abs --dataset clusters --workers 4 --delay exp:1,2,3,4 --clock virtual --backend cpu --updates 100 --eval-every 25";
     let (whole, saved) = (train(flags), train(&format!("{flags} --checkpoint-every 40 --keep-checkpoints 9")));
-    same(&whole, &saved, "saving changes nothing");
+    same(&whole, &saved, "with checkpoints");
     let folders = || -> Vec<PathBuf> {
         let mut all: Vec<_> =
             std::fs::read_dir(saved.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
         all.sort();
         all
     };
-    // At 40 and 80, and at the end.
+    // Checkpoints at updates 40 and 80, and at the end.
     assert_eq!(folders().len(), 3);
     std::fs::remove_dir_all(folders().pop().unwrap()).unwrap();
     let output = resume(&saved, "");
@@ -95,7 +96,7 @@ fn a_checkpoint_in_the_middle_is_as_good_as_one_at_the_end() {
 }
 
 #[test]
-fn a_wall_run_goes_on_from_its_time() {
+fn resumed_wall_run_continues_its_time_and_numbers() {
     let folder = train("--rule asgd --dataset clusters --workers 2 --backend cpu --updates 200");
     let output = resume(&folder, "--updates 400");
     assert!(output.contains("resumed    at update 200"), "{output}");
@@ -105,7 +106,7 @@ fn a_wall_run_goes_on_from_its_time() {
 }
 
 #[test]
-fn it_goes_on_as_nothing_else() {
+fn resuming_with_other_settings_is_refused() {
     let folder = train("--rule dude --dataset clusters --workers 2 --clock virtual --backend cpu --updates 20");
     let before = std::fs::read(folder.join("events.jsonl")).unwrap();
     let refused = |flags: &str, parts: &[&str]| {
@@ -121,7 +122,7 @@ fn it_goes_on_as_nothing_else() {
     refused("--lr 0.5", &["--lr"]);
     refused("--backend wgpu", &["--backend", "--resume-anyway"]);
     refused("--out elsewhere", &["--out"]);
-    // Another version, another form, a checkpoint of something else.
+    // A checkpoint of another version, rule, number of workers, state or format.
     let manifest =
         std::fs::read_dir(folder.join("checkpoints")).unwrap().next().unwrap().unwrap().path().join("manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
@@ -140,7 +141,7 @@ fn it_goes_on_as_nothing_else() {
     with("\"format\": 1", "\"format\": 7");
     refused("--updates 30", &["no checkpoint"]);
     std::fs::write(&manifest, &text).unwrap();
-    assert_eq!(std::fs::read(folder.join("events.jsonl")).unwrap(), before, "a refusal changes nothing");
+    assert_eq!(std::fs::read(folder.join("events.jsonl")).unwrap(), before, "a refused run changed its log");
     let other = scratch("empty");
     let output = stagger(&["train", "--resume", other.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));

@@ -1,4 +1,4 @@
-//! The battery: every rule goes through every test here by one row of `ROWS`.
+//! Every rule runs through all tests in this file. A rule needs a row in `ROWS` and one in `LIMITS`.
 
 mod common;
 
@@ -8,7 +8,7 @@ use libtest_mimic::{Arguments, Trial};
 use stagger::record::Effect;
 use std::path::Path;
 
-/// Every rule with all its parameters (for four workers), and its form for one worker where that is plain SGD.
+/// Every rule with all its parameters, for four workers; and its form for one worker, if that form is plain SGD.
 const ROWS: &[(&str, Option<&str>)] = &[
     ("sync", Some("sync")),
     ("asgd", Some("asgd")),
@@ -26,7 +26,8 @@ const ROWS: &[(&str, Option<&str>)] = &[
     ("delay-adaptive:form=koloskova,tau_c=1,smoothness=1.5", Some("delay-adaptive:form=koloskova,smoothness=1")),
     ("dude:c=1,init=barrier", Some("dude")),
     ("dude:c=3,init=barrier", Some("dude:c=1")),
-    // With `keep-busy` the first answer only fills the table (as its source has it): one gradient more than SGD.
+    // With `keep-busy` the first reply only fills the table, as in the source of the rule: it takes one
+    // gradient more than SGD.
     ("dude:c=1,init=keep-busy", None),
     ("dude:c=2,init=zero", Some("dude:init=zero")),
     ("mifa:available=0.5", Some("mifa")),
@@ -65,10 +66,10 @@ const ROWS: &[(&str, Option<&str>)] = &[
     ("fadas:b=3,q=1,tau_c=1", None),
     ("fadas:b=2,q=2,local_lr=0.5,tau_c=2", None),
     ("dcasgd:lambda=0.04,adaptive=false", Some("dcasgd")),
-    // (With the default λ_0 = 2 this problem diverges at this rate.)
+    // With the default λ_0 = 2 this problem diverges at this rate.
     ("dcasgd:lambda=0.2,adaptive=true,m=0.95", Some("dcasgd:adaptive")),
     ("localsgd:u=3", Some("localsgd:u=1")),
-    // Centre and model trail each other even if there is but one worker.
+    // The centre and the model of the worker differ even with one worker.
     ("easgd:period=3,alpha=0.2", None),
     ("diloco:h=3,outer_lr=0.7,momentum=0.9,inner=sgd", Some("diloco:h=1,outer_lr=1,momentum=0,inner=sgd")),
     ("diloco:h=4,outer_lr=0.7,momentum=0.9,inner=adamw,decay=0.1", None),
@@ -79,7 +80,8 @@ const ROWS: &[(&str, Option<&str>)] = &[
     ("adpsgd:graph=ring", Some("adpsgd:graph=ring")),
 ];
 
-/// Time and x of the first updates on the quadratic with centres 0, 3, -6, speeds 1, 2, 3, x_0 = 2 and learning rate 0.1.
+/// Time and x of the first updates on the quadratic with centres 0, 3, -6, speeds 1, 2, 3, x_0 = 2 and
+/// learning rate 0.1.
 const GOLDEN: &[(&str, &str)] = &[
     ("sync", SYNC),
     ("asgd", PURE),
@@ -125,8 +127,9 @@ const SYNC: &str = "3:1.7 6:1.43 9:1.187 12:0.9683 15:0.77147 18:0.594323";
 const DUDE: &str = "3:1.7 4:1.41 5:1.129667 5:0.859333 6:0.598344 6:0.347356";
 const KASYNC: &str = "2:1.95 3:1.4525 4:1.432375 6:1.439137 7:0.994556 8:1.022871";
 
-/// Where a rule ends on that quadratic with learning rate 0.01, within what, and its seconds per update. The true minimiser is
-/// -1; the frequency-weighted mean of the centres is -3/11. Every rule has a row, and its entry says whether it is biased.
+/// Rule, its limit on that quadratic with learning rate 0.01, the tolerance, and the seconds per update (NaN:
+/// not checked). The minimiser is -1; the mean of the centres weighted by frequency is -3/11. Every rule has
+/// a row, and its entry in `RULES` says whether it is biased.
 const LIMITS: &[(&str, f64, f64, f64)] = &[
     ("sync", -1.0, 1e-3, 3.0),
     ("asgd", -0.2727, 1e-2, 0.5454),
@@ -151,7 +154,7 @@ const LIMITS: &[(&str, f64, f64, f64)] = &[
     ("aced:max_age=4", 0.9473, 2e-2, f64::NAN),
     ("rescaled", -0.9973, 1e-2, 0.5454),
     ("rescaled:speeds=estimated", -0.9973, 1e-2, 0.5454),
-    // Momentum does not undo what a rule's factors are for.
+    // The factors of the rule remove the bias with momentum too.
     ("rescaled --momentum 0.5", -1.0, 3e-2, 0.5454),
     ("ksync:k=2", 1.5, 1e-2, 2.0),
     ("kbatchsync:k=3", 1.0, 1e-2, 2.0),
@@ -177,10 +180,12 @@ const LIMITS: &[(&str, f64, f64, f64)] = &[
     ("adpsgd", -0.2747, 2e-2, 0.5454),
 ];
 
+/// Flags of a run on random vectors.
 const MLP: &str = "--dataset clusters --model mlp --batch 4 --backend cpu --eval-every 0 --seed 3";
-/// Drawing the images takes ten times as long as these runs.
+/// Flags of a run on random images. Generating the images takes ten times as long as the run.
 const MLP_ON_IMAGES: &str = "--dataset synthetic --model mlp --batch 4 --backend cpu --eval-every 0 --seed 3";
 
+/// Compares the first updates with a golden trace.
 fn trace(rule: &str, golden: &str, backend: &str) {
     let file = centres();
     let folder = train(&format!(
@@ -196,25 +201,29 @@ fn trace(rule: &str, golden: &str, backend: &str) {
     for ([_, time, _, norm], (t, x)) in found.iter().zip(&golden) {
         // The minimiser is -1, so the gradient's norm is |x + 1|.
         assert_eq!(time, t);
-        assert!((norm - (x + 1.0)).abs() < 1e-5, "{norm} {x}");
+        assert!((norm - (x + 1.0)).abs() < 1e-5, "norm {norm}, expected x = {x}");
     }
     assert!((weights(&folder)[0] as f64 - golden[5].1).abs() < 1e-5);
 }
 
-/// Four workers of speeds 1, 1.7, 2.9, 4.3 on quadratics in five dimensions (an odd size), against the float64 reference.
+/// Seconds per job of each worker in the comparison with the float64 reference.
 const SPEEDS: [f64; 4] = [1.0, 1.7, 2.9, 4.3];
 
+/// Centre of worker i's quadratic in five dimensions, which is an odd size.
 fn centre(i: usize) -> Vec<f64> {
     (0..5).map(|k| ((i * 7 + k * 3) % 11) as f64 - 4.5).collect()
 }
 
+/// A file with the centres of n workers.
 fn five_dimensions(n: usize) -> Scratch {
     let line = |i| centre(i).iter().map(f64::to_string).collect::<Vec<_>>().join(",") + "\n";
     centres_at(&(0..n).map(line).collect::<String>())
 }
 
+/// Compares time, gradient norm and weights with the float64 reference. `set` gives the scenario the options
+/// in `extra`.
 fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&mut Scenario)) {
-    // The log does not name AD-PSGD's neighbours; of two workers each has but one.
+    // The log does not name the neighbours of AD-PSGD. Of two workers each has only one.
     let n = if rule.starts_with("adpsgd") { 2 } else { SPEEDS.len() };
     let updates = 60;
     let file = five_dimensions(n);
@@ -243,9 +252,10 @@ fn against_reference(rule: &str, backend: &str, extra: &str, set: impl FnOnce(&m
     }
 }
 
-/// Long enough that sums which are kept by increments are derived from their tables anew, twice: the weights still follow the
-/// reference, which averages its table at every update. (The rate is small, so that they are still on their way.)
-fn is_derived_anew(rule: &str, backend: &str) {
+/// A run in which incremental sums are recomputed from their tables twice. The weights still follow the
+/// reference, which averages its table at every update. The rate is small, so that the weights are still
+/// moving at the end.
+fn recomputed_sums(rule: &str, backend: &str) {
     let n = if rule.starts_with("adpsgd") { 2 } else { SPEEDS.len() };
     let file = five_dimensions(n);
     let folder = train(&format!(
@@ -256,7 +266,7 @@ fn is_derived_anew(rule: &str, backend: &str) {
     let scenario = Scenario::new(SPEEDS[..n].to_vec(), &gradient, vec![2.0; 5], 0.0002, 9000, &[]);
     let expected = &simulate(rule, &scenario)[8999].1;
     for (found, x) in weights(&folder).iter().zip(expected) {
-        // 9,000 roundings of x itself come to some 1e-5.
+        // 9,000 roundings of x add up to about 1e-5.
         assert!((*found as f64 - x).abs() < 1e-4 * (1.0 + x.abs()), "{rule}: {found} instead of {x}");
     }
 }
@@ -278,6 +288,7 @@ fn same_bytes(a: &Path, b: &Path) {
     }
 }
 
+/// Two runs with the same flags have the same bytes.
 fn repeats(data: &str, rule: &str, workers: usize) {
     let flags = format!(
         "{data} --rule {rule} --workers {workers} --partition dirichlet:1 --delay exp:1,3 --clock virtual --updates 24"
@@ -285,6 +296,7 @@ fn repeats(data: &str, rule: &str, workers: usize) {
     same_bytes(&train(&flags), &train(&flags));
 }
 
+/// A replay of a wall run's log has the same bytes.
 fn wall_then_replay(rule: &str) {
     let flags = format!("{MLP} --rule {rule} --workers 4 --delay fixed:1,2 --time-scale 0.002 --updates 24");
     let wall = train(&format!("{flags} --clock wall"));
@@ -292,7 +304,8 @@ fn wall_then_replay(rule: &str) {
     same_bytes(&wall, &train(&format!("{flags} --clock replay:{}", log.display())));
 }
 
-fn books(rule: &str) {
+/// Checks the counts of the summary and the numbers of the log against each other.
+fn counts(rule: &str) {
     let folder = train(&format!("{MLP} --rule {rule} --workers 5 --delay pareto:0.1,1.5 --clock virtual --updates 25"));
     let (events, summary) = (events(&folder), summary(&folder));
     let count = |effect: Effect| events.iter().filter(|e| e.effect == effect).count() as u64;
@@ -307,7 +320,7 @@ fn books(rule: &str) {
     }
 }
 
-/// The mean of x over one common period of the speeds (6 s), a good while after the start.
+/// Checks the mean of x over one common period of the speeds (6 s), long after the start.
 fn limit(rule: &str, expected: f64, within: f64, seconds: f64) {
     let file = centres();
     let run = |updates: usize| {
@@ -318,18 +331,23 @@ fn limit(rule: &str, expected: f64, within: f64, seconds: f64) {
     };
     let name = rule.split([':', ' ']).next().unwrap();
     let entry = stagger::rule::RULES.iter().find(|e| e.name == name).unwrap();
-    assert_eq!(entry.cost.biased, (expected + 1.0).abs() > 0.1, "{name} says otherwise of itself");
-    // Eleven arrivals a period divide evenly into the updates of most rules; 2640 is a multiple of 2, 3, 4, 6 and 11.
+    assert_eq!(entry.cost.biased, (expected + 1.0).abs() > 0.1, "the entry of {name} is wrong about its bias");
+    // A period has eleven arrivals, which divide evenly into the updates of most rules. 2640 is a multiple of
+    // 2, 3, 4, 6 and 11.
     let folders: Vec<_> = (2640..2651).map(run).collect();
     let x = folders.iter().map(|f| weights(f)[0] as f64).sum::<f64>() / folders.len() as f64;
     assert!((x - expected).abs() < within, "{rule} ends at {x} instead of {expected}");
     let summary = summary(&folders[0]);
-    let took = summary["time"].as_f64().unwrap() / summary["updates"].as_f64().unwrap();
-    assert!(seconds.is_nan() || (took - seconds).abs() < 0.01, "{rule} takes {took} s an update instead of {seconds}");
+    let found = summary["time"].as_f64().unwrap() / summary["updates"].as_f64().unwrap();
+    assert!(
+        seconds.is_nan() || (found - seconds).abs() < 0.01,
+        "{rule} takes {found} s per update instead of {seconds}"
+    );
 }
 
-/// Hogwild's order is the hardware's; its noise is not: with a small step it comes near the minimum of alike objectives.
-fn hogwild_trains() {
+/// The hardware decides the order of Hogwild's updates. With a small step and equal objectives, the weights
+/// still come near the minimum.
+fn hogwild_converges() {
     let file = centres_at("3,1\n3,1\n3,1\n");
     let folder = train(&format!(
         "--rule hogwild --dataset quadratic:{} --lr 0.05 --updates 2000 --backend cpu --eval-every 0",
@@ -352,15 +370,15 @@ fn main() {
             .with_ignored_flag(skip),
         );
     };
-    let without = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
-    let skip = !without.is_empty();
+    let suffix = if common::has_wgpu() { "" } else { " (SKIPPED: no WGPU adapter)" };
+    let skip = !suffix.is_empty();
     for &(rule, golden) in GOLDEN {
         add(format!("{rule}: golden trace on cpu"), false, Box::new(move || trace(rule, golden, "cpu")));
-        add(format!("{rule}: golden trace on wgpu{without}"), skip, Box::new(move || trace(rule, golden, "wgpu")));
+        add(format!("{rule}: golden trace on wgpu{suffix}"), skip, Box::new(move || trace(rule, golden, "wgpu")));
     }
     for &(rule, expected, within, seconds) in LIMITS {
         add(
-            format!("{rule}: where it ends under unequal speeds and data"),
+            format!("{rule}: limit under unequal speeds and data"),
             false,
             Box::new(move || limit(rule, expected, within, seconds)),
         );
@@ -368,7 +386,7 @@ fn main() {
     for &(rule, one) in ROWS {
         add(format!("{rule}: float64 on cpu"), false, Box::new(move || against_reference(rule, "cpu", "", |_| {})));
         add(
-            format!("{rule}: float64 on wgpu{without}"),
+            format!("{rule}: float64 on wgpu{suffix}"),
             skip,
             Box::new(move || against_reference(rule, "wgpu", "", |_| {})),
         );
@@ -385,13 +403,13 @@ fn main() {
         let alone = one.unwrap_or(rule);
         add(format!("{rule}: the same bytes twice, 1 worker"), false, Box::new(move || repeats(MLP, alone, 1)));
         add(format!("{rule}: a wall run replays to the same weights"), false, Box::new(move || wall_then_replay(rule)));
-        add(format!("{rule}: arrivals are applied or dropped"), false, Box::new(move || books(rule)));
+        add(format!("{rule}: arrivals are applied or dropped"), false, Box::new(move || counts(rule)));
     }
     for rule in ["dude:c=1,init=barrier", "ca2fl:b=2", "aced:max_age=4", "adpsgd"] {
-        add(format!("{rule}: derived anew on cpu"), false, Box::new(move || is_derived_anew(rule, "cpu")));
-        add(format!("{rule}: derived anew on wgpu{without}"), skip, Box::new(move || is_derived_anew(rule, "wgpu")));
+        add(format!("{rule}: recomputed sums on cpu"), false, Box::new(move || recomputed_sums(rule, "cpu")));
+        add(format!("{rule}: recomputed sums on wgpu{suffix}"), skip, Box::new(move || recomputed_sums(rule, "wgpu")));
     }
-    // What combines with the rules, on each kind of fold.
+    // Momentum, weight decay, clipping and a schedule, with each kind of fold.
     for rule in [
         "asgd",
         "sync",
@@ -408,7 +426,7 @@ fn main() {
         for backend in ["cpu", "wgpu"] {
             let every = if rule == "sync" { 1 } else { 4 };
             add(
-                format!("{rule}: momentum, weight decay, clipping and a schedule in float64 on {backend}{without}"),
+                format!("{rule}: momentum, weight decay, clipping and a schedule in float64 on {backend}{suffix}"),
                 backend == "wgpu" && skip,
                 Box::new(move || {
                     let flags = "--momentum 0.5 --weight-decay 0.03 --clip 3 --schedule inverse-sqrt:20";
@@ -433,9 +451,9 @@ fn main() {
         );
     }
     add("hogwild: one worker is SGD".into(), false, Box::new(|| one_worker_is_sgd("hogwild", "wall")));
-    add("hogwild: it trains".into(), false, Box::new(hogwild_trains));
+    add("hogwild: converges".into(), false, Box::new(hogwild_converges));
     add(
-        "every rule has a row".into(),
+        "every rule has a row and a limit".into(),
         false,
         Box::new(|| {
             let named = |rule: &str| rule.split(':').next().unwrap().to_string();

@@ -1,9 +1,10 @@
-"""One SGD step of stagger's `cnn` and `resnet18` in eager PyTorch on the CPU or on CUDA: the peer of `stagger bench model`.
+"""Measure one SGD step of stagger's `cnn` or `resnet18` in PyTorch, on the CPU or on CUDA, to compare with `stagger bench model`.
 
     pip install torch
-    python pytorch_step.py --model cnn --batch 32 --threads 1 [--device cuda] [--compile] [--channels-last] [--seconds 5]
+    python3 pytorch_step.py --model cnn --batch 32 --threads 1 [--device cuda] [--compile] [--channels-last] [--seconds 5]
 
-Prints one JSON line: steps/s and samples/s (median over blocks), forward and backward apart.
+Prints one line of JSON: steps/s and samples/s (medians over blocks of steps), and the medians of the forward and of the backward pass in ms. On
+CUDA the last two are the times until the calls return, because the device runs asynchronously.
 """
 import argparse
 import json

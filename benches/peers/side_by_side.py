@@ -1,12 +1,12 @@
-"""stagger's step beside PyTorch's on this machine's CPU, in turn, in one run: the best of a few rounds of each.
+"""Compare a step of stagger with a step of PyTorch on this machine's CPU. Both are measured in turn; the best of a few rounds counts.
 
     cargo build --release
-    python benches/peers/side_by_side.py [--rounds 3] [--seconds 4] [--models cnn,resnet18] [--batches 32,128]
+    python3 benches/peers/side_by_side.py [--rounds 3] [--seconds 4] [--models cnn,resnet18] [--batches 32,128]
 
-PyTorch is installed by pip into a virtual environment (STAGGER_TORCH_VENV, default ~/.cache/stagger/torch) unless it is there.
-Same network, batch and number of threads on both sides; PyTorch's step is forward, backward and its own SGD, stagger's
-also draws its batch from the training set. The last rows are two workers of one thread each against two PyTorch processes:
-samples of a whole run by its time, not the median step.
+If PyTorch is missing, pip installs it into a virtual environment (STAGGER_TORCH_VENV, default ~/.cache/stagger/torch).
+Both sides use the same network, batch size and number of threads. PyTorch's step is forward, backward and its own SGD.
+stagger's step also draws its batch from the training set. The last row of each model compares two workers with two PyTorch
+processes, of one thread each. There the figure is the number of samples of the whole run per second, not the median step.
 """
 import argparse
 import json
@@ -23,20 +23,20 @@ STAGGER = HERE.parent.parent / "target" / "release" / "stagger"
 def torch_python():
     home = pathlib.Path(os.environ.get("STAGGER_TORCH_VENV", pathlib.Path.home() / ".cache/stagger/torch"))
     python = home / "bin" / "python"
-    # Asked of PyTorch itself: an installation that was cut off leaves an environment without it.
+    # Import PyTorch: an interrupted installation leaves an environment without it.
     if not python.exists() or subprocess.run([str(python), "-c", "import torch, numpy"], stderr=subprocess.DEVNULL).returncode:
         try:
             subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
             subprocess.run([str(python), "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
         except subprocess.CalledProcessError:
-            sys.exit(f"PyTorch could not be installed into {home}: install it there by hand, or name an environment that has it in STAGGER_TORCH_VENV")
+            sys.exit(f"PyTorch could not be installed into {home}: install it there by hand, or set STAGGER_TORCH_VENV to an environment that has it")
     return str(python)
 
 
 def torch(python, model, batch, threads, seconds, processes=1):
     command = [python, str(HERE / "pytorch_step.py"), "--model", model, "--batch", str(batch), "--threads", str(threads), "--seconds", str(seconds)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(processes)]
-    # One step: the median. Two processes: what both got done in all, as for two workers.
+    # One process: the median step. Two processes: the total throughput, as for two workers.
     field = "samples_per_second" if processes == 1 else "mean_samples_per_second"
     total = 0.0
     for process in running:
@@ -52,7 +52,7 @@ def stagger(subject, model, batch, threads, seconds, workers=None):
         command = [str(STAGGER), "bench", subject, "--backend", "cpu", "--model", model, "--batch", str(batch),
                    "--threads-per-worker", str(threads), "--seconds", str(seconds), "--out", out]
         if workers:
-            # The rounds are this script's.
+            # This script makes the rounds.
             command += ["--workers", str(workers), "--rounds", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -69,7 +69,7 @@ def main():
     args.add_argument("--batches", default="32,128")
     args = args.parse_args()
     if not STAGGER.exists():
-        sys.exit(f"there is no {STAGGER.relative_to(HERE.parent.parent)} yet: run `cargo build --release` first")
+        sys.exit(f"{STAGGER.relative_to(HERE.parent.parent)} does not exist: run `cargo build --release` first")
     python = torch_python()
     print(f"{'model':9} {'batch':>5} {'what':28} {'stagger':>10} {'PyTorch':>10} {'ratio':>6}   samples/s")
 
@@ -78,7 +78,7 @@ def main():
         for _ in range(args.rounds):
             best = [max(best[0], ours()), max(best[1], theirs())]
         if best[0] == 0.0:
-            sys.exit(f"{model}, batch {batch}, {what}: no worker came to two steps in this time; use more --seconds")
+            sys.exit(f"{model}, batch {batch}, {what}: no worker finished two steps in this time; use more --seconds")
         print(f"{model:9} {batch:5} {what:28} {best[0]:10.1f} {best[1]:10.1f} {best[0] / best[1]:6.2f}", flush=True)
 
     for model in args.models.split(","):

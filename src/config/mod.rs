@@ -9,10 +9,11 @@ pub mod section;
 mod settings;
 
 pub use options::Options;
-pub use schema::{Key, keys, schema};
+pub use schema::{ConfigKey, keys, schema};
 pub use settings::{ClockChoice, Dataset, OnNan, Settings};
 
 use crate::error::{Error, Result};
+use std::fmt;
 use std::path::Path;
 
 /// Applies `--set` flags to the keys of a run (`table`) and to the section `[compare]` (`section`).
@@ -31,7 +32,7 @@ pub fn set(mut table: toml::Table, mut section: toml::Table, sets: &[String]) ->
                 let rule = with_parameter(rule, part, text);
                 table.insert("rule".into(), rule.into())
             }
-            Some(_) => return Err(unknown_key(key, "a key of a run", keys().iter().map(|k| k.name.as_str()))),
+            Some(_) => return Err(unknown_key(key, Name::RunKey, keys().iter().map(|k| k.name.as_str()))),
         };
     }
     Ok((table, section))
@@ -44,7 +45,7 @@ pub fn value(text: &str) -> toml::Value {
 }
 
 /// The usage error that `key` is not `what`, with the most similar of the `known` names.
-pub fn unknown_key<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> Error {
+pub fn unknown_key<'a>(key: &str, what: Name, known: impl IntoIterator<Item = &'a str>) -> Error {
     Error::usage(unknown(key, what, known))
 }
 
@@ -55,13 +56,43 @@ pub fn shortened(text: &str) -> String {
 }
 
 /// The message of [`unknown_key`].
-pub fn unknown<'a>(key: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub fn unknown<'a>(key: &str, what: Name, known: impl IntoIterator<Item = &'a str>) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(last, name), name)).min();
     let hint = near.filter(|(distance, _)| *distance <= 1 + last.len() / 3);
-    let lists = if what.contains("stagger ") { "" } else { "; `stagger config schema` lists them" };
-    let hint = hint.map_or(lists.into(), |(_, name)| format!("; did you mean `{name}`?"));
+    let hint = hint.map_or(what.list().into(), |(_, name)| format!("; did you mean `{name}`?"));
     format!("`{key}` is not {what}{hint}")
+}
+
+/// What a name should be that a user has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A key of a run.
+    RunKey,
+    /// A key of the section `[compare]`.
+    CompareKey,
+    /// A recipe.
+    Recipe,
+}
+
+impl Name {
+    /// Which command lists the valid names, unless the text of the name says it.
+    fn list(self) -> &'static str {
+        match self {
+            Name::RunKey | Name::CompareKey => "; `stagger config schema` lists them",
+            Name::Recipe => "",
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Name::RunKey => "a key of a run",
+            Name::CompareKey => "a key of [compare]",
+            Name::Recipe => "a recipe (`stagger recipe list`)",
+        })
+    }
 }
 
 /// Returns the rule `NAME:key=value,..` with the parameter `key` set to `text`.
@@ -80,7 +111,7 @@ fn check(key: &str, value: &toml::Value) -> std::result::Result<(), String> {
     }
     let keys = keys();
     let Some(known) = keys.iter().find(|k| k.name == key) else {
-        return Err(unknown(key, "a key of a run", keys.iter().map(|k| k.name.as_str())));
+        return Err(unknown(key, Name::RunKey, keys.iter().map(|k| k.name.as_str())));
     };
     let kinds = match known.kinds.as_slice() {
         ["integer"] => "a whole number",

@@ -3,7 +3,7 @@
 use super::Options;
 
 /// A key of a run's configuration.
-pub struct Key {
+pub struct ConfigKey {
     /// Name: the flag's name with `_` in place of `-`.
     pub name: String,
     /// Meaning: the flag's help. The first line is the short help.
@@ -13,7 +13,7 @@ pub struct Key {
 }
 
 /// All keys of a run, in the order of the flags of `train`.
-pub fn keys() -> Vec<Key> {
+pub fn keys() -> Vec<ConfigKey> {
     let command = <Options as clap::Args>::augment_args(clap::Command::new("train"));
     let key = |flag: &clap::Arg| {
         let name = flag.get_long()?.replace('-', "_");
@@ -22,7 +22,7 @@ pub fn keys() -> Vec<Key> {
         let samples = [("integer", "1"), ("number", "1.5"), ("string", "\"1\"")];
         let fits = |sample: &&(&str, &str)| toml::from_str::<Options>(&format!("{name} = {}", sample.1)).is_ok();
         let kinds = samples.iter().filter(fits).map(|(kind, _)| *kind).collect();
-        Some(Key { name, help, kinds })
+        Some(ConfigKey { name, help, kinds })
     };
     command.get_arguments().filter_map(key).collect()
 }
@@ -30,7 +30,7 @@ pub fn keys() -> Vec<Key> {
 /// The JSON schema of a run's configuration, and of a scenario's section `[compare]`.
 pub fn schema() -> serde_json::Value {
     use serde_json::json;
-    let property = |key: Key| (key.name, json!({"description": key.help, "type": key.kinds}));
+    let property = |key: ConfigKey| (key.name, json!({"description": key.help, "type": key.kinds}));
     let mut properties: serde_json::Map<_, _> = keys().into_iter().map(property).collect();
     let list = |of: &str, what: &str| json!({"type": "array", "items": {"type": of}, "description": what});
     properties.insert(

@@ -35,7 +35,7 @@ const KEYS: [(&str, &str); 6] = [
 pub fn mistake(key: &str, value: &toml::Value) -> Option<String> {
     let Some((_, takes)) = KEYS.iter().find(|(name, _)| *name == key) else {
         let names = KEYS.map(|(name, _)| name);
-        return Some(super::unknown(&format!("compare.{key}"), "a key of [compare]", names));
+        return Some(super::unknown(&format!("compare.{key}"), super::Name::CompareKey, names));
     };
     let single = toml::Table::from_iter([(key.to_string(), value.clone())]);
     let wrong = || format!("[compare] {key} = {}: it takes {takes}", super::shortened(&value.to_string()));

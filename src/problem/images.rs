@@ -47,6 +47,27 @@ pub struct ImageOptions<'a> {
     pub precision: Precision,
 }
 
+/// Memory in bytes of one worker's step, and of an evaluation. `largest` is the number of samples of the largest part.
+fn memory_of(net: &Net, device: &Device, data: &ImageData, options: &ImageOptions, largest: usize) -> (u64, u64) {
+    let is_cpu = matches!(device, Device::Cpu);
+    let (per_step, per_evaluation) = net.activations(data.channels, data.side, is_cpu);
+    // The CPU makes rounded copies of the factors. For each product they are a part of what the step keeps.
+    let copies = is_cpu && options.precision != Precision::F32;
+    let per_step = per_step + if copies { per_step / 4 } else { 0 };
+    // Only a GPU stores the patches of a convolution in memory.
+    let patches = |batch| match device {
+        Device::Cpu => 0,
+        Device::Gpu(_) => {
+            net.convolutions(batch, data.side).iter().map(|(_, conv, _)| conv.patches_together()).max().unwrap_or(0)
+        }
+    };
+    let bytes = |batch: usize, per_image: usize| 4 * (batch * per_image + patches(batch)) as u64;
+    // The memory of a stacked pass is divided among its workers.
+    let together = if let StepKind::Stacked(most) = options.step { most.min(options.workers) } else { 1 };
+    let step = bytes(together * options.batch.unwrap_or(largest), per_step) / together as u64;
+    (step, bytes(evaluation_batch(device), per_evaluation))
+}
+
 /// Builds the problem on `device`.
 ///
 /// # Errors
@@ -78,22 +99,7 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let largest = parts.iter().map(Vec::len).max().unwrap_or(1);
     let samples = parts.iter().map(Vec::len).sum();
     let batches = parts.iter().map(|p| batch.unwrap_or(p.len())).collect();
-    let (per_step, per_evaluation) = net.activations(data.channels, data.side, matches!(device, Device::Cpu));
-    // The CPU makes rounded copies of the factors. For each product they are a part of what the step keeps.
-    let copies = matches!(device, Device::Cpu) && precision != Precision::F32;
-    let per_step = per_step + if copies { per_step / 4 } else { 0 };
-    // Only a GPU stores the patches of a convolution in memory.
-    let patches = |batch| match device {
-        Device::Cpu => 0,
-        Device::Gpu(_) => {
-            net.convolutions(batch, data.side).iter().map(|(_, conv, _)| conv.patches_together()).max().unwrap_or(0)
-        }
-    };
-    let bytes = |batch: usize, per_image: usize| 4 * (batch * per_image + patches(batch)) as u64;
-    // The memory of a stacked pass is divided among its workers.
-    let together = if let StepKind::Stacked(most) = step { most.min(workers) } else { 1 };
-    let step_bytes = bytes(together * batch.unwrap_or(largest), per_step) / together as u64;
-    let evaluation_bytes = bytes(evaluation_batch(device), per_evaluation);
+    let (step_bytes, evaluation_bytes) = memory_of(&net, device, &data, options, largest);
 
     let shape = ImageShape { channels: data.channels, side: data.side, classes };
     let data_bytes = (data.train.pixels.len() + data.test.pixels.len()) as u64;
@@ -207,7 +213,7 @@ impl StepKind {
                 "--step captured needs a GPU: the CPU has no launches to record; leave --step out or use --step eager",
             )),
             (Some(kind), _) => Ok(kind),
-            (None, _) if device.name() == "cuda" => Ok(StepKind::Best),
+            (None, _) if device.is_cuda() => Ok(StepKind::Best),
             (None, _) => Ok(StepKind::Eager),
         }
     }

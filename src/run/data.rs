@@ -134,7 +134,7 @@ pub fn who_holds_what(options: &Options) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Builds the problem, and notes in `resolved` what the data decided.
+/// Builds the problem, and notes in `resolved` the settings that the data determined.
 pub fn build(
     settings: &Settings,
     data: Data,
@@ -142,17 +142,41 @@ pub fn build(
     device: &Device,
     resolved: &mut Options,
 ) -> Result<Problem> {
-    let model = |only: &str| match settings.model.as_deref() {
+    check_data(settings, &data, device, resolved)?;
+    let init = settings.init.unwrap_or(0.0);
+    match data {
+        Data::Quadratic(centres) => {
+            resolved.model = Some(only_model(settings, "quadratic")?);
+            Ok(problem::quadratic(device, centres, init))
+        }
+        Data::Libsvm(rows) => {
+            resolved.model = Some(only_model(settings, "logreg")?);
+            let partition = settings.partition.clone().unwrap_or(Partition::Blocks);
+            resolved.partition = Some(partition.to_string());
+            let Settings { batch, regularizer, seed, .. } = *settings;
+            problem::libsvm(device, rows, workers, &partition, batch, regularizer, init, seed)
+        }
+        Data::Images { name, set } => build_images(settings, name, set, workers, device, resolved),
+    }
+}
+
+/// The model of a data set that has only one.
+fn only_model(settings: &Settings, only: &str) -> Result<String> {
+    match settings.model.as_deref() {
         Some(model) if model != only => {
             Err(Error::usage(format!("--model {model} does not fit this data set; it needs {only}")))
         }
         _ => Ok(only.to_string()),
-    };
-    let init = |default: f32| settings.init.unwrap_or(default);
+    }
+}
+
+/// Refuses settings that do not apply to the data or the device.
+fn check_data(settings: &Settings, data: &Data, device: &Device, resolved: &Options) -> Result<()> {
+    let is_images = matches!(data, Data::Images { .. });
     if !matches!(data, Data::Libsvm(_)) && settings.regularizer != problem::Regularizer::None {
         return Err(Error::usage("--regularizer is for libsvm data; images have --weight-decay"));
     }
-    if !matches!(data, Data::Images { .. }) && settings.precision != Precision::F32 {
+    if !is_images && settings.precision != Precision::F32 {
         return Err(Error::usage("--precision is for the networks on images: this objective is computed in f32"));
     }
     if !settings.precision.is_supported(device) {
@@ -162,81 +186,70 @@ pub fn build(
             device.name()
         )));
     }
-    if !matches!(data, Data::Images { .. }) && settings.validation.is_some() {
+    if !is_images && settings.validation.is_some() {
         return Err(Error::usage("--validation is for images: this data set is evaluated on its training objective"));
     }
-    if !matches!(data, Data::Images { .. }) && settings.test_samples.is_some() {
+    if !is_images && settings.test_samples.is_some() {
         return Err(Error::usage("--test-samples is for images: this data set is evaluated on its training objective"));
     }
-    if !matches!(data, Data::Images { .. }) && matches!(settings.step, Some(StepKind::Stacked(_))) {
+    if !is_images && matches!(settings.step, Some(StepKind::Stacked(_))) {
         return Err(Error::usage(
             "--step stacked is for the networks on images: this objective has no launches to share",
         ));
     }
-    match data {
-        Data::Quadratic(centres) => {
-            resolved.model = Some(model("quadratic")?);
-            Ok(problem::quadratic(device, centres, init(0.0)))
-        }
-        Data::Libsvm(rows) => {
-            resolved.model = Some(model("logreg")?);
-            let partition = settings.partition.clone().unwrap_or(Partition::Blocks);
-            resolved.partition = Some(partition.to_string());
-            problem::libsvm(
-                device,
-                rows,
-                workers,
-                &partition,
-                settings.batch,
-                settings.regularizer,
-                init(0.0),
-                settings.seed,
-            )
-        }
-        Data::Images { name, mut set } => {
-            if let Some(held_out) = settings.validation {
-                set.hold_out(held_out).map_err(|have| {
-                    Error::usage(format!(
-                        "--validation {held_out}: there are only {have} training images, and some must remain"
-                    ))
-                })?;
-            }
-            set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
-            let partition = settings.partition.clone().unwrap_or(Partition::Iid);
-            let vectors = name == "clusters";
-            let model = settings.model.clone().unwrap_or_else(|| if vectors { "mlp" } else { "cnn" }.into());
-            if vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
-                return Err(Error::usage(format!(
-                    "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
-                )));
-            }
-            if let Some(augment) = settings.augment.as_ref().filter(|augment| vectors && *augment != "none") {
-                return Err(Error::usage(format!(
-                    "--augment {augment} moves pixels, and --dataset clusters holds vectors; leave it out"
-                )));
-            }
-            let augment =
-                settings.augment.clone().unwrap_or_else(|| if name == "cifar10" { "crop-flip" } else { "none" }.into());
-            resolved.dataset = Some(name.into());
-            resolved.partition = Some(partition.to_string());
-            resolved.model = Some(model.clone());
-            resolved.augment = Some(augment.clone());
-            let augment = Augment { pad: if augment == "none" { 0 } else { 4 }, flip: augment == "crop-flip" };
-            let options = ImageOptions {
-                model: &model,
-                workers,
-                partition: &partition,
-                batch: settings.batch,
-                seed: settings.seed,
-                augment,
-                step: StepKind::on(settings.step, device)?,
-                precision: settings.precision,
-            };
-            let mut problem = problem::images(device, set, &options)?;
-            if let Some(value) = settings.init {
-                problem.initial.fill(value);
-            }
-            Ok(problem)
-        }
+    Ok(())
+}
+
+/// Builds the classification of images, or of vectors in classes.
+fn build_images(
+    settings: &Settings,
+    name: &'static str,
+    mut set: ImageData,
+    workers: usize,
+    device: &Device,
+    resolved: &mut Options,
+) -> Result<Problem> {
+    if let Some(held_out) = settings.validation {
+        set.hold_out(held_out).map_err(|have| {
+            Error::usage(format!(
+                "--validation {held_out}: there are only {have} training images, and some must remain"
+            ))
+        })?;
     }
+    set.test.truncate(settings.test_samples.unwrap_or(usize::MAX));
+    let partition = settings.partition.clone().unwrap_or(Partition::Iid);
+    let is_vectors = name == "clusters";
+    let model = settings.model.clone().unwrap_or_else(|| if is_vectors { "mlp" } else { "cnn" }.into());
+    if is_vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
+        return Err(Error::usage(format!(
+            "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
+        )));
+    }
+    if let Some(augment) = settings.augment.as_ref().filter(|augment| is_vectors && *augment != "none") {
+        return Err(Error::usage(format!(
+            "--augment {augment} moves pixels, and --dataset clusters holds vectors; leave it out"
+        )));
+    }
+    let default = if name == "cifar10" { "crop-flip" } else { "none" };
+    let augment = settings.augment.clone().unwrap_or_else(|| default.into());
+    resolved.dataset = Some(name.into());
+    resolved.partition = Some(partition.to_string());
+    resolved.model = Some(model.clone());
+    resolved.augment = Some(augment.clone());
+    let augment = Augment { pad: if augment == "none" { 0 } else { 4 }, flip: augment == "crop-flip" };
+    let options = ImageOptions {
+        model: &model,
+        workers,
+        partition: &partition,
+        batch: settings.batch,
+        seed: settings.seed,
+        augment,
+        step: StepKind::on(settings.step, device)?,
+        precision: settings.precision,
+    };
+    let mut problem = problem::images(device, set, &options)?;
+    if let Some(value) = settings.init {
+        problem.initial.fill(value);
+    }
+    Ok(problem)
 }

@@ -1,14 +1,15 @@
-//! The float64 reference on logistic regression; shares no code with the program.
+//! The float64 reference on logistic regression. It shares no code with the program.
 
 use super::reference::{self, Scenario};
 use stagger::record::Event;
 
-/// Of the nonconvex regulariser.
+/// Weight λ of the nonconvex regularizer.
 const LAMBDA: f64 = 0.1;
 
-/// One row of the file: label and entries.
+/// A row of the file: its label (1 or -1) and its entries (index from 0, value).
 type Row = (f64, Vec<(usize, f64)>);
 
+/// Parses LIBSVM text. Returns the rows and the dimension.
 fn parse(text: &str) -> (Vec<Row>, usize) {
     let mut dimension = 0;
     let rows = text
@@ -37,8 +38,9 @@ fn gradient(rows: &[Row], x: &[f64], lambda: f64) -> Vec<f64> {
     g
 }
 
-/// A rule at fixed speeds 1..n with full gradients from x_0 = 1; returns the full gradient's norm per update. `log` are the
-/// program's arrivals, for what the rule drew at random.
+/// Simulates a rule with full local gradients from x_0 = 1, where the jobs of the n workers take 1, 2, ..., n
+/// seconds. Returns the norm of the full gradient after each update. Random assignments are read from `log`,
+/// the program's arrivals.
 pub fn simulate(text: &str, n: usize, rule: &str, lr: f64, updates: usize, log: &[Event]) -> Vec<f64> {
     let (rows, d) = parse(text);
     let m = rows.len() / n;
@@ -48,8 +50,8 @@ pub fn simulate(text: &str, n: usize, rule: &str, lr: f64, updates: usize, log: 
         let loss = part.iter().map(|row| (-margin(row)).exp().ln_1p()).sum::<f64>() / m as f64;
         (loss + LAMBDA * x.iter().map(|x| x * x / (1.0 + x * x)).sum::<f64>(), gradient(part, x, LAMBDA))
     };
-    let speeds = (1..=n).map(|i| i as f64).collect();
-    let scenario = Scenario::new(speeds, &local, vec![1.0; d], lr, updates, log);
+    let job_seconds = (1..=n).map(|i| i as f64).collect();
+    let scenario = Scenario::new(job_seconds, &local, vec![1.0; d], lr, updates, log);
     let norm = |x: &Vec<f64>| {
         let mut full = vec![0.0; d];
         for i in 0..n {

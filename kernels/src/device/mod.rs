@@ -67,6 +67,11 @@ impl Device {
         }
     }
 
+    /// Whether this is a CUDA device.
+    pub fn is_cuda(&self) -> bool {
+        matches!(self, Device::Gpu(gpu) if gpu.overlaps)
+    }
+
     /// Submits the enqueued work to the device, without waiting for its completion.
     pub fn flush(&self) -> Result<(), DeviceError> {
         match self {

@@ -111,7 +111,7 @@ pub fn pending_bindable(device: &Device) -> usize {
 pub fn pending_foldable(device: &Device, layout: &Layout) -> usize {
     match device {
         Device::Cpu => MOST_PENDING,
-        Device::Gpu(_) if device.name() != "cuda" => 0,
+        Device::Gpu(_) if !device.is_cuda() => 0,
         Device::Gpu(gpu) => (gpu::room(gpu) / (layout.segments().len() + 2)).clamp(1, MOST_PENDING + 1) - 1,
     }
 }
