@@ -1,4 +1,4 @@
-//! `stagger report`: runs as one page that opens from disk. No script, no network: figures are part of it.
+//! `stagger report`: one HTML page about runs. The page contains its figures, and needs no scripts and no network.
 
 use crate::compare::{Axis, Group, LOSS_OF_ARRIVALS, Point, Reading, Table, figures};
 use crate::config::shortened;
@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::record::Effect;
 use crate::record::{Occupancy, Span, Work};
 use crate::view::figure::{bars, heat_map, lanes};
+use indicatif::HumanBytes;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -26,16 +27,21 @@ pub struct ReportOptions {
     pub target: Option<f64>,
 }
 
-/// Jobs that a timeline shows at most: more would be hairlines. And all timelines of a page, which is to stay light.
+/// Width and height of a figure, in pixels.
+const SIZE: (u32, u32) = (860, 460);
+
+/// Largest number of jobs in one timeline. The bars of more jobs would be too thin.
 const JOBS: usize = 600;
+/// Largest number of jobs in all timelines of a page, so that the page stays small.
 const ALL_JOBS: usize = 4000;
 
-/// Workers whose shares are shown at most, and workers and classes of a partition.
+/// Largest number of workers in the figure of their shares.
 const BARS: usize = 512;
+/// Largest numbers of workers and of classes in the figure of a partition.
 const ROWS: (usize, usize) = (128, 100);
 
-/// Keys by which runs of a group may differ, or that say nothing of what was run.
-const UNTOLD: [&str; 11] = [
+/// Keys that do not separate groups: runs of one group may differ in them.
+const IGNORED_KEYS: [&str; 11] = [
     "seed",
     "data",
     "tune_kernels",
@@ -57,7 +63,7 @@ pub fn report(options: &ReportOptions) -> Result<()> {
     let (mut runs, mut seen) = (Vec::new(), HashSet::new());
     for folder in &options.folders {
         for run in find(folder)? {
-            // The same run is no second seed.
+            // A run that is found twice counts once.
             if seen.insert(run.canonicalize().unwrap_or_else(|_| run.clone())) {
                 runs.push(Reading::of(&run)?);
             }
@@ -75,12 +81,13 @@ pub fn report(options: &ReportOptions) -> Result<()> {
             crate::view::figure::save(folder, name, svg)?;
         }
     }
-    say!("report     {} runs, {} figures, {} kB", page.runs().count(), figures.len(), html.len() / 1000);
+    let size = HumanBytes(html.len() as u64);
+    say!("report     {} runs, {} figures, {size}", page.runs().count(), figures.len());
     say!("page       {}", options.out.display());
     Ok(())
 }
 
-/// The folders of runs at or under `folder`.
+/// The folders of finished runs: `folder` itself, or the folders in it or in its subfolder `runs`.
 fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     if folder.join("summary.json").is_file() {
         return Ok(vec![folder.into()]);
@@ -88,7 +95,7 @@ fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for place in [folder.join("runs"), folder.into()] {
         let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
-        // Runs that chose a rate are no result.
+        // Runs of `compare --tune` only choose a learning rate. They are not results.
         let is_run = |path: &PathBuf| {
             let name = path.file_name().map(|n| n.to_string_lossy().to_string()).unwrap_or_default();
             !name.starts_with("tune_") && !name.contains(".part-") && path.join("summary.json").is_file()
@@ -105,16 +112,17 @@ fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     )))
 }
 
-/// Runs that differ in their seed alone stand together, named by their rule and by what differs between groups.
+/// Groups the runs that differ only in the seed and in [`IGNORED_KEYS`]. The name of a group is its rule and the
+/// settings that differ between groups.
 fn grouped(runs: Vec<Reading>) -> Vec<Group> {
     let settings = |run: &Reading| -> BTreeMap<String, String> {
-        let told = run.config.iter().filter(|(key, _)| !UNTOLD.contains(&key.as_str()));
-        // Of a file its name.
+        let compared = run.config.iter().filter(|(key, _)| !IGNORED_KEYS.contains(&key.as_str()));
+        // A path is shortened to the name of the file.
         let short = |value: &str| match value.rsplit_once('/') {
             Some((_, file)) => file.trim_end_matches(".txt").to_string(),
             None => value.to_string(),
         };
-        told.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), short))).collect()
+        compared.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), short))).collect()
     };
     let mut found: Vec<(BTreeMap<String, String>, Vec<Reading>)> = Vec::new();
     for run in runs {
@@ -143,12 +151,14 @@ fn grouped(runs: Vec<Reading>) -> Vec<Group> {
     groups.map(|((rule, labels), runs)| Group { name: name(rule, &labels), runs }).collect()
 }
 
+/// The content of the page.
 struct Page<'a> {
     groups: &'a [Group],
+    /// Target test accuracy in percent.
     target: Option<f64>,
 }
 
-/// A figure: its file's name, what it shows, and the drawing.
+/// A figure: the name of its file, its caption, and its SVG.
 type Drawn = (String, String, String);
 
 impl Page<'_> {
@@ -156,10 +166,25 @@ impl Page<'_> {
         self.groups.iter().flat_map(|group| &group.runs)
     }
 
+    /// All figures of the page, in their order.
     fn figures(&self) -> Result<Vec<Drawn>> {
-        let size = (860, 460);
+        let mut drawn = self.curves()?;
+        drawn.push(self.staleness()?);
+        drawn.push(self.shares()?);
+        let jobs = JOBS.min(ALL_JOBS / self.groups.len().max(1)).max(1);
+        for (k, group) in self.groups.iter().enumerate() {
+            let Some(run) = group.runs.first() else { continue };
+            drawn.push(timeline(k, &group.name, run, jobs)?);
+            drawn.extend(device_timeline(k, &group.name, run, jobs)?);
+        }
+        drawn.extend(self.partitions()?);
+        Ok(drawn)
+    }
+
+    /// The curves of the metrics. Empty figures are left out.
+    fn curves(&self) -> Result<Vec<Drawn>> {
         let mut drawn: Vec<Drawn> = Vec::new();
-        let band = "The line is the mean over the seeds, the band its standard error.";
+        let band = "The line is the mean over the seeds; the band is its standard error.";
         let mut curves = figures(self.groups);
         let loss = |p: &Point| p.train_loss;
         let sent = crate::compare::figure(
@@ -173,9 +198,14 @@ impl Page<'_> {
         curves.push(("loss-sent", sent));
         for (name, figure) in curves {
             if !figure.is_empty() {
-                drawn.push((name.into(), band.into(), figure.svg(size)?));
+                drawn.push((name.into(), band.into(), figure.svg(SIZE)?));
             }
         }
+        Ok(drawn)
+    }
+
+    /// The distribution of the staleness in each group, over all seeds.
+    fn staleness(&self) -> Result<Drawn> {
         let share = |group: &Group| {
             let longest = group.runs.iter().map(|run| run.staleness.len()).max().unwrap_or(0);
             let all: f64 = group.runs.iter().flat_map(|run| &run.staleness).map(|n| *n as f64).sum();
@@ -184,12 +214,13 @@ impl Page<'_> {
             (group.name.clone(), (0..longest).map(|k| 100.0 * at(k) / all.max(1.0)).collect())
         };
         let groups: Vec<(String, Vec<f64>)> = self.groups.iter().map(share).collect();
-        let svg = bars("Staleness", "staleness [updates]", "share of the gradients [%]", &groups, size)?;
-        drawn.push((
-            "staleness".into(),
-            "Updates between the model that a gradient was computed at and its arrival.".into(),
-            svg,
-        ));
+        let svg = bars("Staleness", "staleness [updates]", "share of the gradients [%]", &groups, SIZE)?;
+        let what = "Number of updates between the version of a gradient's snapshot and the gradient's arrival.";
+        Ok(("staleness".into(), what.into(), svg))
+    }
+
+    /// Each worker's share of the applied gradients in each group, over all seeds.
+    fn shares(&self) -> Result<Drawn> {
         let share = |group: &Group| {
             let workers = group.runs.iter().map(|run| run.spans.len()).max().unwrap_or(0).min(BARS);
             let applied = |run: &Reading, i: usize| {
@@ -200,55 +231,13 @@ impl Page<'_> {
             (group.name.clone(), (0..workers).map(|i| 100.0 * at(i) / all.max(1.0)).collect())
         };
         let groups: Vec<(String, Vec<f64>)> = self.groups.iter().map(share).collect();
-        let svg = bars("Share of the workers", "worker", "share of the applied gradients [%]", &groups, size)?;
-        drawn.push(("workers".into(), "Whose gradients were applied, over all seeds.".into(), svg));
-        let jobs = JOBS.min(ALL_JOBS / self.groups.len().max(1)).max(1);
-        for (k, group) in self.groups.iter().enumerate() {
-            let Some(run) = group.runs.first() else { continue };
-            let workers = run.spans.len().max(1);
-            // As long as the jobs are few enough.
-            let mut ends: Vec<f64> = run.spans.iter().flatten().map(|span| span.ended).collect();
-            ends.sort_by(f64::total_cmp);
-            let end = ends.get(jobs.min(ends.len()).saturating_sub(1)).copied().unwrap_or(0.0);
-            let kind = |effect| match effect {
-                Effect::Step => 0,
-                Effect::Fold => 1,
-                Effect::Drop => 2,
-            };
-            let lane = |spans: &Vec<crate::compare::Span>| {
-                let shown = spans.iter().filter(|span| span.ended <= end);
-                shown.map(|span| (span.began, span.ended, kind(span.effect))).collect::<Vec<_>>()
-            };
-            let all: Vec<_> = run.spans.iter().map(lane).collect();
-            let title = format!("Timeline: {}", group.name);
-            let height = (90 + 26 * workers.min(100) as u32).clamp(200, 900);
-            let kinds = [("made a step", 0), ("was folded", 5), ("was dropped", 3)];
-            let svg = lanes(&title, "time [s]", &all, &kinds, (860, height))?;
-            let restarted = run.number("restarted").unwrap_or(0.0);
-            let what = format!(
-                "Each bar is a job of the first seed, coloured by what its gradient did. Between bars a worker waited, or computed what was given up ({restarted} jobs in the whole run)."
-            );
-            drawn.push((format!("timeline-{k}"), what, svg));
-            if let Some(occupancy) = Occupancy::of(&run.device) {
-                let shown = &run.device[..jobs.min(run.device.len())];
-                let mut all = vec![Vec::new(); workers];
-                for Span { work, worker, began, ended, .. } in shown {
-                    let [began, ended] = [began, ended].map(|time| 1e3 * (time - shown[0].began));
-                    all[*worker].push((began, ended, (*work == Work::Update) as usize));
-                }
-                let title = format!("Timeline of the device: {}", group.name);
-                let kinds = [("gradient, on the worker's stream", 5), ("its update, on the server's stream", 3)];
-                let svg = lanes(&title, "time on the device [ms]", &all, &kinds, (860, height))?;
-                let what = format!(
-                    "What the device did for the first seed, by its own clock: {} of the {} gradients and updates that were noted. Where a worker's step is many launches (eager), a bar is as long as the host took to ask for them. {:.2} were in flight at once, on average; in {:.1} % of the time there was none.",
-                    shown.len(),
-                    run.device.len(),
-                    occupancy.at_once,
-                    100.0 * occupancy.idle
-                );
-                drawn.push((format!("device-{k}"), what, svg));
-            }
-        }
+        let svg = bars("Shares of the workers", "worker", "share of the applied gradients [%]", &groups, SIZE)?;
+        Ok(("workers".into(), "Each worker's share of the applied gradients, over all seeds.".into(), svg))
+    }
+
+    /// The partitions of the data, at most three different ones.
+    fn partitions(&self) -> Result<Vec<Drawn>> {
+        let mut drawn: Vec<Drawn> = Vec::new();
         let mut shown: Vec<&(Vec<String>, Vec<Vec<f64>>)> = Vec::new();
         for run in self.runs() {
             let Some(partition) = &run.partition else { continue };
@@ -265,18 +254,16 @@ impl Page<'_> {
             );
             let height = (110 + 28 * rows as u32).clamp(200, 900);
             let counts: Vec<_> = partition.1[..rows].iter().map(|row| row[..columns.min(row.len())].to_vec()).collect();
-            let svg = heat_map(&title, ("class", "worker"), &partition.0[..columns], &counts, (860, height))?;
-            drawn.push((
-                format!("partition-{}", shown.len()),
-                "Training samples of each class that a worker holds.".into(),
-                svg,
-            ));
+            let svg = heat_map(&title, ("class", "worker"), &partition.0[..columns], &counts, (SIZE.0, height))?;
+            let what = "Number of training samples of each class that each worker holds.";
+            drawn.push((format!("partition-{}", shown.len()), what.into(), svg));
         }
         Ok(drawn)
     }
 
+    /// The text of the page.
     fn html(&self, figures: &[Drawn]) -> String {
-        // Of all runs.
+        // A fact of the runs. If runs differ, all values are listed.
         let fact = |key: &str| {
             let mut values: Vec<&str> = self.runs().map(|run| run.summary[key].as_str().unwrap_or("?")).collect();
             values.sort();
@@ -320,7 +307,8 @@ impl Page<'_> {
              <link rel=\"icon\" href=\"data:,\"><title>stagger: {count} runs</title>\n<style>{STYLE}</style></head><body>\n\
              <h1>stagger: {count} runs</h1>\n<p>{device} ({backend}), clock {clock}, {dataset}, {model}, stagger {version} at commit {commit}.</p>\n\
              <div class=\"wide\"><table>{rows}</table></div>\n\
-             <p class=\"small\">Mean ± standard error over the seeds; (n/m): n of m seeds have a value. Idle: no arrival of the worker's being computed.{loss}</p>\n\
+             <p class=\"small\">Mean ± standard error over the seeds; (n/m): n of m seeds have a value. \
+             Idle: time in which a worker computes no gradient that arrives.{loss}</p>\n\
              {drawings}<h2>Settings</h2>\n{settings}</body></html>\n",
             loss = if self.runs().any(|run| run.number("final_test_accuracy").is_some()) {
                 format!(" {}", LOSS_OF_ARRIVALS.replacen("train", "Train", 1))
@@ -339,7 +327,65 @@ impl Page<'_> {
     }
 }
 
-/// Plain, and dark where the reader's system is.
+/// The first jobs of `run` on its time axis, about `jobs` in total. `k` is the index of the group.
+fn timeline(k: usize, group: &str, run: &Reading, jobs: usize) -> Result<Drawn> {
+    // The timeline ends with the last job that is shown.
+    let mut ends: Vec<f64> = run.spans.iter().flatten().map(|span| span.ended).collect();
+    ends.sort_by(f64::total_cmp);
+    let end = ends.get(jobs.min(ends.len()).saturating_sub(1)).copied().unwrap_or(0.0);
+    let kind = |effect| match effect {
+        Effect::Step => 0,
+        Effect::Fold => 1,
+        Effect::Drop => 2,
+    };
+    let lane = |spans: &Vec<crate::compare::Span>| {
+        let shown = spans.iter().filter(|span| span.ended <= end);
+        shown.map(|span| (span.began, span.ended, kind(span.effect))).collect::<Vec<_>>()
+    };
+    let all: Vec<_> = run.spans.iter().map(lane).collect();
+    let title = format!("Timeline: {group}");
+    let kinds = [("made an update", 0), ("was folded", 5), ("was dropped", 3)];
+    let svg = lanes(&title, "time [s]", &all, &kinds, timeline_size(run))?;
+    let restarted = run.number("restarted").unwrap_or(0.0);
+    let what = format!(
+        "Each bar is a job of the first seed. Its colour shows what the server did with the gradient. Between two bars \
+         the worker waited, or computed a job that was cancelled ({restarted} jobs in the whole run)."
+    );
+    Ok((format!("timeline-{k}"), what, svg))
+}
+
+/// The first gradients and updates of `run` on the device, at most `jobs`. `None` if the run recorded no device
+/// timeline.
+fn device_timeline(k: usize, group: &str, run: &Reading, jobs: usize) -> Result<Option<Drawn>> {
+    let Some(occupancy) = Occupancy::of(&run.device) else { return Ok(None) };
+    let shown = &run.device[..jobs.min(run.device.len())];
+    let mut all = vec![Vec::new(); run.spans.len().max(1)];
+    for Span { work, worker, began, ended, .. } in shown {
+        let [began, ended] = [began, ended].map(|time| 1e3 * (time - shown[0].began));
+        all[*worker].push((began, ended, (*work == Work::Update) as usize));
+    }
+    let title = format!("Timeline of the device: {group}");
+    let kinds = [("gradient, on the worker's stream", 5), ("its update, on the server's stream", 3)];
+    let svg = lanes(&title, "time on the device [ms]", &all, &kinds, timeline_size(run))?;
+    let what = format!(
+        "What the device did for the first seed, by its own clock: {} of the {} gradients and updates that were \
+         recorded. If a worker's step is many launches (eager), a bar is as long as the host needed to request them. \
+         On average, {:.2} were in flight at once; in {:.1} % of the time the device was idle.",
+        shown.len(),
+        run.device.len(),
+        occupancy.at_once,
+        100.0 * occupancy.idle
+    );
+    Ok(Some((format!("device-{k}"), what, svg)))
+}
+
+/// Width and height of a timeline with one lane per worker, in pixels.
+fn timeline_size(run: &Reading) -> (u32, u32) {
+    let workers = run.spans.len().max(1);
+    (SIZE.0, (90 + 26 * workers.min(100) as u32).clamp(200, 900))
+}
+
+/// The style of the page. It follows the light or dark mode of the reader's system.
 const STYLE: &str = "
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; }
@@ -354,6 +400,7 @@ pre { overflow-x: auto; font-size: 0.85rem; }
 @media (prefers-color-scheme: dark) { figure svg { filter: invert(0.92) hue-rotate(180deg); } }
 ";
 
+/// Escapes a text for HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,4 +1,5 @@
-//! The engine without gradients' cost: events of the virtual clock, and hand-overs between threads.
+//! Speed of the engine alone, with gradients that cost almost nothing: events of the virtual clock per second, and
+//! the latency of a hand-over between threads.
 
 use super::{Bar, BenchOptions, Figure, Report};
 use crate::config::Options;
@@ -9,16 +10,19 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
-/// Scalar quadratics, one worker each.
+/// Number of workers. Each has a scalar quadratic as its objective.
 const WORKERS: usize = 1000;
+/// Updates per run.
 const UPDATES: u64 = 400_000;
-/// Every rule is measured so often, in turn, so that a disturbance of seconds does not fall on one of them alone.
+/// Runs per rule. The rules take turns, so that a disturbance of a few seconds does not affect only one of them.
 const ROUNDS: usize = 5;
 const RULES: [&str; 5] = ["asgd", "dude", "shuffled", "ringmaster:r=1000", "fedbuff:b=10"];
+/// Number of round trips between the two threads.
 const HANDOVERS: usize = 200_000;
 
+/// Measures the engine. The measurement has no options.
 pub fn run(_: &BenchOptions) -> Result<Report> {
-    // Hand-overs are no events: they have no best.
+    // The row of hand-overs has no value in `best`. The figure leaves it out, because hand-overs are not events.
     let figure = Figure::Bars(
         "events/s",
         vec![
@@ -34,7 +38,7 @@ pub fn run(_: &BenchOptions) -> Result<Report> {
     let centres: String = (0..WORKERS).map(|i| format!("{}\n", (i as f64 * 0.618).fract() - 0.5)).collect();
     std::fs::write(&file, centres).map_err(failed)?;
     let rates = events_per_second(&file);
-    // However it ended, nothing is left behind.
+    // The folder is removed even if a run failed.
     let _ = std::fs::remove_dir_all(&folder);
     for (rule, mut rates) in RULES.iter().zip(rates?) {
         rates.sort_by(f64::total_cmp);
@@ -53,13 +57,13 @@ pub fn run(_: &BenchOptions) -> Result<Report> {
     let what = "hand-over between two threads (one way)";
     report.row(vec![json!(what), json!(rate), json!(null), json!(at(0.5)), json!(at(0.99))]);
     report.notes.push(format!(
-        "events include rule, update, event log and the gradient of a scalar; median and best of {ROUNDS} runs of {UPDATES} updates each, the \
-         rules in turn"
+        "an event includes the rule, the update, the event log and the gradient of a scalar; median and best of \
+         {ROUNDS} runs of {UPDATES} updates each; the rules take turns"
     ));
     Ok(report)
 }
 
-/// Of every rule, each round, on these centres.
+/// Events per second of every rule in every round, on quadratics with the centres in this file.
 fn events_per_second(centres: &Path) -> Result<[[f64; ROUNDS]; RULES.len()]> {
     let mut rates = [[0.0; ROUNDS]; RULES.len()];
     for round in 0..ROUNDS {
@@ -83,13 +87,13 @@ fn events_per_second(centres: &Path) -> Result<[[f64; ROUNDS]; RULES.len()]> {
     Ok(rates)
 }
 
-/// Seconds of hand-overs one way: half of there and back, through the two channels that a worker has.
+/// Seconds per hand-over: half of each round trip. The two channels have the capacities of a worker's channels.
 fn hand_overs() -> Vec<f64> {
-    let (outbox, orders) = bounded::<usize>(3);
-    let (answer, inbox) = bounded::<usize>(1);
+    let (outbox, requests) = bounded::<usize>(3);
+    let (replies, inbox) = bounded::<usize>(1);
     let worker = std::thread::spawn(move || {
-        while let Ok(order) = orders.recv() {
-            if answer.send(order).is_err() {
+        while let Ok(request) = requests.recv() {
+            if replies.send(request).is_err() {
                 return;
             }
         }
@@ -97,8 +101,8 @@ fn hand_overs() -> Vec<f64> {
     let times = (0..HANDOVERS)
         .map(|k| {
             let start = Instant::now();
-            outbox.send(k).expect("the other thread is there");
-            inbox.recv().expect("the other thread is there");
+            outbox.send(k).expect("the other thread receives until the channel closes");
+            inbox.recv().expect("the other thread replies to every message");
             start.elapsed().as_secs_f64() / 2.0
         })
         .collect();

@@ -1,4 +1,4 @@
-//! The fused updates against a copy and against Burn's tensor operations, at the size of ResNet-18.
+//! Each fused update against a copy and against the same update in Burn's tensor operations, at the size of ResNet-18.
 
 use super::{Bar, BenchOptions, Figure, Report, in_turn};
 use crate::error::Result;
@@ -14,15 +14,16 @@ use stagger_kernels::{
 };
 use stagger_kernels::{clip, copy};
 
-/// Parameters of ResNet-18, rounded to whole vectors.
+/// Number of parameters of ResNet-18, rounded to whole vectors.
 const LENGTH: usize = 11_173_952;
 
-/// Launches between two waits for the device. A software adapter takes so long for each that a wait is nothing beside it.
-fn together(backend: &Backend) -> usize {
+/// Number of launches between two waits for the device. On a software adapter one launch takes much longer than a
+/// wait, so one is enough.
+fn launches_per_sync(backend: &Backend) -> usize {
     if backend.runs_on == RunsOn::Software { 1 } else { 8 }
 }
 
-/// A kind of update, by the rules that make it.
+/// The kinds of update that the rules and optimizers make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Sgd,
@@ -44,12 +45,12 @@ enum Kind {
 }
 
 impl Kind {
-    /// Each with its name and the words per parameter that it cannot avoid to move: of each buffer that it reads and that it writes
-    /// (`Sums`: and one for each gradient that waited).
+    /// Every kind, its name, and the number of 4-byte words per parameter that it must move. Each buffer counts once
+    /// if it is read and once if it is written. `Sums` moves one more word for each pending gradient.
     const ALL: [(Kind, &str, usize); 16] = [
         (Kind::Sgd, "sgd", 3),
         (Kind::Momentum, "momentum", 5),
-        (Kind::Nesterov, "delayed nesterov, on its turn", 7),
+        (Kind::Nesterov, "delayed nesterov, momentum step", 7),
         (Kind::AmsGrad, "amsgrad (fadas)", 9),
         (Kind::Sum, "sum and step", 5),
         (Kind::Sums, "sums and step", 5),
@@ -66,21 +67,22 @@ impl Kind {
     ];
 }
 
-/// Constants of AMSGrad.
+/// The constants of AMSGrad.
 const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, correction1: 1.0, correction2: 1.0 };
 
+/// The buffers that the updates read and write.
 struct State {
     layout: Layout,
     gradient: [Buffer; 1],
-    /// Those that waited: as many as a launch on this device can bind.
+    /// Pending gradients: as many as one launch on this device can bind.
     waited: Vec<[Buffer; 1]>,
     weights: Buffer,
-    /// The model that the worker was sent, or its own, and a peer's.
+    /// The model that was sent to the worker (or the worker's own model), and the model of a peer.
     models: [Buffer; 2],
     fresh: Buffer,
     fresh_models: [Buffer; 2],
     sum: Buffer,
-    /// What is kept of earlier gradients beside the sum.
+    /// State of the optimizer and of calibration, such as the momentum.
     moments: [Buffer; 3],
     row: Row,
     narrow: Row,
@@ -111,6 +113,7 @@ impl State {
         }
     }
 
+    /// Launches one fused update of this kind.
     fn update(&mut self, device: &Device, kind: Kind) {
         let none = Fence::default();
         let gradient = GradientInput {
@@ -167,8 +170,8 @@ impl State {
         Update { gradient, weights, fold, step: Some(step) }.run(device);
     }
 
-    /// New weights (and models) by the same update in Burn's tensor operations; nothing where there is no bf16 tensor of Burn's to compare
-    /// with.
+    /// Computes the new weights (and models) of the same update with Burn's tensor operations. Returns nothing for
+    /// the bf16 row, because there is no bf16 tensor in Burn to compare with.
     fn in_tensors(&self, device: &Device, kind: Kind) -> Vec<Tensor<1>> {
         let t = |buffer: &Buffer| tensor::<1>(device, buffer, [LENGTH]);
         let (w, g, [x, p]) = (t(&self.weights), t(&self.gradient[0]), self.models.each_ref().map(t));
@@ -213,10 +216,11 @@ impl State {
     }
 }
 
+/// Measures every kind of update, and a copy.
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
-    let (device, together) = (&backend.device, together(backend));
+    let (device, launches) = (&backend.device, launches_per_sync(backend));
     let columns = ["update", "ms", "bytes moved", "GB/s", "of the copy [%]", "Burn's operations [ms]", "times faster"];
-    // The bytes that the update needs, by the time that Burn's operations take.
+    // The bar of Burn's operations is the bytes of the fused update over the time of Burn's operations.
     let figure = Figure::Bars(
         "of the copy's bandwidth [%]",
         vec![
@@ -226,10 +230,10 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     );
     let mut report = Report::new(format!("kernels: {LENGTH} parameters"), &columns, figure);
     let mut state = State::new(device);
-    // Each beside a copy and the same in Burn's operations.
+    // Seconds of a copy, of the fused update and of Burn's operations. They take turns.
     let measured = |state: &mut State, kind: Kind| {
         in_turn(bench.seconds / 2.0, |which| {
-            for _ in 0..together {
+            for _ in 0..launches {
                 match which {
                     0 => copy(device, &state.weights, &mut state.fresh),
                     1 => state.update(device, kind),
@@ -238,9 +242,9 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             }
             Ok(device.sync()?)
         })
-        .map(|times: [f64; 3]| times.map(|seconds| seconds / together as f64))
+        .map(|times: [f64; 3]| times.map(|seconds| seconds / launches as f64))
     };
-    let mut roofs = Vec::new();
+    let mut copies = Vec::new();
     for (kind, name, words) in Kind::ALL {
         let waited = if kind == Kind::Sums { state.waited.len() } else { 0 };
         let name = if waited > 0 { format!("{} {name}", waited + 1) } else { name.into() };
@@ -256,14 +260,17 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             json!(burns.map(|s| 1e3 * s)),
             json!(burns.map(|s| s / seconds)),
         ]);
-        roofs.push(copied);
+        copies.push(copied);
     }
-    roofs.sort_by(f64::total_cmp);
-    let copied = roofs[roofs.len() / 2];
+    copies.sort_by(f64::total_cmp);
+    let copied = copies[copies.len() / 2];
     let (bytes, rate) = (json!(8 * LENGTH), json!((8 * LENGTH) as f64 / copied / 1e9));
     report.row(vec![json!("copy"), json!(1e3 * copied), bytes, rate, json!(100.0), json!(null), json!(null)]);
-    report
-        .notes
-        .push("bytes moved: each byte that the update needs, once; of the copy: of one that is measured in turn with it; Burn's operations make the new weights (and models), and leave all other state unwritten".into());
+    report.notes.push(
+        "bytes moved: the bytes that the update must read and write, each counted once; of the copy: GB/s \
+         relative to a copy that is measured in turn with the update; Burn's operations compute the new weights (and \
+         models) and write no other state"
+            .into(),
+    );
     Ok(report)
 }

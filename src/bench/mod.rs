@@ -1,7 +1,7 @@
 //! `stagger bench`: measurements of this machine, as a table, JSON, CSV and a figure.
 //!
-//! Every report states the hardware, the driver or adapter, the version, the commit and the configuration. What could not be
-//! measured here is said, never filled in.
+//! Every report states the hardware, the driver or adapter, the version, the commit and the configuration. If a
+//! value cannot be measured on this machine, the report says so and gives no value.
 
 mod engine;
 mod kernels;
@@ -81,7 +81,7 @@ pub struct BenchOptions {
     /// Seconds per measurement; `engine` measures a fixed number of events instead
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
-    /// Rounds over all numbers of workers; the median round is reported, of an even number the lower (scaling)
+    /// Rounds over all numbers of workers; the table shows the median round, or the lower median if N is even (scaling)
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub rounds: usize,
     /// Folder of the report [default: runs/TIME-bench-SUBJECT]
@@ -89,7 +89,7 @@ pub struct BenchOptions {
     pub out: Option<PathBuf>,
 }
 
-/// A table with what it was measured on.
+/// A table of measurements, with its notes and its figure.
 pub struct Report {
     title: String,
     columns: Vec<&'static str>,
@@ -98,28 +98,30 @@ pub struct Report {
     figure: Figure,
 }
 
-/// What the figure shows of the rows.
+/// How the figure shows the rows.
 #[derive(Clone)]
 enum Figure {
-    /// Curves, by the numbers of their columns.
+    /// Curves. The fields are indices of columns.
     Curves {
+        /// Column on the x axis.
         x: usize,
+        /// Column on the y axis.
         y: usize,
-        /// The least and the most of y, for an error bar.
+        /// The columns with the smallest and the largest y, for an error bar.
         range: Option<[usize; 2]>,
-        /// What tells one curve from another.
+        /// Columns whose values name a curve. Rows with the same values form one curve.
         by: Vec<usize>,
     },
-    /// Bars for every row, which is named in the first column; and what the axis says.
+    /// The label of the axis, and the bars of every row. The first column names the row.
     Bars(&'static str, Vec<Bar>),
 }
 
-/// One of the bars of every row.
+/// One bar of every row.
 #[derive(Clone)]
 struct Bar {
-    /// For the legend; empty for one alone.
+    /// Name in the legend; empty if each row has only one bar.
     name: &'static str,
-    /// Its length, if this row has it.
+    /// The length of the bar, or `None` if the row has no such bar.
     of: fn(&[Value]) -> Option<f64>,
 }
 
@@ -129,7 +131,7 @@ impl Report {
     }
 
     fn row(&mut self, row: Vec<Value>) {
-        assert_eq!(row.len(), self.columns.len(), "a value per column");
+        assert_eq!(row.len(), self.columns.len(), "a row has one value per column");
         self.rows.push(row);
     }
 }
@@ -143,17 +145,17 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     if !(0.0..=100.0).contains(&options.target) {
         return Err(Error::usage(format!("--target {} is not a percentage", options.target)));
     }
-    // The engine is the host's alone, whatever else there is.
+    // The engine runs on the host only, so `--backend` does not apply.
     let choices = match options.subject {
         Subject::Engine => vec![Choice::Cpu],
         _ => options.backend.iter().map(|name| name.parse()).collect::<Result<Vec<Choice>>>()?,
     };
-    // Every one is opened before the first is measured.
+    // All backends are opened before the first measurement, so that a missing one is reported at once.
     let backends = choices.into_iter().map(backend::open).collect::<Result<Vec<_>>>()?;
     if let Some(twice) = (1..backends.len()).find(|k| backends[..*k].iter().any(|b| b.name == backends[*k].name)) {
         return Err(Error::usage(format!("--backend names {} twice", backends[twice].name)));
     }
-    // So is the place of the report.
+    // The folder of the report is created before the first measurement, too.
     let name = format!("{:?}", options.subject).to_lowercase();
     let folder = options.out.clone().unwrap_or_else(|| crate::run::fresh_folder(&format!("bench-{name}")));
     std::fs::create_dir_all(&folder).map_err(|e| {
@@ -166,26 +168,29 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         report.notes.extend(caveat(backend).map(String::from));
         parts.push((report, facts(backend)));
     }
-    let (report, facts) = beside(parts);
+    let (report, facts) = merged(parts);
     print(&report, &facts);
     write(&report, &facts, options, &folder)?;
     say!("folder     {}", folder.display());
     Ok(())
 }
 
-/// What a reader of the figures has to know of what computed them.
+/// A warning for readers of the numbers, if the backend is not real hardware.
 fn caveat(backend: &Backend) -> Option<&'static str> {
     match backend.runs_on {
         RunsOn::Hardware => None,
         RunsOn::Software => Some(
-            "these figures are of a software adapter, which computes on the processor: right, but slow, and no GPU's",
+            "these numbers are from a software adapter, which computes on the CPU: correct, but slow; they say nothing \
+             about a GPU",
         ),
         RunsOn::Nothing => Some(
-            "this driver runs no kernel: the figures are what the host could submit, and what the device is said to have done is simulated",
+            "this driver runs no kernel: the numbers show what the host can submit, and all times of the device are \
+             simulated",
         ),
     }
 }
 
+/// Runs the measurement on one backend.
 fn measure(options: &BenchOptions, backend: &Backend) -> Result<Report> {
     match options.subject {
         Subject::Scaling => scaling::run(options, backend),
@@ -201,8 +206,9 @@ fn measure(options: &BenchOptions, backend: &Backend) -> Result<Report> {
     }
 }
 
-/// One report of those of several backends, with a column that says whose row it is; one alone stays as it is.
-fn beside(mut parts: Vec<(Report, Value)>) -> (Report, Value) {
+/// Merges the reports of several backends into one, with an additional first column that names the backend. A single
+/// report stays as it is.
+fn merged(mut parts: Vec<(Report, Value)>) -> (Report, Value) {
     if parts.len() == 1 {
         return parts.remove(0);
     }
@@ -224,14 +230,14 @@ fn beside(mut parts: Vec<(Report, Value)>) -> (Report, Value) {
         bars => bars,
     };
     let mut report = Report::new(first.title.clone(), &columns, figure);
-    for (part, its) in parts {
-        part.rows.into_iter().for_each(|row| report.row(std::iter::once(json!(name(&its))).chain(row).collect()));
-        report.notes.extend(part.notes.into_iter().map(|note| format!("{}: {note}", name(&its))));
+    for (part, facts) in parts {
+        part.rows.into_iter().for_each(|row| report.row(std::iter::once(json!(name(&facts))).chain(row).collect()));
+        report.notes.extend(part.notes.into_iter().map(|note| format!("{}: {note}", name(&facts))));
     }
     (report, facts)
 }
 
-/// The facts without which a figure means nothing.
+/// The machine, the version and the command of the measurements.
 fn facts(backend: &Backend) -> Value {
     json!({
         "device": backend.name,
@@ -245,7 +251,7 @@ fn facts(backend: &Backend) -> Value {
     })
 }
 
-/// An argument as it is to be written in a shell.
+/// An argument, quoted for a shell if necessary.
 fn quoted(argument: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
     if !argument.is_empty() && argument.chars().all(is_plain) {
@@ -254,7 +260,7 @@ fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
-/// For people: numbers to about four figures.
+/// Formats a value for the printed table. Numbers have about four significant digits.
 fn cell(value: &Value) -> String {
     match value {
         Value::Number(n) if n.is_f64() => {
@@ -268,6 +274,7 @@ fn cell(value: &Value) -> String {
     }
 }
 
+/// Prints the table, the notes and the facts.
 fn print(report: &Report, facts: &Value) {
     let cells: Vec<Vec<String>> = report.rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let width =
@@ -291,6 +298,7 @@ fn print(report: &Report, facts: &Value) {
     say!("command    {}", fact("command"));
 }
 
+/// Writes `bench.json`, `bench.csv` and, if there is something to draw, the figure.
 fn write(report: &Report, facts: &Value, options: &BenchOptions, folder: &Path) -> Result<()> {
     let failed =
         |e: std::io::Error| Error::failed(format!("the report cannot be written to {}: {e}", folder.display()));
@@ -311,7 +319,7 @@ fn write(report: &Report, facts: &Value, options: &BenchOptions, folder: &Path) 
         "title": report.title, "facts": facts, "configuration": options, "notes": report.notes, "rows": rows
     });
     std::fs::write(folder.join("bench.json"), format!("{whole:#}\n")).map_err(failed)?;
-    // A field with a comma or a quote is quoted.
+    // CSV requires quotes around a field that contains a comma or a quote.
     let field = |text: String| {
         if text.contains([',', '"']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
     };
@@ -331,14 +339,14 @@ fn write(report: &Report, facts: &Value, options: &BenchOptions, folder: &Path) 
     Ok(())
 }
 
-/// The median time of `work` in seconds, over repetitions that together take about `seconds`; at least three, after one that does
-/// not count.
+/// Median time of `work` in seconds. The repetitions take about `seconds` in total. There are at least three of them,
+/// after one that is not measured.
 fn median_seconds(seconds: f64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     in_turn(seconds, |_| work()).map(|[median]| median)
 }
 
-/// The same for works that are told their number, each in turn with the others: of a machine that is not always as fast they then find
-/// the same minutes.
+/// Like [`median_seconds`], for `N` alternatives. `work` receives the index of the alternative, from 0. The
+/// alternatives take turns, so that changes in the speed of the machine affect all of them equally.
 fn in_turn<const N: usize>(seconds: f64, mut work: impl FnMut(usize) -> Result<()>) -> Result<[f64; N]> {
     (0..N).try_for_each(&mut work)?;
     let (begin, mut times) = (Instant::now(), [const { Vec::new() }; N]);
@@ -360,21 +368,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_printed_command_can_be_given_to_a_shell() {
+    fn printed_command_is_quoted_for_a_shell() {
         let arguments = ["bench", "--rules", "asgd;dude:c=1", "a b", "it's", "", "fixed:1,4"];
         let line = arguments.map(quoted).join(" ");
         assert_eq!(line, r"bench --rules 'asgd;dude:c=1' 'a b' 'it'\''s' '' fixed:1,4");
     }
 
     #[test]
-    fn works_in_turn_have_a_median_each() {
+    fn each_alternative_has_its_own_median() {
         let mut calls = [0; 2];
         let times: [f64; 2] = in_turn(0.0, |which| {
             calls[which] += 1;
             Ok(())
         })
         .unwrap();
-        assert_eq!(calls, [4, 4], "one that does not count, and three");
+        assert_eq!(calls, [4, 4], "one call that is not measured, and three that are");
         assert!(times.iter().all(|t| (0.0..1.0).contains(t)));
     }
 }

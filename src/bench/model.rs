@@ -1,4 +1,4 @@
-//! A worker's step taken apart.
+//! The time of each part of a worker's step.
 
 use super::{Bar, BenchOptions, Figure, Report, median_seconds};
 use crate::error::{Error, Result};
@@ -13,10 +13,11 @@ use stagger_datasets::{ImageData, synthetic};
 use stagger_kernels::gather::Augment;
 use stagger_kernels::layers::{Conv, Precision, conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 use stagger_kernels::update;
-use stagger_kernels::{Device, Fence, FoldOp, GradientInput, OptimizerStep, StepOp, Update};
+use stagger_kernels::{Buffer, Device, Fence, FoldOp, GradientInput, Layout, OptimizerStep, StepOp, Update};
 
+/// Measures the parts of a step on one backend.
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
-    // The threads of the CPU's workers are a pool's; one of one thread is this thread alone.
+    // On the CPU, a worker computes in a thread pool. A pool with one thread is the current thread.
     let threads = bench.threads_per_worker.unwrap_or_else(crate::host::backend::cores);
     match &backend.device {
         Device::Cpu => {
@@ -28,10 +29,13 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     }
 }
 
-/// The problem of a single worker that holds the whole of `set`.
+/// The problem of a single worker that holds all of `set`.
 pub fn one_worker(bench: &BenchOptions, device: &Device, set: ImageData, step: StepKind) -> Result<Problem> {
     if let StepKind::Stacked(_) = step {
-        return Err(Error::usage("--step stacked is for the virtual clock; this benchmark takes eager or captured"));
+        return Err(Error::usage(
+            "--step stacked needs the virtual clock; use --step eager or --step captured for this \
+                                 benchmark",
+        ));
     }
     let options = ImageOptions {
         model: &bench.model,
@@ -46,6 +50,7 @@ pub fn one_worker(bench: &BenchOptions, device: &Device, set: ImageData, step: S
     images(device, set, &options)
 }
 
+/// Measures the parts of a step. `place` describes the CPU threads in the title.
 fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Report> {
     let columns = ["part", "ms", "GFLOP/s", "samples/s"];
     let kind = StepKind::on(StepKind::parse(&bench.step)?, device)?;
@@ -60,6 +65,31 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     let burn = burn_device(device);
     let net = Net::build(&bench.model, channels, side, classes, &burn)
         .ok_or_else(|| Error::usage(format!("--model {} is not one of cnn, resnet18, mlp, logreg", bench.model)))?;
+    measure_convolutions(bench, device, &net, (channels, side), &mut report)?;
+    let layout = layout_of(&net);
+    let weights = device.upload(initial_weights(&layout, 1));
+    let batch = bench.batch;
+    let pixels = device.upload((0..batch * channels * side * side).map(|i| (i % 255) as f32 / 255.0).collect());
+    let plain = attach(net, device, &layout, &weights).valid();
+    let x = tensor::<4>(device, &pixels, [batch, side, side, channels]);
+    let forward = median_seconds(bench.seconds / 4.0, || {
+        drop(plain.forward(x.clone(), Precision::F32));
+        Ok(device.sync()?)
+    })?;
+    report.row(vec![json!("whole network, forward"), json!(1e3 * forward), json!(null), json!(batch as f64 / forward)]);
+    let problem = one_worker(bench, device, set, kind)?;
+    measure_step(bench, device, problem, &layout, &weights, &mut report)?;
+    Ok(report)
+}
+
+/// Measures each convolution of the network in its three passes, and adds up each pass over the network.
+fn measure_convolutions(
+    bench: &BenchOptions,
+    device: &Device,
+    net: &Net,
+    (channels, side): (usize, usize),
+    report: &mut Report,
+) -> Result<()> {
     let convolutions = net.convolutions(bench.batch, side);
     let share = bench.seconds / (2 + 3 * convolutions.len()) as f64;
     let time = |work: &mut dyn FnMut() -> Tensor<4>| {
@@ -86,7 +116,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
             ("weight gradient", time(&mut || conv2d_weight_gradient(x.clone(), dy.clone(), plan))?),
         ];
         for ((pass, seconds), sum) in passes.into_iter().zip(&mut sums) {
-            // Nobody needs the data gradient of the images themselves.
+            // A training step does not compute the data gradient of the first layer, whose input is the images.
             if !(pass == "data gradient" && from == channels) {
                 *sum += seconds * times as f64;
             }
@@ -99,19 +129,19 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
     {
         report.row(vec![json!(format!("all convolutions, {pass}")), json!(1e3 * seconds), json!(null), json!(null)]);
     }
-    let layout = layout_of(&net);
-    let weights = device.upload(initial_weights(&layout, 1));
-    let batch = bench.batch;
-    let pixels = device.upload((0..batch * channels * side * side).map(|i| (i % 255) as f32 / 255.0).collect());
-    let plain = attach(net, device, &layout, &weights).valid();
-    let x = tensor::<4>(device, &pixels, [batch, side, side, channels]);
-    let forward = median_seconds(bench.seconds / 4.0, || {
-        drop(plain.forward(x.clone(), Precision::F32));
-        Ok(device.sync()?)
-    })?;
-    let rate = |seconds: f64| json!(batch as f64 / seconds);
-    report.row(vec![json!("whole net, forward"), json!(1e3 * forward), json!(null), rate(forward)]);
-    let mut problem = one_worker(bench, device, set, kind)?;
+    Ok(())
+}
+
+/// Measures the gradient of a worker and the update of the server. Together they are one step.
+fn measure_step(
+    bench: &BenchOptions,
+    device: &Device,
+    mut problem: Problem,
+    layout: &Layout,
+    weights: &Buffer,
+    report: &mut Report,
+) -> Result<()> {
+    let rate = |seconds: f64| json!(bench.batch as f64 / seconds);
     let snapshot = Snapshot { weights: weights.clone(), fence: Fence::default() };
     let mut job = 0;
     let gradient = median_seconds(bench.seconds, || {
@@ -126,7 +156,7 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
         let (fence, factor) = (Fence::default(), None);
         let losses = &mut losses;
         let gradient = GradientInput {
-            layout: &layout,
+            layout,
             buffers: &buffers,
             factor,
             fence: &fence,
@@ -144,11 +174,11 @@ fn measure(bench: &BenchOptions, device: &Device, place: String) -> Result<Repor
             base: None,
             method: OptimizerStep::Plain,
         };
-        Update { gradient, weights: &weights, fold: FoldOp::Direct { scale: 1.0 }, step: Some(step) }.run(device);
+        Update { gradient, weights, fold: FoldOp::Direct { scale: 1.0 }, step: Some(step) }.run(device);
         Ok(device.sync()?)
     })?;
     report.row(vec![json!("update (asgd)"), json!(1e3 * update), json!(null), json!(null)]);
     let step = gradient + update;
-    report.row(vec![json!("step (the sum of both)"), json!(1e3 * step), json!(null), rate(step)]);
-    Ok(report)
+    report.row(vec![json!("step (batch, forward, backward, update)"), json!(1e3 * step), json!(null), rate(step)]);
+    Ok(())
 }

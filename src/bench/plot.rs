@@ -7,10 +7,10 @@ use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Width and height, without the legend.
+/// Width and height in pixels, without the legend.
 const SIZE: (u32, u32) = (800, 500);
 
-/// The report's figure as SVG, if there is anything to show in it.
+/// Draws the report's figure as SVG. `None` if there is nothing to show.
 pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
     match &report.figure {
         Figure::Curves { x, y, range, by } => curves(report, facts, [*x, *y], *range, by),
@@ -18,53 +18,56 @@ pub fn draw(report: &Report, facts: &Value) -> Result<Option<String>> {
     }
 }
 
-/// Whether the rows are several devices', beside each other.
-fn is_of_several(report: &Report) -> bool {
+/// Whether the report has rows of several backends.
+fn has_several_backends(report: &Report) -> bool {
     report.columns[0] == "backend"
 }
 
-/// What stands above it. Devices beside each other stand in the legend, for their names are long.
+/// The title above the figure. With several backends it names the backends, because the names of the devices are too
+/// long.
 fn title(report: &Report, facts: &Value) -> String {
-    format!("{} - {}", report.title, cell(&facts[if is_of_several(report) { "backend" } else { "device" }]))
+    format!("{} - {}", report.title, cell(&facts[if has_several_backends(report) { "backend" } else { "device" }]))
 }
 
+/// Draws bars for every row. With several backends, the bars of one row stand below each other.
 fn bars(report: &Report, facts: &Value, axis: &str, bars: &[Bar]) -> Result<Option<String>> {
-    let skip = usize::from(is_of_several(report));
-    let mut of: Vec<String> = Vec::new();
-    let mut things: Vec<(String, Vec<Option<f64>>)> = Vec::new();
+    let skip = usize::from(has_several_backends(report));
+    let mut backends: Vec<String> = Vec::new();
+    let mut items: Vec<(String, Vec<Option<f64>>)> = Vec::new();
     for row in &report.rows {
-        let device = if skip > 0 { cell(&row[0]) } else { String::new() };
-        let place = of.iter().position(|name| *name == device).unwrap_or_else(|| {
-            of.push(device);
-            of.len() - 1
+        let backend = if skip > 0 { cell(&row[0]) } else { String::new() };
+        let series = backends.iter().position(|name| *name == backend).unwrap_or_else(|| {
+            backends.push(backend);
+            backends.len() - 1
         });
         let name = cell(&row[skip]);
-        let line = things.iter().position(|thing| thing.0 == name).unwrap_or_else(|| {
-            things.push((name, Vec::new()));
-            things.len() - 1
+        let item = items.iter().position(|item| item.0 == name).unwrap_or_else(|| {
+            items.push((name, Vec::new()));
+            items.len() - 1
         });
-        let values = &mut things[line].1;
-        values.resize(place * bars.len(), None);
+        let values = &mut items[item].1;
+        values.resize(series * bars.len(), None);
         values.extend(bars.iter().map(|bar| (bar.of)(&row[skip..])));
     }
-    if !things.iter().flat_map(|thing| thing.1.iter().flatten()).any(|x| *x > 0.0) {
+    if !items.iter().flat_map(|item| item.1.iter().flatten()).any(|x| *x > 0.0) {
         return Ok(None);
     }
-    let named = |device: &String| {
-        let device = device.clone();
-        bars.iter().map(move |bar| match (device.is_empty(), bar.name.is_empty()) {
+    let names = |backend: &String| {
+        let backend = backend.clone();
+        bars.iter().map(move |bar| match (backend.is_empty(), bar.name.is_empty()) {
             (true, _) => bar.name.into(),
-            (_, true) => device.clone(),
-            _ => format!("{device}: {}", bar.name),
+            (_, true) => backend.clone(),
+            _ => format!("{backend}: {}", bar.name),
         })
     };
-    let series: Vec<String> = of.iter().flat_map(named).collect();
-    named_bars(&title(report, facts), axis, &things, &series, SIZE.0).map(Some)
+    let series: Vec<String> = backends.iter().flat_map(names).collect();
+    named_bars(&title(report, facts), axis, &items, &series, SIZE.0).map(Some)
 }
 
-/// Where curves run, and the ends of an error bar at each of their points.
+/// The points of a curve, and the two ends of the error bar at each point.
 type Points = (Vec<(f64, f64)>, Vec<[(f64, f64); 2]>);
 
+/// Draws one curve for each combination of values in the columns `by`.
 fn curves(
     report: &Report,
     facts: &Value,
@@ -84,7 +87,7 @@ fn curves(
         }
     }
     let failed =
-        |e: &dyn std::fmt::Display| Error::failed(format!("the figure of `{}` cannot be drawn: {e}", report.title));
+        |e: &dyn std::fmt::Display| Error::failed(format!("cannot draw the figure of `{}`: {e}", report.title));
     let points = || curves.values().flat_map(|(points, bars)| points.iter().chain(bars.as_flattened()));
     let most_x = points().map(|p| p.0).fold(0.0, f64::max).max(1.0);
     let most_y = points().map(|p| p.1).fold(0.0, f64::max);

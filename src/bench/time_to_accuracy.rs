@@ -1,4 +1,4 @@
-//! Simulated and real time to a target accuracy, with injected stragglers.
+//! Time to a target accuracy, with injected stragglers, in simulated or real seconds.
 
 use super::scaling::{options, workers};
 use super::{BenchOptions, Figure, Report};
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 /// Updates between two evaluations.
 const EVERY: u64 = 25;
 
+/// Trains with every rule and every number of workers until the target is reached.
 pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
     let BenchOptions { clock, target, model, batch, delay, .. } = bench;
     let title = format!("time to {target} %: {model}, batch {batch}, delay {delay}, {clock} clock");
@@ -34,13 +35,17 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
             report.row(vec![json!(rule), json!(n), time, updates, gradients, json!(100.0 * reached.1), wall]);
         }
     }
-    report.notes.push(format!("time is the {clock} clock's, looked at every {EVERY} updates; a run ends there, or after 2,000 updates; gradients and wall (with evaluations left out) are the run's"));
+    report.notes.push(format!(
+        "time: seconds on the {clock} clock, checked every {EVERY} updates; a run ends when it reaches the target, \
+         or after 2,000 updates; gradients and wall: totals of the run, wall without evaluations"
+    ));
     Ok(report)
 }
 
-/// Time and update of the first evaluation at `target`, and the best accuracy of all.
+/// Time and version of the first evaluation that reaches the target, and the best accuracy of all evaluations.
 type Reached = (Option<(f64, u64)>, f64);
 
+/// Searches the text of a `metrics.csv` for the first evaluation with an accuracy of at least `target` (0 to 1).
 fn first_at(metrics: &str, target: f64) -> Result<Reached> {
     let mut lines = metrics.lines();
     let header: Vec<&str> = lines.next().unwrap_or("").split(',').collect();

@@ -1,8 +1,9 @@
 //! `stagger compare`: rules × seeds × whatever else varies, over one scenario.
 //!
-//! Each run is a process of its own (`stagger train`) with a folder of its own, named after its rule, what varies, its seed and a hash of
-//! its whole configuration: a folder with a whole summary is that run, finished, and is not run again. Weights and partitions are
-//! functions of the seed alone, so all rules of a seed begin at the same point on the same parts.
+//! Each run is a process (`stagger train`) with its own folder. The name of the folder contains the rule, the varied
+//! values, the seed and a hash of the whole configuration. A folder with a complete summary is a finished run, which
+//! is not repeated. Initial weights and partitions depend only on the seed, so all rules of a seed start from the same
+//! weights and the same parts.
 
 mod reading;
 mod runs;
@@ -70,7 +71,7 @@ pub struct CompareOptions {
 }
 
 impl Plan {
-    /// The keys of the section `[compare]`, with the flags over them.
+    /// Checks the keys of the section `[compare]`. Flags override them.
     fn of(section: toml::Table, options: &CompareOptions) -> Result<Plan> {
         if let Some(why) = section.iter().find_map(|(key, value)| section::mistake(key, value)) {
             return Err(Error::usage(why));
@@ -105,7 +106,9 @@ impl Plan {
         }
         for key in ["rule", "seed", "out"] {
             if plan.vary.contains_key(key) {
-                return Err(Error::usage(format!("--vary {key}: give --rules and --seeds for that")));
+                return Err(Error::usage(format!(
+                    "--vary {key}: this key cannot vary; use --rules, --seeds and --out"
+                )));
             }
         }
         if let Some((key, _)) = plan.vary.iter().find(|(_, values)| values.is_empty()) {
@@ -114,7 +117,7 @@ impl Plan {
         let twice =
             |what: &str, values: Vec<String>| match (1..values.len()).find(|k| values[..*k].contains(&values[*k])) {
                 Some(k) => Err(Error::usage(format!(
-                    "{what} {} twice: the same runs would count as others; leave one out",
+                    "{what} {} twice: the same runs would count as different runs; leave one out",
                     values[k]
                 ))),
                 None => Ok(()),
@@ -140,7 +143,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The rows: every rule with every combination of what varies.
+    /// The rows: every rule with every combination of the varied values.
     fn cells(&self) -> Vec<Cell> {
         let of = |varied: Vec<(String, toml::Value)>| {
             self.rules.iter().map(move |rule| Cell { rule: rule.clone(), varied: varied.clone(), lr: None })
@@ -148,7 +151,7 @@ impl Plan {
         self.grid().into_iter().flat_map(of).collect()
     }
 
-    /// Every combination of what varies.
+    /// Every combination of the varied values.
     fn grid(&self) -> Vec<Vec<(String, toml::Value)>> {
         let mut grid = vec![Vec::new()];
         for (key, values) in &self.vary {
@@ -164,21 +167,23 @@ impl Plan {
 /// One row of the table.
 struct Cell {
     rule: String,
+    /// The varied keys with their values.
     varied: Vec<(String, toml::Value)>,
-    /// The tuned learning rate, if it is.
+    /// The tuned learning rate; `None` without `--tune`.
     lr: Option<f64>,
 }
 
 impl Cell {
+    /// Name of the row, such as `dude, workers 4, lr 0.1`.
     fn name(&self) -> String {
-        // Of a file its name.
+        // A path is shortened to the name of the file.
         let short = |value: String| value.rsplit('/').next().unwrap_or("").trim_end_matches(".txt").to_string();
         let varied = self.settings().into_iter().map(|(key, value)| format!(", {key} {}", short(plain(&value))));
         let lr = self.lr.map(|lr| format!(", lr {lr}"));
         std::iter::once(self.rule.clone()).chain(varied).chain(lr).collect()
     }
 
-    /// What it varies, key by key; a value that is a table sets several keys together.
+    /// The varied settings. A value that is a table sets several keys together.
     fn settings(&self) -> Vec<(String, toml::Value)> {
         let all = self.varied.iter().flat_map(|(key, value)| match value {
             toml::Value::Table(panel) => panel.clone().into_iter().collect(),
@@ -187,14 +192,14 @@ impl Cell {
         all.collect()
     }
 
-    /// The settings of its run with this seed, checked as far as that is possible before it begins.
+    /// The settings of the run with this seed, checked as far as possible before a run.
     fn check(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
         let options = self.options(scenario, seed)?;
         crate::run::check(&options).map_err(|error| Error::usage(format!("{}: {error}", self.name())))?;
         Ok(options)
     }
 
-    /// The settings of its run with this seed.
+    /// The settings of the run with this seed.
     fn options(&self, scenario: &toml::Table, seed: u64) -> Result<Options> {
         let mut table = scenario.clone();
         table.extend(self.settings());
@@ -203,11 +208,11 @@ impl Cell {
         if let Some(lr) = self.lr {
             table.insert("lr".into(), lr.into());
         }
-        // Compared over simulated time unless it is asked otherwise.
+        // By default, rules are compared over simulated time.
         table.entry("clock").or_insert("virtual".into());
-        // A learning rate that is too large loses; it does not end the comparison.
+        // By default, a row whose learning rate is too large does not end the comparison.
         table.entry("on_nan").or_insert("skip".into());
-        // A curve has two points at least, however short the run.
+        // A short run is evaluated halfway, so that its curve has at least two points.
         let updates =
             table.get("updates").and_then(toml::Value::as_integer).filter(|updates| (2..200).contains(updates));
         if let Some(updates) = updates.filter(|_| !is_theory(table.get("dataset"))) {
@@ -217,15 +222,17 @@ impl Cell {
     }
 }
 
-/// Whether a data set has a smooth objective and no images: those are named with a parameter.
+/// Whether the data set is a theory problem with a smooth objective and no images. The names of these data sets have a
+/// parameter, such as `quadratic:FILE`.
 fn is_theory(dataset: Option<&toml::Value>) -> bool {
     dataset.and_then(toml::Value::as_str).is_some_and(|set| set.contains(':'))
 }
 
-/// What "train loss" is where images are classified.
-pub const LOSS_OF_ARRIVALS: &str = "train loss: the mean over the latest arrivals, so of those workers that a rule hears; no measure between rules that hear them unequally";
+/// Meaning of "train loss" for image classifiers.
+pub const LOSS_OF_ARRIVALS: &str = "train loss: the mean batch loss of the latest arrivals, and so only of the workers \
+    that sent them; it does not compare rules that receive unequal numbers of gradients from the workers";
 
-/// A value as it stands on a command line.
+/// A value as it is written on the command line: a string has no quotes.
 fn plain(value: &toml::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), String::from)
 }
@@ -237,26 +244,28 @@ pub fn compare(flags: &Options, options: &CompareOptions) -> Result<()> {
         options.sets.iter().any(set)
     };
     if flags.rule.is_some() || is_set("rule") {
-        return Err(Error::usage("a comparison names its rules, with their parameters, by --rules \"dude:c=2;asgd\""));
+        return Err(Error::usage(
+            "compare takes its rules, with their parameters, from --rules, such as --rules \"dude:c=2;asgd\"",
+        ));
     }
     if flags.seed.is_some() || is_set("seed") {
-        return Err(Error::usage("a comparison names its seeds by --seeds 1,2,3"));
+        return Err(Error::usage("compare takes its seeds from --seeds, such as --seeds 1,2,3"));
     }
     let (scenario, section) = Options::scenario(flags, options.config.as_deref(), &options.sets)?;
     compare_scenario(scenario, section, options)
 }
 
-/// Checks a scenario and its section `[compare]` as far as that is possible without a run.
+/// Checks a scenario and its section `[compare]` as far as possible without a run.
 pub fn check(scenario: &toml::Table, section: toml::Table) -> Result<()> {
     let plan = Plan::of(section, &CompareOptions::default())?;
     plan.cells().iter().try_for_each(|cell| cell.check(scenario, plan.seeds[0]).map(drop))
 }
 
-/// The same for a scenario and its section `[compare]`.
+/// Runs a comparison on a scenario with its section `[compare]`. The flags in `options` override the section.
 pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &CompareOptions) -> Result<()> {
     let plan = Plan::of(section, options)?;
     let mut cells = plan.cells();
-    // Every mistake of a setting is found before the first run.
+    // All settings and data are checked before the first run.
     for cell in &cells {
         crate::run::data::is_there(&cell.check(&scenario, plan.seeds[0])?.resolve()?)?;
     }
@@ -268,7 +277,7 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
         Error::usage(format!("cannot write {}: {e}; choose another folder with --out", folder.display()))
     };
     std::fs::create_dir_all(folder.join("runs")).map_err(unwritable)?;
-    // Held until the end of this process.
+    // The lock is held until this function returns.
     let writer = std::fs::File::create(folder.join("runs/.writer")).map_err(unwritable)?;
     if let Err(std::fs::TryLockError::WouldBlock) = writer.try_lock() {
         return Err(Error::usage(format!(
@@ -301,7 +310,8 @@ pub fn compare_scenario(scenario: toml::Table, section: toml::Table, options: &C
     finish(&groups, &plan, &folder)
 }
 
-/// Gives every cell the learning rate that is best on images held out from the training set, after the same budget.
+/// Gives every row the candidate learning rate with the highest accuracy on held-out training images, after the same
+/// budget.
 fn tune(cells: &mut [Cell], plan: &Plan, scenario: &toml::Table, folder: &Path, jobs: usize) -> Result<()> {
     say!(
         "tuning     {} learning rates for each row, on {VALIDATION} held-out training images, seed {}",
@@ -337,7 +347,7 @@ fn tune(cells: &mut [Cell], plan: &Plan, scenario: &toml::Table, folder: &Path, 
     Ok(())
 }
 
-/// Prints the table, and writes it and the figures.
+/// Prints the table, and writes the table and the figures.
 fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
     let table = Table::of(groups, plan.target.map(|percent| percent / 100.0));
     let write = |name: &str, text: String| {
@@ -355,20 +365,25 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
         "rows": table.json(),
     });
     say!("\n{}", table.text());
-    say!("mean ± standard error over seeds {:?}; idle: no arrival of the worker's being computed", plan.seeds);
-    // What an update takes is a rule's own.
+    say!(
+        "mean ± standard error over seeds {:?}; idle: time in which a worker computes no gradient that arrives",
+        plan.seeds
+    );
+    // The number of gradients per update differs between rules.
     let spent = groups.iter().flat_map(|g| &g.runs).filter_map(|run| run.number("gradients"));
     let (least, most) = spent.fold((f64::INFINITY, 0.0), |(l, m), g| (g.min(l), g.max(m)));
     if ended_by_updates(groups) && most > 1.5 * least {
         say!(
-            "NOTE: the rows took {least} to {most} gradients for the same number of updates; --time or --epochs gives all the same budget"
+            "NOTE: the rows took {least} to {most} gradients for the same number of updates; --time or --epochs gives \
+             all rows the same budget"
         );
     }
     for group in groups {
         let lost: f64 = group.runs.iter().filter_map(|run| run.number("not_finite")).sum();
         if lost > 0.0 {
             say!(
-                "NOTE: {}: {lost} gradients were not finite and were left out (--on-nan skip), so what stands there is not what the rule does; a smaller --lr may help",
+                "NOTE: {}: {lost} gradients were not finite and were left out (--on-nan skip), so this row does not \
+                 show what the rule can do; a smaller --lr may help",
                 group.name
             );
         }
@@ -377,7 +392,7 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
         say!("{}", LOSS_OF_ARRIVALS);
     }
     if let Some(target) = plan.target {
-        say!("target: {target} % test accuracy, at the first evaluation that has it (n/m: seeds that got there)");
+        say!("target: {target} % test accuracy, at the first evaluation that reaches it (n/m: n of m seeds did)");
     }
     write("table.md", table.markdown())?;
     write("table.csv", table.csv())?;
@@ -388,19 +403,19 @@ fn finish(groups: &[Group], plan: &Plan, folder: &Path) -> Result<()> {
         drawn += 1;
     }
     if drawn == 0 {
-        say!("NOTE: no figure: no run has two evaluations that can be drawn; --eval-every N makes one every N updates");
+        say!("NOTE: no figure: no run has two evaluations that can be drawn; --eval-every N evaluates every N updates");
     }
     say!("folder     {}", folder.display());
     Ok(())
 }
 
-/// Whether the number of updates ended the runs, and nothing else could.
+/// Whether only the number of updates could end the runs.
 fn ended_by_updates(groups: &[Group]) -> bool {
     let by_updates = |run: &Reading| !run.config.contains_key("time") && !run.config.contains_key("epochs");
     groups.iter().flat_map(|group| &group.runs).all(by_updates)
 }
 
-/// The figures of a comparison, with their names.
+/// The figures of a comparison, with the names of their files.
 pub fn figures(groups: &[Group]) -> Vec<(&'static str, crate::view::figure::Figure)> {
     let accuracy = |p: &Point| p.test_accuracy.map(|a| 100.0 * a);
     let loss = |p: &Point| p.train_loss;
@@ -427,7 +442,7 @@ pub fn figures(groups: &[Group]) -> Vec<(&'static str, crate::view::figure::Figu
     ]
 }
 
-/// Eight hexadecimal digits of a text's SHA-256.
+/// The first eight hexadecimal digits of the SHA-256 of a text.
 fn hash(text: &str) -> String {
     Sha256::digest(text).iter().take(4).map(|b| format!("{b:02x}")).collect()
 }

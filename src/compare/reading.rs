@@ -1,86 +1,89 @@
-//! What a finished run's folder says: its curve, its arrivals, its summary.
+//! Reads the folder of a finished run: summary, configuration, curve and arrivals.
 
 use crate::error::{Error, Result};
 use crate::record::{self, Effect, LATEST, device_spans, recorded};
 use serde_json::Value;
 use std::path::Path;
 
-/// Workers of a run that is read at most, and bytes of its files (but the log, which is read line by line).
+/// Largest number of workers that is accepted. A folder may come from anyone, so its numbers are checked.
 const MOST_WORKERS: u64 = 1 << 16;
-const LONGEST: u64 = 1 << 30;
+/// Largest size of a file that is read, in bytes. The event log has no limit, because it is read line by line.
+const MOST_BYTES: u64 = 1 << 30;
 
-/// One line of `metrics.csv`; what does not apply is absent.
+/// One line of `metrics.csv`. A metric that the run does not have is `None`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Point {
-    /// Server updates so far.
+    /// Number of updates so far.
     pub update: u64,
-    /// Seconds on the run's axis.
+    /// Time on the run's time axis, in seconds.
     pub time: f64,
-    /// Gradients so far.
+    /// Number of gradients that have arrived so far.
     pub gradients: u64,
-    /// Mean of the latest batch losses, or the full objective.
+    /// Mean of the latest batch losses; for theory problems the full objective.
     pub train_loss: Option<f64>,
     /// Mean loss over the test set.
     pub test_loss: Option<f64>,
-    /// Share of the test set that is right.
+    /// Test accuracy, 0 to 1.
     pub test_accuracy: Option<f64>,
-    /// Norm of the full objective's gradient.
+    /// Norm of the gradient of the full objective.
     pub grad_norm: Option<f64>,
 }
 
-/// A stretch in which a worker computed.
+/// The time of one job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
-    /// When its job began, in seconds on the run's axis.
+    /// Start of the job on the run's time axis, in seconds.
     pub began: f64,
-    /// When its gradient arrived.
+    /// Arrival of the gradient, in seconds.
     pub ended: f64,
-    /// What became of the gradient.
+    /// What the server did with the gradient.
     pub effect: Effect,
 }
 
-/// A run, as its folder tells it.
+/// The content of a run's folder.
 pub struct Reading {
-    /// `summary.json`.
+    /// Content of `summary.json`.
     pub summary: Value,
-    /// `config.toml`.
+    /// Content of `config.toml`.
     pub config: toml::Table,
-    /// `metrics.csv`.
+    /// Lines of `metrics.csv`.
     pub curve: Vec<Point>,
-    /// Worker by worker, in order.
+    /// The jobs that arrived: one list per worker, in the order of arrival.
     pub spans: Vec<Vec<Span>>,
-    /// How many arrivals had which staleness, from 0.
+    /// Histogram of the staleness: number of arrivals with staleness 0, 1, 2, ...
     pub staleness: Vec<u64>,
-    /// `device.csv`, if there is one: when the device computed the first gradients and updates, in the order of their beginnings.
+    /// Content of `device.csv`: when the device computed the first gradients and updates, sorted by their start. Empty
+    /// without that file.
     pub device: Vec<record::Span>,
-    /// `partition.csv`, if there is one: the classes, and worker by worker how many samples of each.
+    /// Content of `partition.csv`, if that file exists: the names of the classes, and for each worker the number of
+    /// samples per class.
     pub partition: Option<(Vec<String>, Vec<Vec<f64>>)>,
 }
 
 impl Reading {
-    /// Reads a run's folder.
+    /// Reads the folder of a run. It is a usage error if a file is missing or damaged.
     pub fn of(folder: &Path) -> Result<Reading> {
         let text = |name: &str| {
             read(&folder.join(name)).map_err(|e| Error::usage(format!("{e}; name the folder of a finished run")))
         };
         let broken = |name: &str, e: &dyn std::fmt::Display| {
-            Error::usage(format!("{}: {e}; the run did not end, run it again", folder.join(name).display()))
+            Error::usage(format!("{}: {e}; the run did not finish, run it again", folder.join(name).display()))
         };
         let summary: Value = serde_json::from_str(&text("summary.json")?).map_err(|e| broken("summary.json", &e))?;
         let config = text("config.toml")?.parse().map_err(|e| broken("config.toml", &e))?;
         let mut curve = points(&text("metrics.csv")?).map_err(|e| broken("metrics.csv", &e))?;
 
-        // Whoever made the folder may have written any number.
+        // The folder may come from anyone, so this can be any number.
         let workers = summary["workers"].as_u64().filter(|n| (1..=MOST_WORKERS).contains(n));
-        let workers = workers.ok_or_else(|| broken("summary.json", &"no number of `workers`"))? as usize;
+        let workers = workers.ok_or_else(|| broken("summary.json", &"no valid number of `workers`"))? as usize;
         let (mut spans, mut staleness) = (vec![Vec::<Span>::new(); workers], Vec::new());
-        // When each version was made.
+        // The time at which each version was made.
         let mut made = vec![0.0];
         let (mut next, mut gradients) = (0, 0);
         for event in recorded(&folder.join("events.jsonl"), u64::MAX, workers)? {
             let event = event?;
             let own = &mut spans[event.worker];
-            // A job begins when its worker is free and its model is there; a job that was given up is not in the log.
+            // A job begins when its worker is free and its version exists. Cancelled jobs are not in the log.
             let free = own.last().map_or(0.0, |span| span.ended);
             let began = free.max(made.get(event.version as usize).copied().unwrap_or(0.0)).min(event.time);
             own.push(Span { began, ended: event.time, effect: event.effect });
@@ -113,41 +116,43 @@ impl Reading {
         Ok(Reading { summary, config, curve, spans, staleness, device, partition })
     }
 
-    /// A number of the summary.
+    /// A number in the summary; `None` if it is absent or null.
     pub fn number(&self, key: &str) -> Option<f64> {
         self.summary[key].as_f64()
     }
 
-    /// Whether its axis is real time.
+    /// Whether the run's time axis is real time.
     pub fn is_wall(&self) -> bool {
         self.summary["clock"].as_str() == Some("wall")
     }
 
-    /// Seconds of the run on its axis.
+    /// Length of the run on its time axis, in seconds.
     pub fn time(&self) -> f64 {
         self.number("time").unwrap_or(0.0)
     }
 
-    /// Share of all workers' time in which none of a worker's arrivals was being computed: it waited, or on what was given up.
+    /// Share of all workers' time, 0 to 1, in which a worker computed no gradient that arrived. It waited, or its job
+    /// was cancelled.
     pub fn idle(&self) -> f64 {
         let busy: f64 = self.spans.iter().flatten().map(|span| span.ended - span.began).sum();
         let all = self.time() * self.spans.len() as f64;
         if all > 0.0 { (1.0 - busy / all).max(0.0) } else { 0.0 }
     }
 
-    /// Bytes between server and workers: a model for every job, a gradient for every arrival.
+    /// Number of bytes sent between server and workers: a model for every job, and a gradient for every arrival.
     pub fn bytes(&self) -> f64 {
         let [parameters, gradients, restarted] =
             ["parameters", "gradients", "restarted"].map(|key| self.number(key).unwrap_or(0.0));
         4.0 * parameters * (2.0 * gradients + restarted)
     }
 
-    /// Gradients that were computed, or begun, for nothing.
+    /// Number of dropped gradients and cancelled jobs.
     pub fn wasted(&self) -> f64 {
         self.number("dropped").unwrap_or(0.0) + self.number("restarted").unwrap_or(0.0)
     }
 
-    /// Mean of a metric over the run's time: each evaluation holds until the next, the first from the beginning on.
+    /// Mean of a metric over the run's time. A value holds until the next evaluation, and the first value holds from
+    /// the start of the run. `None` if there are fewer than two values.
     pub fn over_time(&self, value: fn(&Point) -> Option<f64>) -> Option<f64> {
         let known: Vec<(f64, f64)> = self.curve.iter().filter_map(|p| Some((p.time, value(p)?))).collect();
         let ends = known.iter().skip(1).map(|p| p.0).chain([self.time()]);
@@ -156,7 +161,7 @@ impl Reading {
         (known.len() > 1 && self.time() > 0.0).then(|| sum / self.time())
     }
 
-    /// Mean of a metric over the last fifth of the updates.
+    /// Mean of a metric over the evaluations in the last fifth of the updates.
     pub fn at_the_end(&self, value: fn(&Point) -> Option<f64>) -> Option<f64> {
         let last = self.curve.last()?.update;
         let is_late = |p: &&Point| 5 * p.update as u128 >= 4 * last as u128;
@@ -164,21 +169,23 @@ impl Reading {
         (!late.is_empty()).then(|| late.iter().sum::<f64>() / late.len() as f64)
     }
 
-    /// The first evaluation at this test accuracy.
+    /// The first evaluation with at least this test accuracy (0 to 1).
     pub fn reached(&self, accuracy: f64) -> Option<Point> {
         self.curve.iter().find(|point| point.test_accuracy.is_some_and(|a| a >= accuracy)).copied()
     }
 }
 
-/// The text of a plain file of a bearable size: in a folder of somebody else's, a name may stand for anything.
+/// Reads a text file of at most [`MOST_BYTES`] bytes. Other file types are refused, because in a folder from someone
+/// else a name may refer to a pipe or a device.
 fn read(file: &Path) -> std::result::Result<String, String> {
     if !file.is_file() {
-        return Err(format!("{} is no file", file.display()));
+        return Err(format!("{} is not a file", file.display()));
     }
-    let bytes = stagger_datasets::read(file, LONGEST).map_err(|e| e.0)?;
-    String::from_utf8(bytes).map_err(|_| format!("{} is no text", file.display()))
+    let bytes = stagger_datasets::read(file, MOST_BYTES).map_err(|e| e.0)?;
+    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8 text", file.display()))
 }
 
+/// Parses the text of a `metrics.csv`.
 fn points(text: &str) -> std::result::Result<Vec<Point>, String> {
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().unwrap_or("").split(',').collect();
@@ -188,10 +195,10 @@ fn points(text: &str) -> std::result::Result<Vec<Point>, String> {
         for (name, cell) in header.iter().zip(&cells) {
             let value: Option<f64> = cell.parse().ok().filter(|value: &f64| value.is_finite());
             match *name {
-                "update" => point.update = cell.parse().map_err(|_| format!("line {}: no update", k + 2))?,
+                "update" => point.update = cell.parse().map_err(|_| format!("line {}: no valid `update`", k + 2))?,
                 "time" => {
                     let time = value.filter(|time| (0.0..LATEST).contains(time));
-                    point.time = time.ok_or_else(|| format!("line {}: no time", k + 2))?;
+                    point.time = time.ok_or_else(|| format!("line {}: no valid `time`", k + 2))?;
                 }
                 "train_loss" => point.train_loss = value,
                 "test_loss" => point.test_loss = value,

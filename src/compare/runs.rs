@@ -1,7 +1,8 @@
-//! The runs of a comparison: processes, so many at a time, each finished once.
+//! Runs the processes of a comparison, a limited number at a time. Finished runs are not repeated.
 //!
-//! Invariant: a run's folder appears when the run has ended well, whole, by being renamed. Until then it is a folder of this process's
-//! own, which a process that comes after a stopped one throws away.
+//! Invariant: the folder of a run is complete. A run writes to a folder whose name contains the id of this process, and
+//! that folder is renamed when the run has succeeded. If this process is stopped, the next one removes the folders that
+//! were not renamed.
 
 use super::hash;
 use crate::config::Options;
@@ -16,17 +17,18 @@ use std::time::Duration;
 
 /// One run.
 pub struct Run {
-    /// For people.
+    /// Name in messages.
     name: String,
-    /// Its folder.
+    /// The folder of the finished run.
     pub folder: PathBuf,
+    /// The text of its configuration file.
     config: String,
 }
 
 impl Run {
-    /// The run with these settings; its folder is named after them.
+    /// The run with these settings. The name of its folder contains `name`, the seed and a hash of the settings.
     pub fn of(comparison: &Path, name: &str, options: &Options) -> Result<Run> {
-        let config = toml::to_string(options).map_err(|e| Error::usage(format!("a setting cannot be written: {e}")))?;
+        let config = toml::to_string(options).map_err(|e| Error::usage(format!("cannot write a setting: {e}")))?;
         let name = format!("{name}, seed {}", options.seed.unwrap_or(0));
         let letters = |c: char| if c.is_ascii_alphanumeric() || "=.-".contains(c) { c } else { '_' };
         let short: String = name.chars().map(letters).collect::<String>().replace("__", "_");
@@ -34,24 +36,26 @@ impl Run {
         Ok(Run { name, folder, config })
     }
 
-    /// Whether it ended, uninterrupted.
+    /// Whether the run ended without an interruption.
     fn is_finished(&self) -> bool {
         let summary = fs::read_to_string(self.folder.join("summary.json")).ok();
         let summary: Option<Value> = summary.and_then(|text| serde_json::from_str(&text).ok());
         summary.is_some_and(|s| s["interrupted"] == false)
     }
 
+    /// A path next to the folder, with this suffix.
     fn beside(&self, ending: &str) -> PathBuf {
         let mut name = self.folder.clone().into_os_string();
         name.push(ending);
         name.into()
     }
 
-    /// Where it is while it runs.
+    /// The folder to which the run writes until it has succeeded.
     fn part(&self) -> PathBuf {
         self.beside(&format!(".part-{}", std::process::id()))
     }
 
+    /// Starts the process of the run.
     fn start(&self) -> Result<Child> {
         let failed = |what: &Path, e: std::io::Error| Error::failed(format!("cannot write {}: {e}", what.display()));
         if self.folder.exists() {
@@ -67,7 +71,7 @@ impl Run {
             .arg(&config)
             .arg("--out")
             .arg(self.part())
-            // A run of a comparison that is stopped is run again as a whole.
+            // No checkpoints: an interrupted run is repeated from the start.
             .args(["--checkpoint-every", "0"])
             .stdin(Stdio::null())
             .stdout(output)
@@ -76,25 +80,26 @@ impl Run {
             .map_err(|e| Error::failed(format!("cannot start a run: {e}")))
     }
 
-    /// Takes in what a process left that ended well.
+    /// Gives the folder of a successful process its final name. Returns whether the run is now finished.
     fn finish(&self) -> bool {
         fs::rename(self.part(), &self.folder).is_ok() && self.is_finished()
     }
 
-    /// The sentence with which it failed.
+    /// The error message of a failed run.
     fn reason(&self) -> String {
         let log = fs::read_to_string(self.beside(".log")).unwrap_or_default();
         let sentence = log.lines().rev().find_map(|line| line.strip_prefix("stagger: "));
-        sentence.unwrap_or("it ended without a word").into()
+        sentence.unwrap_or("it ended without a message").into()
     }
 }
 
-/// Runs those that have not finished, `jobs` at a time. One that fails does not stop the others; then the first reason is told.
+/// Runs all unfinished runs, at most `jobs` at a time. A failed run does not stop the others. If runs failed, the error
+/// contains the first reason.
 pub fn run_all(runs: &[Run], jobs: usize) -> Result<()> {
     crate::host::signals::catch_signals();
     let mut waiting: Vec<&Run> = Vec::new();
     for run in runs.iter().filter(|run| !run.is_finished()) {
-        // Two rows may ask for the same run.
+        // Two rows may need the same run.
         if !waiting.iter().any(|other| other.folder == run.folder) {
             waiting.push(run);
         }
@@ -134,14 +139,14 @@ pub fn run_all(runs: &[Run], jobs: usize) -> Result<()> {
                         failures.push(failure);
                     }
                 }
-                Err(e) => return Err(Error::failed(format!("a run cannot be waited for: {e}"))),
+                Err(e) => return Err(Error::failed(format!("cannot wait for a run: {e}"))),
             }
         }
         running = still;
         std::thread::sleep(Duration::from_millis(50));
     }
     if INTERRUPTED.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted("interrupted; the same command goes on where it stopped".into()));
+        return Err(Error::Interrupted("interrupted; the same command continues the comparison".into()));
     }
     match failures.first() {
         None => Ok(()),
@@ -149,7 +154,7 @@ pub fn run_all(runs: &[Run], jobs: usize) -> Result<()> {
     }
 }
 
-/// Removes what processes that were stopped have left half done.
+/// Removes the incomplete folders of processes that were stopped.
 fn clear(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().contains(".part-") {

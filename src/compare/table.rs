@@ -4,23 +4,23 @@ use super::reading::Reading;
 use crate::view::figure::{Curve, Figure, short};
 use serde_json::{Value, json};
 
-/// Mean and standard error of the mean, and of how many.
+/// Mean of several values, with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mean {
     /// The mean.
     pub mean: f64,
-    /// Sample standard deviation by the root of the number; 0 for one.
+    /// Sample standard deviation divided by the square root of the number of values; 0 for a single value.
     pub error: f64,
-    /// Of how many.
+    /// Number of values.
     pub count: usize,
 }
 
 impl Mean {
-    /// Of those that there are; `None` of none.
+    /// The mean of the values that are present; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = Option<f64>>) -> Option<Mean> {
         let values: Vec<f64> = values.into_iter().flatten().collect();
         let count = values.len();
-        // About the first, so that equal values have no error at all.
+        // The sums are relative to the first value, so that equal values have an error of exactly 0.
         let first = values.first().copied().unwrap_or(0.0);
         let mean = first + values.iter().map(|x| x - first).sum::<f64>() / count as f64;
         let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
@@ -29,7 +29,7 @@ impl Mean {
     }
 }
 
-/// A column: its name with its unit, and what it shows of a run. `target` is a test accuracy.
+/// A column of the table: its name with the unit, and its value for a run and a target test accuracy (0 to 1).
 struct Column {
     name: &'static str,
     value: fn(&Reading, Option<f64>) -> Option<f64>,
@@ -56,24 +56,24 @@ const COLUMNS: [Column; 15] = [
     },
 ];
 
-/// The runs of one row: its name, and a reading for each seed.
+/// The runs of one row.
 pub struct Group {
-    /// Such as `dude, workers 4`.
+    /// Name of the row, such as `dude, workers 4`.
     pub name: String,
-    /// One per seed.
+    /// One run per seed.
     pub runs: Vec<Reading>,
 }
 
-/// Rows by columns.
+/// The table of a comparison.
 pub struct Table {
     /// Names of the columns.
     pub columns: Vec<&'static str>,
-    /// Name and means of each row.
+    /// The rows: a name, and one mean per column. `None` if no seed has a value.
     pub rows: Vec<(String, Vec<Option<Mean>>)>,
 }
 
 impl Table {
-    /// Of these groups; columns that nothing fills are left out.
+    /// The table of these groups, for a target test accuracy (0 to 1). Columns without any value are left out.
     pub fn of(groups: &[Group], target: Option<f64>) -> Table {
         let mean = |column: &Column, group: &Group| Mean::of(group.runs.iter().map(|run| (column.value)(run, target)));
         let filled = |column: &&Column| groups.iter().any(|group| mean(column, group).is_some());
@@ -82,13 +82,13 @@ impl Table {
         Table { columns: columns.iter().map(|c| c.name).collect(), rows: groups.iter().map(row).collect() }
     }
 
-    /// The cells as people read them, the head first.
+    /// The cells as text. The first row is the header.
     pub fn cells(&self) -> Vec<Vec<String>> {
         let head = std::iter::once("rule").chain(self.columns.iter().copied()).map(String::from).collect();
         let cell = |mean: &Option<Mean>, most: usize| match mean {
             None => "-".to_string(),
             Some(m) => {
-                // Not every seed got there.
+                // Not every seed has a value.
                 let few = if m.count < most { format!(" ({}/{most})", m.count) } else { String::new() };
                 let error = if m.count > 1 { format!(" ± {}", digits(m.error, 2)) } else { String::new() };
                 format!("{}{error}{few}", digits(m.mean, 4))
@@ -101,7 +101,7 @@ impl Table {
         std::iter::once(head).chain(self.rows.iter().map(row)).collect()
     }
 
-    /// For a terminal.
+    /// The table for a terminal, with aligned columns.
     pub fn text(&self) -> String {
         let cells = self.cells();
         let width = |k: usize| cells.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
@@ -116,7 +116,7 @@ impl Table {
         cells.iter().map(line).collect()
     }
 
-    /// For a text with pipes.
+    /// The table in Markdown.
     pub fn markdown(&self) -> String {
         let cells = self.cells();
         let line = |row: &Vec<String>| format!("| {} |\n", row.join(" | "));
@@ -124,7 +124,7 @@ impl Table {
         line(&cells[0]) + &rule + &cells[1..].iter().map(line).collect::<String>()
     }
 
-    /// Mean, standard error and number of every cell.
+    /// The table as CSV, with mean, standard error and number of runs of every cell.
     pub fn csv(&self) -> String {
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let of =
@@ -137,7 +137,7 @@ impl Table {
         head + "\n" + &self.rows.iter().map(row).collect::<String>()
     }
 
-    /// For programs.
+    /// The table as JSON, with mean, standard error and number of runs of every cell.
     pub fn json(&self) -> Value {
         let cell = |(name, mean): (&&str, &Option<Mean>)| {
             (name.to_string(), json!(mean.map(|m| json!({"mean": m.mean, "standard_error": m.error, "runs": m.count}))))
@@ -150,7 +150,7 @@ impl Table {
     }
 }
 
-/// So many significant digits; whole numbers whole.
+/// Formats a number with `count` significant digits. Whole numbers have no decimals.
 fn digits(x: f64, count: i32) -> String {
     if !x.is_finite() || (x != 0.0 && !(1e-3..1e6).contains(&x.abs())) {
         return short(x);
@@ -162,17 +162,17 @@ fn digits(x: f64, count: i32) -> String {
     format!("{x:.places$}")
 }
 
-/// Points of a mean curve.
+/// Number of intervals between the points of a mean curve.
 const GRID: usize = 120;
 
-/// What a curve is drawn against.
+/// The x axis of a figure.
 #[derive(Clone, Copy)]
 pub enum Axis {
     /// Simulated or real seconds.
     Time,
-    /// Gradients that arrived.
+    /// Number of gradients that have arrived.
     Gradients,
-    /// Bytes between server and workers.
+    /// Megabytes sent between server and workers.
     Sent,
 }
 
@@ -189,30 +189,31 @@ impl Axis {
         match self {
             Axis::Time => point.time,
             Axis::Gradients => point.gradients as f64,
-            // In proportion: what is sent per gradient is the same all along.
+            // The total in proportion to the gradients: on average, every gradient causes the same communication.
             Axis::Sent => run.bytes() / 1e6 * point.gradients as f64 / run.number("gradients").unwrap_or(1.0).max(1.0),
         }
     }
 }
 
-/// Stretches of a single run's curve.
-const STRETCHES: usize = 300;
+/// Number of segments of a long curve (see [`thinned`]).
+const SEGMENTS: usize = 300;
 
-/// What a figure can show of a long curve, so that a page stays light: of each stretch the lowest and the highest point, and the last of all.
+/// Reduces the curve of a single run to the points that a figure can show, so that a page stays small: the lowest and
+/// the highest point of each segment, and the last point of the curve.
 fn thinned(run: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    if run.len() <= 2 * STRETCHES {
+    if run.len() <= 2 * SEGMENTS {
         return run.to_vec();
     }
-    let extremes = |stretch: &[(f64, f64)]| {
+    let extremes = |segment: &[(f64, f64)]| {
         let order = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
-        let ends = (stretch.iter().min_by(order), stretch.iter().max_by(order));
-        let (&low, &high) = ends.0.zip(ends.1).expect("a stretch has a point");
+        let ends = (segment.iter().min_by(order), segment.iter().max_by(order));
+        let (&low, &high) = ends.0.zip(ends.1).expect("a segment has at least one point");
         if low.0 <= high.0 { [low, high] } else { [high, low] }
     };
-    run.chunks(run.len().div_ceil(STRETCHES)).flat_map(extremes).chain(run.last().copied()).collect()
+    run.chunks(run.len().div_ceil(SEGMENTS)).flat_map(extremes).chain(run.last().copied()).collect()
 }
 
-/// A metric over an axis: per group the mean over its seeds, with the standard error as a band.
+/// A figure of a metric. Each group gives one curve: the mean over its seeds, with the standard error as a band.
 pub fn figure(
     groups: &[Group],
     title: &str,
@@ -226,14 +227,14 @@ pub fn figure(
             run.curve.iter().filter_map(|p| Some((axis.of(run, p), value(p)?))).collect()
         };
         let runs: Vec<Vec<(f64, f64)>> = group.runs.iter().map(known).filter(|run| !run.is_empty()).collect();
-        // Where every seed has a value, which holds until the next.
+        // The range in which every seed has a value. A value holds until the next one.
         let first = runs.iter().map(|run| run[0].0).fold(0.0, f64::max);
         let last = runs.iter().map(|run| run[run.len() - 1].0).fold(f64::INFINITY, f64::min);
         let at = |run: &[(f64, f64)], x: f64| run[run.partition_point(|p| p.0 <= x).max(1) - 1].1;
         let points = if let [run] = runs.as_slice() {
             thinned(run).into_iter().map(|p| (p.0, p.1, 0.0)).collect()
         } else if runs.is_empty() || first >= last {
-            // Nothing in common but an end.
+            // The seeds have no range in common. The curve is one point, the mean of their last points.
             let end = |of: fn(&(f64, f64)) -> f64| Mean::of(runs.iter().map(|run| run.last().map(of)));
             end(|p| p.0).zip(end(|p| p.1)).map(|(x, y)| (x.mean, y.mean, y.error)).into_iter().collect()
         } else {
@@ -252,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mean_of_three() {
+    fn mean_and_error_of_three_values() {
         let mean = Mean::of([Some(1.0), None, Some(2.0), Some(3.0)]).unwrap();
         assert_eq!((mean.mean, mean.count), (2.0, 3));
         assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
@@ -261,10 +262,10 @@ mod tests {
     }
 
     #[test]
-    fn a_long_curve_keeps_its_extremes_and_its_end() {
+    fn thinned_curve_keeps_its_extremes_and_its_end() {
         let curve: Vec<(f64, f64)> = (0..5000).map(|k| (k as f64, ((k * 37) % 101) as f64)).collect();
         let thin = thinned(&curve);
-        assert!(thin.len() <= 2 * STRETCHES + 1 && thin.is_sorted_by(|a, b| a.0 <= b.0) && thin.last() == curve.last());
+        assert!(thin.len() <= 2 * SEGMENTS + 1 && thin.is_sorted_by(|a, b| a.0 <= b.0) && thin.last() == curve.last());
         let range =
             |points: &[(f64, f64)]| points.iter().fold((f64::MAX, f64::MIN), |(l, h), p| (l.min(p.1), h.max(p.1)));
         assert_eq!(range(&thin), range(&curve));
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn significant_digits() {
+    fn numbers_have_significant_digits() {
         let four = |x| digits(x, 4);
         assert_eq!([56.7891, 0.012345, 1234.6, 400.0, 3.0e-7].map(four), ["56.79", "0.01235", "1235", "400", "3e-7"]);
     }

@@ -5,7 +5,7 @@ use super::build::Facts;
 use super::memory::gib;
 use crate::problem::Columns;
 use crate::record::{Occupancy, Outcome, Summary};
-use crate::view::progress::span;
+use crate::view::progress::duration;
 use stagger_kernels::{row, update};
 
 /// The summary of a finished run.
@@ -67,7 +67,7 @@ pub fn report(Finished { summary: s, folder, executor }: &Finished, profile: boo
         s.gradients,
         s.dropped,
         s.restarted,
-        span(s.wall_seconds)
+        duration(s.wall_seconds)
     );
     say!("time       {:.3} s on the {} clock", s.time, s.clock.split(':').next().unwrap_or(""));
     say!("speed      {:.1} gradients/s, {:.0} samples/s on {}", s.gradients_per_second, s.samples_per_second, s.device);

@@ -1,4 +1,4 @@
-//! `--tui`: a run on a whole terminal. Curves of loss and accuracy, and a lane per worker.
+//! The dashboard of `--tui`, which uses the whole terminal: curves of loss and accuracy, and one lane per worker.
 
 use crate::console;
 use crate::record::{Effect, Outcome};
@@ -15,11 +15,12 @@ use ratatui::{Frame, prelude::Stylize};
 use std::collections::VecDeque;
 use std::io::{Stderr, stderr};
 
-/// Points of a curve; beyond that every other one is left out.
+/// Largest number of points of a curve. A longer curve loses every other point.
 const POINTS: usize = 1000;
 
-/// Jobs of each worker that are remembered, and how many of them the lanes look back.
+/// Largest number of jobs that are kept per worker.
 const JOBS: usize = 256;
+/// Mean number of jobs per worker that the lanes show.
 const LOOK_BACK: usize = 8;
 
 /// A job that arrived.
@@ -29,24 +30,28 @@ struct Job {
     effect: Effect,
 }
 
-/// What is shown.
+/// The content of the dashboard.
 #[derive(Default)]
 pub struct View {
     title: String,
+    /// Time and mean of the latest batch losses.
     loss: Vec<(f64, f64)>,
+    /// Time and test accuracy in percent. For theory problems, log10 of the gradient norm.
     accuracy: Vec<(f64, f64)>,
+    /// The latest jobs of each worker.
     lanes: Vec<VecDeque<Job>>,
+    /// Times of the latest arrivals. The lanes begin at the first one.
     recent: VecDeque<f64>,
 }
 
-/// The terminal, and what is shown on it.
+/// A dashboard on a terminal.
 pub struct Dashboard {
     terminal: Terminal<CrosstermBackend<Stderr>>,
     view: View,
 }
 
 impl Dashboard {
-    /// Takes the terminal until it is dropped. Keys go on as usual, so Ctrl-C is a signal.
+    /// Takes over the terminal until the dashboard is dropped. Keys work as usual, so Ctrl-C sends a signal.
     pub fn new(title: String, workers: usize) -> std::io::Result<Self> {
         execute!(stderr(), EnterAlternateScreen)?;
         let mut terminal = Terminal::new(CrosstermBackend::new(stderr()))?;
@@ -56,17 +61,17 @@ impl Dashboard {
         Ok(Dashboard { terminal, view: View::new(title, workers) })
     }
 
-    /// Notes an arrival.
+    /// Adds an arrived job to the lane of its worker.
     pub fn arrived(&mut self, worker: usize, began: f64, ended: f64, effect: Effect) {
         self.view.arrived(worker, Job { began, ended, effect });
     }
 
-    /// Notes an evaluation.
+    /// Adds an evaluation to the curve of the accuracy.
     pub fn evaluated(&mut self, outcome: &Outcome) {
         self.view.evaluated(outcome);
     }
 
-    /// Draws it anew.
+    /// Redraws the dashboard. `line` is the line of progress, and `done` the finished share of the run, 0 to 1.
     pub fn draw(&mut self, line: &str, done: f64, outcome: &Outcome) {
         self.view.draw(&mut self.terminal, line, done, outcome);
     }
@@ -106,7 +111,7 @@ impl View {
 
     fn draw<B: Backend>(&mut self, terminal: &mut Terminal<B>, line: &str, done: f64, outcome: &Outcome) {
         push(&mut self.loss, outcome.time, outcome.recent_loss);
-        // A terminal that is gone takes nothing from the run.
+        // An error is ignored: a closed terminal must not stop the run.
         let _ = terminal.draw(|frame| self.frame(frame, line, done, outcome));
     }
 
@@ -120,15 +125,15 @@ impl View {
         let [left, right] = Layout::horizontal([Constraint::Fill(1); 2]).areas(curves);
         curve(frame, left, "training loss", &self.loss);
         let theory = outcome.evaluation.grad_norm.is_some();
-        let name = if theory { "log10 of the gradient's norm" } else { "test accuracy [%]" };
+        let name = if theory { "log10 of the gradient norm" } else { "test accuracy [%]" };
         curve(frame, right, name, &self.accuracy);
         self.workers(frame, below, outcome.time);
     }
 
-    /// A lane per worker: what its jobs of the last while came to.
+    /// Draws one lane per worker, which shows what the server did with the latest gradients.
     fn workers(&self, frame: &mut Frame, area: Rect, now: f64) {
         let since = self.recent.front().copied().unwrap_or(0.0);
-        let title = format!("workers, {since:.1} to {now:.1} s: step, fold, dropped, nothing that arrived");
+        let title = format!("workers, {since:.1} to {now:.1} s: step, fold, dropped; blank: no gradient that arrived");
         let block = Block::bordered().title(title);
         let inside = block.inner(area);
         frame.render_widget(block, area);
@@ -158,7 +163,7 @@ impl View {
     }
 }
 
-/// Appends a point, if it is one.
+/// Appends a point if its value is finite and its time is later than the last one.
 fn push(curve: &mut Vec<(f64, f64)>, time: f64, value: Option<f64>) {
     let Some(value) = value.filter(|value| value.is_finite()) else { return };
     if curve.last().is_some_and(|last| last.0 >= time) {
@@ -174,6 +179,7 @@ fn push(curve: &mut Vec<(f64, f64)>, time: f64, value: Option<f64>) {
     }
 }
 
+/// Draws one curve over time.
 fn curve(frame: &mut Frame, area: Rect, name: &str, points: &[(f64, f64)]) {
     let end = points.last().map_or(1.0, |last| last.0);
     let start = points.first().map_or(0.0, |first| first.0).min(end);
@@ -230,9 +236,9 @@ mod tests {
         ] {
             assert!(shown.contains(part), "`{part}` is not in\n{shown}");
         }
-        let mut crowd = View::new(String::new(), 500);
-        crowd.arrived(499, job(0.0, 1.0, Effect::Step));
-        crowd.draw(&mut terminal, "", 2.0, &Outcome::default());
+        let mut many = View::new(String::new(), 500);
+        many.arrived(499, job(0.0, 1.0, Effect::Step));
+        many.draw(&mut terminal, "", 2.0, &Outcome::default());
         assert!(terminal.backend().to_string().contains("more"));
     }
 }

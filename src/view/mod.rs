@@ -1,4 +1,4 @@
-//! What people see of a run: progress on a terminal, a dashboard, figures.
+//! Output for people: progress of a run on the terminal, the dashboard, and figures.
 
 pub mod dashboard;
 pub mod figure;

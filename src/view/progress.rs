@@ -1,14 +1,15 @@
-//! What a person sees while a run goes on: a bar on a terminal (or, if asked for, the whole terminal), plain lines otherwise.
+//! Shows the progress of a run: a bar on a terminal, the dashboard with `--tui`, and plain lines otherwise.
 
 use crate::error::{Error, Result};
 use crate::record::{Effect, Limits, Outcome};
 use crate::view::dashboard::Dashboard;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Between two refreshes of the bar, and between two plain lines.
+/// Time between two refreshes of the bar or the dashboard.
 const BAR_EVERY: Duration = Duration::from_millis(200);
+/// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// The display of one run.
@@ -35,24 +36,26 @@ impl Progress {
         Progress { bar: None, dashboard: None, silent: true, limits, shown: Instant::now() }
     }
 
-    /// A display that takes the whole terminal; an error without one.
+    /// The dashboard, which uses the whole terminal. It is an error if standard error is not a terminal.
     pub fn on_the_whole_terminal(limits: Limits, title: String, workers: usize) -> Result<Self> {
         let nowhere = |why: &str| Error::usage(format!("--tui needs a terminal: {why}; leave it out"));
         if !std::io::stderr().is_terminal() {
-            return Err(nowhere("the error output is none"));
+            return Err(nowhere("standard error is not a terminal"));
         }
         let dashboard = Dashboard::new(title, workers).map_err(|e| nowhere(&e.to_string()))?;
         Ok(Progress { dashboard: Some(Box::new(dashboard)), ..Progress::silent(limits) })
     }
 
-    /// Called at every arrival: `worker`'s job took from `began` to `ended`.
+    /// Called at every arrival. The job of `worker` ran from `began` to `ended`, in seconds on the run's time axis.
     pub fn arrived(&mut self, worker: usize, began: f64, ended: f64, effect: Effect) {
         if let Some(dashboard) = &mut self.dashboard {
             dashboard.arrived(worker, began, ended, effect);
         }
     }
 
-    /// Called at every arrival; shows something every so often.
+    /// Refreshes the display, unless the last refresh was a short time ago. Called after arrivals.
+    ///
+    /// `seconds` returns the real time of the run in seconds. It is called only for a refresh.
     pub fn show(&mut self, seconds: impl FnOnce() -> f64, updates: u64, outcome: &Outcome) {
         let every = if self.bar.is_some() || self.dashboard.is_some() { BAR_EVERY } else { LINE_EVERY };
         if (self.silent && self.dashboard.is_none()) || self.shown.elapsed() < every {
@@ -65,7 +68,7 @@ impl Progress {
             .max(share(outcome.time, self.limits.time))
             .max(share(outcome.samples as f64, self.limits.samples.map(|s| s as f64)))
             .min(1.0);
-        let left = if done > 0.0 { format!(", {} left", span(seconds / done - seconds)) } else { String::new() };
+        let left = if done > 0.0 { format!(", {} left", duration(seconds / done - seconds)) } else { String::new() };
         let loss = outcome.recent_loss.map_or("…".into(), |l| format!("{l:.4}"));
         let line = format!(
             "update {updates}, {:.1} updates/s, {:.0} samples/s, loss {loss}, mean staleness {:.1}{left}",
@@ -85,7 +88,7 @@ impl Progress {
         }
     }
 
-    /// Called after an evaluation of a classifier; the problems of theory are evaluated too often to be shown.
+    /// Called after every evaluation. Prints the test accuracy, if there is one: theory problems have none.
     pub fn evaluated(&mut self, updates: u64, outcome: &Outcome) {
         if let Some(dashboard) = &mut self.dashboard {
             dashboard.evaluated(outcome);
@@ -103,7 +106,7 @@ impl Progress {
         }
     }
 
-    /// Takes the display away.
+    /// Removes the display.
     pub fn done(&mut self) {
         self.dashboard = None;
         if let Some(bar) = &self.bar {
@@ -112,11 +115,7 @@ impl Progress {
     }
 }
 
-/// Seconds for people.
-pub fn span(seconds: f64) -> String {
-    match seconds {
-        s if s < 100.0 => format!("{s:.0} s"),
-        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
-    }
+/// A duration in seconds for people, such as `44 seconds` or `3 minutes`.
+pub fn duration(seconds: f64) -> HumanDuration {
+    HumanDuration(Duration::from_secs_f64(seconds.max(0.0).min(1e9)))
 }
