@@ -19,7 +19,7 @@ use std::time::Duration;
 
 const WORKERS: usize = 2;
 const JOBS: u64 = 6;
-const SCHEDULES: usize = 10_000;
+const SCHEDULES: usize = 20_000;
 
 /// As `Worker::run`: between two steps it looks whether its job was cancelled.
 fn work(worker: usize, requests: Receiver<Request>, replies: SyncSender<Reply>) {
