@@ -1,14 +1,16 @@
-//! Checkpoints: a run's state between two arrivals, in a folder that is there whole or not at all.
+//! Checkpoints: a run's state between two arrivals, in a folder that is complete or does not exist.
 //!
-//! What lies on the device is saved: weights, sums, tables, moments, and the models that unfinished jobs were sent. What the host knows is
-//! not: rule, queues, workers' positions and the clock are functions of what arrived, so the event log, which is beside the checkpoint,
-//! is told to them again ([`crate::server`]). So a rule has nothing to save, and what was derived wrongly would not fit the log.
+//! A checkpoint holds the state on the device: weights, sums, tables, moments, and the models of unfinished
+//! jobs. It does not hold the state of the host: rule, queues, workers' positions and the clock are functions
+//! of the arrivals, so a resumed run replays the event log ([`crate::engine::server`]). A rule therefore has
+//! nothing to save, and a wrong replay is found because it does not fit the log.
 //!
-//! Invariant: a folder of the final name is whole. Its files are written and synchronised in a folder of another name, the manifest with
-//! the sums last; then the folder is renamed and its parent synchronised. The event log is synchronised before, up to the place that the
-//! manifest names.
+//! Invariant: a folder with a final name is complete. The files are written to a folder with a temporary name
+//! and synchronised, the manifest with the checksum last. Then the folder is renamed and its parent is
+//! synchronised. The event log is synchronised before, up to the length that the manifest records.
 //!
-//! Nothing that is read is trusted: lengths are those of the files, names are not used as paths, the state must fit its checksum and the run.
+//! The reader trusts nothing: lengths come from the files, names are not used as paths, and the state must
+//! fit its checksum and the run.
 
 use crate::error::{Error, Failure, Result};
 use crate::problem::Evaluation;
@@ -26,100 +28,105 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// Of the files' form.
+/// Version of the file format.
 const FORMAT: u32 = 1;
-/// Below a run's folder.
+/// Name of the folder of all checkpoints, in the run's folder.
 const FOLDER: &str = "checkpoints";
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.safetensors";
-/// Beginning of the names of folders that are not whole.
+/// Beginning of the names of incomplete folders.
 const PARTIAL: &str = ".partial-";
-/// No manifest is longer.
+/// Largest length of a manifest, in bytes.
 const LONGEST_MANIFEST: u64 = 64 << 20;
 
-/// What a checkpoint is of, and what fits it.
+/// Description of a checkpoint: the run that it belongs to, and the point of the run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of the files' form.
+    /// Version of the file format.
     pub format: u32,
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
-    /// From which it was built.
+    /// Commit from which the program was built.
     pub commit: String,
-    /// The rule, as it was given.
+    /// The rule with its parameters, as in `--rule`.
     pub rule: String,
     /// Number of workers.
     pub workers: usize,
-    /// Where it computed.
+    /// The backend: `cpu`, `wgpu` or `cuda`.
     pub backend: String,
-    /// Server updates.
+    /// Number of server updates.
     pub updates: u64,
-    /// Arrivals.
+    /// Number of arrivals.
     pub gradients: u64,
-    /// Of the run's clock in real time.
+    /// Real time of the run in seconds, without evaluations.
     pub seconds: f64,
     /// The version of the last evaluation.
     pub evaluated: Option<u64>,
-    /// What that found.
+    /// Result of the last evaluation.
     pub evaluation: Evaluation,
-    /// The same as one number, if it was of this version: the larger the better.
+    /// The evaluation as one number, if it belongs to this version. Larger is better.
     pub score: Option<f64>,
-    /// How much of the logs belongs to it.
+    /// The part of each log that belongs to the checkpoint.
     #[serde(flatten)]
     pub logs: LogPositions,
-    /// Workers that failed and were dropped, each with the number of gradients that had arrived then.
+    /// Dropped workers, each with the number of gradients that had arrived by then.
     pub lost: Vec<(usize, u64)>,
     /// Failures of workers so far.
     pub failures: Vec<Failure>,
-    /// Gradients so far with numbers that are none.
+    /// Number of gradients so far with non-finite values.
     pub not_finite: u64,
-    /// The server's counters.
+    /// Counters of the server's state.
     pub counts: Counts,
-    /// SHA-256 of the state's file.
+    /// SHA-256 of the state file, in hexadecimal digits.
     pub sha256: String,
 }
 
-/// What the server counts beside versions: see the fields of `State` and `OptimizerState`.
+/// Counters of the server's state, besides the version. The fields have the meaning of those of `State` and
+/// `OptimizerState`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
+    /// Number of arrivals since a sum or a mean was last recomputed.
     pub(super) arrivals: u64,
+    /// Number of updates since the last step of Nesterov momentum.
     pub(super) since: u64,
+    /// Whether the sum of the first table contains each worker's row.
     pub(super) counted: Vec<bool>,
 }
 
-/// A state's buffers, each with its name, in host memory that nobody writes any more.
+/// The buffers of a state, each with its name, in host memory that is not written any more.
 pub type Tensors = Vec<(String, Buffer)>;
 
 /// A checkpoint in memory.
 pub struct Checkpoint {
-    /// What it is of.
+    /// Description of the checkpoint.
     pub manifest: Manifest,
     tensors: HashMap<String, Vec<f32>>,
 }
 
 /// A checkpoint to be written.
 pub struct Draft {
-    /// All but `events` and the checksum.
+    /// Description of the checkpoint, without the length of the event log and the checksum.
     pub manifest: Manifest,
-    /// The state.
+    /// The buffers of the state.
     pub tensors: Tensors,
-    /// Tells how long the event log is, once that is on the disk.
+    /// Receives the length of the event log in bytes, once the log is synchronised to the disk.
     pub log: Receiver<std::io::Result<u64>>,
-    /// On the disk before the manifest is.
+    /// Files that are synchronised to the disk before the manifest is written.
     pub files: Vec<File>,
 }
 
 /// Writes checkpoints on a thread of its own.
 pub struct Saver {
     drafts: Option<Sender<Draft>>,
-    /// One is waiting or being written.
+    /// Whether a draft waits or is being written.
     busy: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Saver {
-    /// For a run's folder, of which the newest `keep` checkpoints and the best one stay. A run that begins or goes on after `gradients`
-    /// has no checkpoint beyond that: what is there is of a run before it, or damaged.
+    /// A saver for the folder of a run that begins or continues after `gradients` arrivals. It keeps the
+    /// newest `keep` checkpoints and the best one. Later checkpoints are removed: they belong to an earlier
+    /// run or are damaged.
     pub fn new(run: &Path, keep: usize, gradients: u64) -> Result<Saver> {
         tidy(&run.join(FOLDER), gradients);
         let (drafts, waiting) = bounded::<Draft>(1);
@@ -132,35 +139,40 @@ impl Saver {
                 last = save(&folder, draft, keep);
                 done.store(false, Ordering::Release);
                 if let Err(error) = &last {
-                    note!("NOTE       {error}; the run goes on, and what was saved before is whole");
+                    note!("NOTE       {error}; the run goes on, and earlier checkpoints are complete");
                 }
             }
             last
         };
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(write);
-        let thread = thread.map_err(|e| Error::failed(format!("cannot start the thread that saves: {e}")))?;
+        let thread =
+            thread.map_err(|e| Error::failed(format!("cannot start the thread that saves checkpoints: {e}")))?;
         Ok(Saver { drafts: Some(drafts), busy, thread: Some(thread) })
     }
 
-    /// Whether none is being written, so that no two copies of the state are held.
+    /// Whether no draft waits or is being written. A new draft then does not add a second copy of the state.
     pub fn is_free(&self) -> bool {
         !self.busy.load(Ordering::Acquire)
     }
 
-    /// Hands over a draft, behind those before it.
+    /// Hands a draft to the thread that writes it. Waits if another draft waits already.
     pub fn save(&self, draft: Draft) {
         if let Some(drafts) = &self.drafts {
             self.busy.store(true, Ordering::Release);
-            // A thread that is gone has panicked; `finish` says so.
+            // If the thread has ended, it has panicked, and `finish` reports that.
             let _ = drafts.send(draft);
         }
     }
 
-    /// Waits until all is written; an error if the last could not be.
+    /// Waits until all drafts are written.
+    ///
+    /// # Errors
+    ///
+    /// If the last draft could not be written.
     pub fn finish(&mut self) -> Result<()> {
         self.drafts = None;
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        thread.join().unwrap_or_else(|_| Err(Error::failed("the thread that saves panicked")))
+        thread.join().unwrap_or_else(|_| Err(Error::failed("the thread that saves checkpoints panicked")))
     }
 }
 
@@ -170,7 +182,7 @@ impl Drop for Saver {
     }
 }
 
-/// Removes what is not whole, and what lies beyond so many gradients.
+/// Removes incomplete folders, and checkpoints after more than `gradients` arrivals.
 fn tidy(folder: &Path, gradients: u64) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -180,7 +192,7 @@ fn tidy(folder: &Path, gradients: u64) {
     }
 }
 
-/// Writes a checkpoint, then lets go of those that are not kept.
+/// Writes a checkpoint, then removes the checkpoints that are not kept.
 fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
     let Draft { mut manifest, tensors, log, files } = draft;
     let name = format!("{:015}", manifest.gradients);
@@ -192,12 +204,12 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
         |e: std::io::Error| Error::failed(format!("a checkpoint cannot be written to {}: {e}", whole.display()));
     let mut write = || -> std::io::Result<()> {
         let _ = fs::remove_dir_all(&partial);
-        // Not the run's folder: whoever removed that wants nothing in it.
+        // The run's folder itself is not created again: a user may have removed it on purpose.
         if !folder.is_dir() {
             fs::create_dir(folder)?;
         }
         fs::create_dir(&partial)?;
-        // Written from where it lies: a table of many workers is not to be there twice.
+        // The buffers are written without a copy, because a table of many workers is large.
         let views = tensors.iter().map(|(name, values)| {
             let bytes: &[u8] = bytemuck::cast_slice(values.host());
             let view = TensorView::new(Dtype::F32, vec![values.len()], bytes).expect("four bytes a word");
@@ -216,7 +228,7 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
         files.iter().try_for_each(File::sync_all)?;
         put(&partial.join(MANIFEST), &serde_json::to_vec_pretty(&manifest).expect("plain data"))?;
         synchronise(&partial)?;
-        // What is there of this name could not be read.
+        // A folder with this name could not be read above, so it is damaged.
         let _ = fs::remove_dir_all(&whole);
         fs::rename(&partial, &whole)?;
         synchronise(folder)?;
@@ -230,19 +242,20 @@ fn save(folder: &Path, draft: Draft, keep: usize) -> Result<()> {
     Ok(())
 }
 
+/// Writes a file and synchronises it to the disk.
 fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
 
-/// A folder's names are on the disk.
+/// Synchronises the names in a folder to the disk.
 fn synchronise(folder: &Path) -> std::io::Result<()> {
-    // Elsewhere folders cannot be opened, and renaming is as good as it gets.
+    // Other systems cannot open folders. There the rename is not synchronised.
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
-/// Whole checkpoints of a folder, the newest first.
+/// Complete checkpoints in a folder, the newest first.
 fn all(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let whole =
@@ -252,30 +265,32 @@ fn all(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Removes all checkpoints except the newest `keep` and the best one.
 fn prune(folder: &Path, keep: usize) {
     let found = all(folder);
     let score = |path: &PathBuf| manifest(path).ok().and_then(|m| m.score);
     let best = found.iter().filter_map(|path| Some((score(path)?, path))).max_by(|a, b| a.0.total_cmp(&b.0));
     let best = best.map(|(_, path)| path.clone());
     for path in found.iter().skip(keep.max(1)).filter(|path| Some(*path) != best.as_ref()) {
-        // First out of sight, so that nobody finds half of it.
+        // Renamed first, so that a reader never finds an incomplete checkpoint.
         let gone = folder.join(format!("{PARTIAL}gone"));
         let _ = fs::remove_dir_all(&gone);
         let _ = fs::rename(path, &gone).and_then(|()| fs::remove_dir_all(&gone));
     }
 }
 
+/// Reads the manifest of one checkpoint. The error is a sentence.
 fn manifest(folder: &Path) -> std::result::Result<Manifest, String> {
     let path = folder.join(MANIFEST);
     let text = stagger_datasets::read(&path, LONGEST_MANIFEST).map_err(|e| e.0)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     match manifest.format {
         FORMAT => Ok(manifest),
-        other => Err(format!("{} is of form {other}, and this program reads form {FORMAT}", path.display())),
+        other => Err(format!("{} has format {other}, and this program reads format {FORMAT}", path.display())),
     }
 }
 
-/// Reads one checkpoint's folder and checks its sum.
+/// Reads the folder of one checkpoint and verifies its checksum.
 fn read(folder: &Path) -> std::result::Result<Checkpoint, String> {
     let manifest = manifest(folder)?;
     let path = folder.join(STATE);
@@ -289,7 +304,11 @@ fn read(folder: &Path) -> std::result::Result<Checkpoint, String> {
     Ok(Checkpoint { manifest, tensors })
 }
 
-/// The newest whole checkpoint of a run's folder; those that are damaged are named and passed over.
+/// The newest readable checkpoint in a run's folder. A note names each damaged one.
+///
+/// # Errors
+///
+/// If no checkpoint can be read.
 pub fn newest(run: &Path) -> Result<Checkpoint> {
     for folder in all(&run.join(FOLDER)) {
         match read(&folder) {
@@ -298,24 +317,29 @@ pub fn newest(run: &Path) -> Result<Checkpoint> {
         }
     }
     Err(Error::usage(format!(
-        "{} holds no checkpoint that can be read: a run saves one when it ends or is interrupted, and with --checkpoint-every N",
+        "{} holds no checkpoint that can be read: a run saves one when it ends or is interrupted, and with \
+         --checkpoint-every N",
         run.display()
     )))
 }
 
 impl Checkpoint {
-    /// A buffer of the state, of `len` words.
+    /// The buffer `name` of the state.
+    ///
+    /// # Errors
+    ///
+    /// If the checkpoint has no such buffer, or its length is not `len`.
     pub fn tensor(&self, name: &str, len: usize) -> Result<&[f32]> {
         let misfit = |why: String| Error::usage(format!("the checkpoint does not fit the run: {why}"));
         let found = self.tensors.get(name).ok_or_else(|| misfit(format!("it has no `{name}`")))?;
         match found.len() {
             have if have == len => Ok(found),
-            have => Err(misfit(format!("`{name}` has {have} numbers instead of {len}"))),
+            have => Err(misfit(format!("`{name}` has {have} values instead of {len}"))),
         }
     }
 }
 
-/// The form, version and commit of checkpoints that this program writes.
+/// A manifest with the format, version and commit of this program; the other fields are empty.
 pub fn blank() -> Manifest {
     Manifest {
         format: FORMAT,
@@ -350,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_and_the_best_are_kept_and_a_damaged_one_is_passed_over() {
+    fn newest_and_best_checkpoints_are_kept_and_damaged_ones_are_skipped() {
         let run = folder("keep");
         for (gradients, score) in [(10, Some(0.9)), (20, Some(0.2)), (30, None), (40, Some(0.3))] {
             save(&run.join(FOLDER), draft(gradients, score), 2).unwrap();
@@ -376,10 +400,10 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_leaves_the_last_one() {
+    fn failed_save_keeps_the_last_checkpoint() {
         let run = folder("blocked");
         save(&run.join(FOLDER), draft(1, None), 2).unwrap();
-        // A file stands where the folder should be made.
+        // A file has the name of the temporary folder.
         fs::write(run.join(FOLDER).join(format!("{PARTIAL}{:015}", 2)), "").unwrap();
         assert!(save(&run.join(FOLDER), draft(2, None), 2).is_err());
         assert_eq!(newest(&run).unwrap().manifest.gradients, 1);

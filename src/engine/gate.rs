@@ -1,13 +1,18 @@
-//! A gate: lets a few through at a time, in the order of their turns.
+//! A gate: limits how many workers compute at the same time, and decides in which order they compute.
 //!
-//! On a GPU one permit: a device's launches are issued by one thread of the runtime anyway, and more producers only
-//! starve it; the kernels of different streams overlap all the same. On the CPU as many as there are cores to compute on,
-//! so that workers do not push each other out of the caches.
+//! On a GPU there is one permit. One thread of the runtime issues all launches of a device, and more
+//! producers only take time away from it. The kernels of different streams overlap anyway. On the CPU there
+//! are as many permits as workers that the cores can compute, so that workers do not evict each other's data
+//! from the caches.
 //!
-//! Invariant: nobody waits while a permit is free, and a permit that comes back goes to whose turn is the earliest; of equal turns, to who
-//! came first. A worker's turn is its job's: when it began, and of those that began at the same time the lowest worker. Workers that are
-//! equally fast then take turns (none computes twice while another waits, and no gradient is older than the others make it), and simulated
-//! time finds their gradients in the order in which it asks for them. A job of many steps makes way between two of them, to one at a time.
+//! Invariant: no worker waits while a permit is free. A returned permit goes to the waiting worker with the
+//! earliest turn. Among equal turns it goes to the one that came first.
+//!
+//! The turn of a worker is the start time of its job; if several jobs start at the same time, the lowest
+//! worker is first. Workers of equal speed therefore take turns: none computes twice while another one waits,
+//! and no gradient becomes older than necessary. Under simulated time, gradients are ready in the order in
+//! which the clock asks for them. A job with several local steps returns its permit between two steps, so one
+//! other worker can compute there.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,74 +20,82 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// Lets a few through at a time. Clones are the same gate.
+/// Limits how many threads work at the same time. Clones share the permits.
 #[derive(Clone)]
 pub struct Gate {
-    turns: Option<Arc<Turns>>,
-    /// After so long nobody waits for a permit any more: who has it hangs.
+    /// `None` if the gate is open.
+    permits: Option<Arc<Permits>>,
+    /// Longest wait for a permit. After it the thread continues without one, because the holder hangs.
     patience: Option<Duration>,
 }
 
-/// A permit. It goes back when it is dropped, even by a panic, so that nobody is locked out for ever.
-pub struct Permit(Arc<Turns>);
+/// A permit. Dropping it returns it, also during a panic, so that no thread waits forever.
+pub struct Permit(Arc<Permits>);
 
-/// Who is before whom.
+/// The order in which waiting threads get permits: the smallest is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Turn {
     /// Before every job.
     First,
-    /// A job's: the bits of its time, which is not negative and so ordered as they are, and its worker.
+    /// The turn of a job: the bits of its start time and its worker. The time is not negative, so its bits
+    /// have the order of the times.
     Job(u64, usize),
 }
 
 impl Turn {
-    /// The turn of a job of `worker` at this time.
+    /// The turn of a job of `worker` that starts at `time`, in seconds (at least 0).
     pub fn at(time: f64, worker: usize) -> Self {
         Turn::Job(time.to_bits(), worker)
     }
 }
 
-/// Who is next. It is locked for as long as it takes to look, and nothing panics meanwhile.
-struct Turns(Mutex<Next>);
+/// The permits of a gate. The lock is held only for short operations, and none of them panics.
+struct Permits(Mutex<Queue>);
 
-struct Next {
-    permits: usize,
+struct Queue {
+    /// Number of permits.
+    total: usize,
+    /// Number of permits that no thread holds.
     free: usize,
-    /// By their turns.
-    waiting: VecDeque<(Turn, Arc<Waiting>)>,
+    /// Waiting threads in the order of their turns.
+    waiting: VecDeque<(Turn, Arc<Waiter>)>,
 }
 
-/// A thread that waits, or has waited.
-struct Waiting {
+/// A thread that waits for a permit, or has waited.
+struct Waiter {
     thread: Thread,
-    called: AtomicBool,
+    /// Whether the thread was given a permit.
+    has_permit: AtomicBool,
 }
 
 thread_local! {
-    /// This thread, where it waits; it waits at one gate at a time.
-    static HERE: Arc<Waiting> = Arc::new(Waiting { thread: std::thread::current(), called: AtomicBool::new(false) });
+    /// This thread as a waiter. A thread waits at one gate at a time.
+    static THIS_THREAD: Arc<Waiter> =
+        Arc::new(Waiter { thread: std::thread::current(), has_permit: AtomicBool::new(false) });
 }
 
 impl Gate {
     /// A gate with `permits` permits.
     pub fn new(permits: usize) -> Self {
-        let next = Next { permits, free: permits, waiting: VecDeque::new() };
-        Gate { turns: Some(Arc::new(Turns(Mutex::new(next)))), patience: None }
+        let queue = Queue { total: permits, free: permits, waiting: VecDeque::new() };
+        Gate { permits: Some(Arc::new(Permits(Mutex::new(queue)))), patience: None }
     }
 
-    /// A gate that lets everybody through.
+    /// A gate without a limit: every thread passes.
     pub fn open() -> Self {
-        Gate { turns: None, patience: None }
+        Gate { permits: None, patience: None }
     }
 
-    /// The same, where a worker without an answer after so long counts as hanging.
+    /// Sets the longest wait for a permit. A worker that keeps its permit for longer hangs. `None`: threads
+    /// wait forever.
     pub fn patient(self, patience: Option<Duration>) -> Self {
         Gate { patience, ..self }
     }
 
-    /// Waits for a permit. There is none where the gate is open, and where none came in time: who waited goes on without.
+    /// Waits for a permit. Returns `None` if the gate is open, or after the longest wait; the caller
+    /// continues without a permit then.
     pub fn enter(&self, turn: Turn) -> Option<Permit> {
-        self.turns.as_ref()?.wait(self.patience, turn)
+        self.permits.as_ref()?.wait(self.patience, turn)
     }
 
     /// Runs `work` with a permit.
@@ -91,80 +104,81 @@ impl Gate {
         work()
     }
 
-    /// Runs `work` with the next permit, before all whose turn is a job's.
+    /// Runs `work` with the next permit, before all waiting jobs.
     pub fn pass_first<T>(&self, work: impl FnOnce() -> T) -> T {
         self.pass(Turn::First, work)
     }
 
-    /// Runs `work` while nobody has a permit: waits for those who have one, and keeps the others out. For the server
-    /// alone; two at a time would wait for each other.
+    /// Runs `work` while no other thread has a permit: takes all permits and returns them afterwards. Only
+    /// the server may call it, because two callers at the same time would wait for each other.
     pub fn closed<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some(turns) = &self.turns else { return work() };
-        let permits = turns.next().permits;
-        let _permits: Vec<Permit> = (0..permits).filter_map(|_| turns.wait(self.patience, Turn::First)).collect();
+        let Some(permits) = &self.permits else { return work() };
+        let total = permits.lock().total;
+        let _all: Vec<Permit> = (0..total).filter_map(|_| permits.wait(self.patience, Turn::First)).collect();
         work()
     }
 
-    /// A permit in the place of one that a hanging worker may hold.
+    /// Adds a permit to replace the one that a hung worker may hold.
     pub fn replace_a_permit(&self) {
-        self.turns.iter().for_each(|turns| turns.give_back());
+        self.permits.iter().for_each(|permits| permits.give_back());
     }
 
-    /// From now on everybody is let through, and who waits is called. It cannot be closed any more.
+    /// Lets every thread pass from now on, and wakes the waiting ones. Afterwards the gate cannot be closed.
     pub fn leave_open(&self) {
-        let Some(turns) = &self.turns else { return };
-        let mut next = turns.next();
-        (next.permits, next.free) = (usize::MAX, usize::MAX);
-        next.waiting.drain(..).for_each(|(_, waiting)| waiting.call());
+        let Some(permits) = &self.permits else { return };
+        let mut queue = permits.lock();
+        (queue.total, queue.free) = (usize::MAX, usize::MAX);
+        queue.waiting.drain(..).for_each(|(_, waiter)| waiter.grant());
     }
 }
 
-impl Turns {
-    fn next(&self) -> MutexGuard<'_, Next> {
+impl Permits {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait(self: &Arc<Self>, patience: Option<Duration>, turn: Turn) -> Option<Permit> {
-        let mut next = self.next();
-        if next.free > 0 {
-            next.free -= 1;
+        let mut queue = self.lock();
+        if queue.free > 0 {
+            queue.free -= 1;
             return Some(Permit(self.clone()));
         }
-        let here = HERE.with(Arc::clone);
-        here.called.store(false, Ordering::Relaxed);
-        let place = next.waiting.partition_point(|(other, _)| *other <= turn);
-        next.waiting.insert(place, (turn, here.clone()));
-        drop(next);
+        let this = THIS_THREAD.with(Arc::clone);
+        this.has_permit.store(false, Ordering::Relaxed);
+        let place = queue.waiting.partition_point(|(other, _)| *other <= turn);
+        queue.waiting.insert(place, (turn, this.clone()));
+        drop(queue);
         let until = patience.map(|patience| Instant::now() + patience);
-        while !here.called.load(Ordering::Acquire) {
+        while !this.has_permit.load(Ordering::Acquire) {
             let Some(until) = until else {
                 std::thread::park();
                 continue;
             };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // Called in this very moment, or never: it is called under the lock.
-                self.next().waiting.retain(|(_, other)| !Arc::ptr_eq(other, &here));
+                // Permits are granted under the lock: after this line the thread has one, or gets none.
+                self.lock().waiting.retain(|(_, other)| !Arc::ptr_eq(other, &this));
                 break;
             }
             std::thread::park_timeout(left);
         }
-        here.called.load(Ordering::Acquire).then(|| Permit(self.clone()))
+        this.has_permit.load(Ordering::Acquire).then(|| Permit(self.clone()))
     }
 
     fn give_back(&self) {
-        let mut next = self.next();
-        match next.waiting.pop_front() {
-            Some((_, waiting)) => waiting.call(),
-            // There is room, unless one was replaced meanwhile.
-            None => next.free = next.free.saturating_add(1).min(next.permits),
+        let mut queue = self.lock();
+        match queue.waiting.pop_front() {
+            Some((_, waiter)) => waiter.grant(),
+            // A permit that was replaced and then comes back is one too many.
+            None => queue.free = queue.free.saturating_add(1).min(queue.total),
         }
     }
 }
 
-impl Waiting {
-    fn call(&self) {
-        self.called.store(true, Ordering::Release);
+impl Waiter {
+    /// Gives the thread a permit and wakes it.
+    fn grant(&self) {
+        self.has_permit.store(true, Ordering::Release);
         self.thread.unpark();
     }
 }
@@ -182,7 +196,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     fn free(gate: &Gate) -> usize {
-        gate.turns.as_ref().unwrap().next().free
+        gate.permits.as_ref().unwrap().lock().free
     }
 
     fn job(time: u8) -> Turn {
@@ -190,11 +204,11 @@ mod tests {
     }
 
     fn waiting(gate: &Gate) -> usize {
-        gate.turns.as_ref().unwrap().next().waiting.len()
+        gate.permits.as_ref().unwrap().lock().waiting.len()
     }
 
     #[test]
-    fn a_patient_gate_goes_on_without_a_permit_that_never_comes_back() {
+    fn thread_continues_without_a_permit_after_the_longest_wait() {
         let gate = Gate::new(1).patient(Some(Duration::from_millis(300)));
         let (let_go, held) = bounded::<()>(1);
         let (hold, (begins, began)) = (gate.clone(), bounded::<()>(1));
@@ -205,36 +219,36 @@ mod tests {
             })
         });
         began.recv().unwrap();
-        // Nobody waits for ever: neither who computes, nor who closes the gate.
+        // Neither a worker nor the server, which closes the gate, waits forever.
         assert_eq!((gate.pass(job(2), || 1), gate.closed(|| 2)), (1, 2));
         assert_eq!(waiting(&gate), 0);
         gate.replace_a_permit();
         let again = Instant::now();
         assert_eq!(gate.pass(job(3), || 3), 3);
-        assert!(again.elapsed() < Duration::from_millis(250), "the permit in its place is there at once");
+        assert!(again.elapsed() < Duration::from_millis(250), "the replacement is available at once");
         drop(let_go);
         hangs.join().unwrap();
-        // One too many is not kept.
+        // The permit of the hung thread is one too many and is not kept.
         assert_eq!(gate.closed(|| free(&gate)), 0);
         assert_eq!(free(&gate), 1);
     }
 
     #[test]
-    fn permits_come_back_from_a_panic() {
+    fn panic_returns_the_permits() {
         let gate = Gate::new(2);
         let fails = |work: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(work)).is_err());
         fails(&|| gate.pass(job(1), || panic!("with one permit")));
-        fails(&|| gate.closed(|| panic!("with all of them")));
+        fails(&|| gate.closed(|| panic!("with all permits")));
         assert_eq!(free(&gate), 2);
     }
 
     #[test]
-    fn the_earliest_turn_is_next_and_the_server_before_all() {
+    fn earliest_turn_gets_the_permit_and_the_server_is_first() {
         let gate = Gate::new(1);
         let (tell, told) = unbounded();
         std::thread::scope(|scope| {
             let permit = gate.enter(job(1));
-            // In the order in which they come: of the same turn, who came first.
+            // The threads come in this order. Of two equal turns, the one that came first is first.
             for (i, turn) in [job(7), job(3), Turn::First, job(5), job(3), job(9)].into_iter().enumerate() {
                 let (gate, tell) = (&gate, tell.clone());
                 scope.spawn(move || match turn {
@@ -257,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_is_closed_while_others_wait_for_it() {
+    fn closed_gate_keeps_waiting_threads_out() {
         let gate = Gate::new(3);
         let inside = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -281,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_that_is_left_open_keeps_nobody() {
+    fn gate_that_is_left_open_lets_all_threads_pass() {
         let gate = Gate::new(1);
         std::thread::scope(|scope| {
             let _kept = gate.enter(job(1));

@@ -1,4 +1,5 @@
-//! What travels between the server and a worker: a job one way, a gradient back. Both are handles; no weights and no gradients are copied.
+//! Messages between the server and a worker: a job to the worker, a gradient back. Both hold handles; no
+//! weights and no gradients are copied.
 
 use super::gate::Permit;
 use crate::problem::Snapshot;
@@ -21,9 +22,11 @@ pub struct Job {
     pub steps: u32,
     /// Duration of the job as a share of a full job's duration.
     pub share: f64,
-    /// Start time on the run's axis, in seconds. Workers take the permit in order of start time. Set when the job starts.
+    /// Start time on the run's axis, in seconds. Workers take the permit in order of start time. Set when the
+    /// job starts.
     pub began: f64,
-    /// Simulated delay that the worker waits for, in seconds of real time; 0 under simulated time. Set when the job starts.
+    /// Simulated delay that the worker waits for, in seconds of real time; 0 under simulated time. Set when
+    /// the job starts.
     pub delay: f64,
 }
 
@@ -43,12 +46,12 @@ pub struct Gradient {
     pub job: u64,
     /// One buffer per segment of the layout; a single flat buffer after local steps.
     pub buffers: Arc<[Buffer]>,
-    /// One float by which the gradient is multiplied when it is read, if it was clipped.
-    // Boxed: few runs clip, and every gradient is moved.
+    /// One float by which the gradient is multiplied when it is read, if it is clipped.
+    // Boxed, because few runs clip, and every gradient is moved.
     pub factor: Option<Box<Buffer>>,
     /// The batch loss: one float on the device.
     pub loss: Buffer,
-    /// Orders a reader after the backward pass.
+    /// Orders a reader behind the backward pass.
     pub fence: Fence,
 }
 
@@ -61,10 +64,10 @@ pub enum Request {
 }
 
 /// From a worker to the server: exactly one per job.
-// A boxed gradient would be an allocation per arrival.
+// Boxing the gradient would cost an allocation per arrival.
 #[allow(clippy::large_enum_variant)]
 pub enum Reply {
-    /// The gradient, with the permit for the memory that it occupies until the server has it.
+    /// The gradient, and the permit for its memory, which is held until the server has received the gradient.
     Gradient(Gradient, Option<Permit>),
     /// The job was cancelled.
     Cancelled {
@@ -83,7 +86,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// Index of the worker that replies.
+    /// Index of the worker that sent the reply.
     pub fn worker(&self) -> usize {
         match self {
             Reply::Gradient(gradient, _) => gradient.worker,
@@ -101,7 +104,7 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// For a worker without a thread: no request comes, and the caller takes the reply.
+    /// The channels of a worker without a thread: no request arrives, and the caller takes the reply.
     pub fn none() -> Self {
         Channels { requests: never(), replies: bounded(0).0 }
     }

@@ -1,8 +1,9 @@
-//! Notes when the device computes the first gradients of a run, and the updates meanwhile (`--device-timeline`).
+//! Records when the device computes the first gradients of a run, and the updates in the same time
+//! (`--device-timeline`).
 //!
-//! Nothing of it is on the way of a gradient unless it is asked for. Then each of the first gradients, and each update until the last of
-//! them, stands between two events in its stream, behind an empty launch for every fence, so that what the stream waits for there is no
-//! part of it. The events are read when the run is over.
+//! Without the flag nothing is recorded. With it, each of the first gradients, and each update until the last
+//! of them, lies between two events in its stream. An empty launch per fence comes before the first event, so
+//! that waiting for the fences is not part of the recorded time. The events are read after the run.
 
 use crate::engine::clock::stopwatch::Stopwatch;
 use crate::error::{Error, Result};
@@ -13,26 +14,27 @@ use stagger_kernels::{Device, Fence, Stream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What was done, whose gradient it was, and of which job.
+/// Kind of work, index of the gradient's worker, and number of its job.
 type Done = (Work, usize, u64);
 
 struct Inner {
     device: Device,
     stopwatch: Arc<Stopwatch>,
+    /// Number of gradients to record.
     gradients: u64,
-    /// Those that are still to be noted, once the run has begun.
+    /// Number of gradients that are still to be recorded; 0 before the run begins.
     left: AtomicU64,
     send: Sender<(Done, Option<Stretch>)>,
     noted: Receiver<(Done, Option<Stretch>)>,
 }
 
-/// Notes when the device does what. Clones are the same; the default notes nothing.
+/// Records when the device computes. Clones share the records. The default records nothing.
 #[derive(Clone, Default)]
 pub struct Timeline(Option<Arc<Inner>>);
 
 impl Timeline {
-    /// One that will note so many gradients on this device, by this clock; nothing if there is none to be noted. What noting compiles and
-    /// sets up is done here.
+    /// A timeline that records `gradients` gradients on this device, in the time of this stopwatch. With 0 it
+    /// records nothing. Compiles and sets up now what recording needs.
     pub fn of(device: &Device, stopwatch: &Arc<Stopwatch>, gradients: u64) -> Self {
         if gradients == 0 {
             return Timeline::default();
@@ -43,14 +45,14 @@ impl Timeline {
         Timeline(Some(Arc::new(Inner { device, stopwatch, gradients, left: AtomicU64::new(0), send, noted })))
     }
 
-    /// From now on gradients are noted, and the updates meanwhile.
+    /// Starts to record.
     pub fn begin(&self) {
         if let Some(inner) = &self.0 {
             inner.left.store(inner.gradients, Ordering::Relaxed);
         }
     }
 
-    /// Runs `work`, which enqueues something on this thread's stream behind the fences, and notes it.
+    /// Runs `work`, which enqueues launches on this thread's stream behind the fences, and records their time.
     pub fn note<'a, T>(&self, done: Done, fences: impl Iterator<Item = &'a Fence>, work: impl FnOnce() -> T) -> T {
         let Some(inner) = &self.0 else { return work() };
         let one_less = |left: u64| left.checked_sub((done.0 == Work::Gradient) as u64).filter(|_| left > 0);
@@ -59,13 +61,14 @@ impl Timeline {
         }
         fences.for_each(|fence| inner.device.wait_fence(Stream::here(), fence));
         let (result, stretch) = inner.device.timed(work);
-        // The other end is here, too.
+        // Sending cannot fail: the receiver is in `inner`.
         let _ = inner.send.send((done, stretch));
         result
     }
 
-    /// Waits until the device is through with what was noted, and gives it in the order of its beginnings; and of how much the device did
-    /// not tell when. Nothing if nothing was to be noted.
+    /// Waits until the device has finished the recorded work. Returns the spans sorted by their start, and
+    /// the number of gradients and updates whose times the device did not report. `None` if the timeline
+    /// records nothing.
     pub fn read(&self) -> Option<(Vec<Span>, usize)> {
         let inner = self.0.as_deref()?;
         inner.left.store(0, Ordering::Relaxed);
@@ -83,18 +86,18 @@ impl Timeline {
     }
 }
 
-/// Refuses what has no timeline of a device.
+/// Refuses `--device-timeline` on a device that does not report times.
 pub fn check(device: &Device, gradients: u64) -> Result<()> {
     if gradients == 0 || device.tells_when() {
         return Ok(());
     }
     let why = match device {
         Device::Cpu => "the CPU has none",
-        Device::Gpu(_) => "WGPU has one queue, in which everything comes in turn",
+        Device::Gpu(_) => "WGPU has one queue, which executes one launch after another",
     };
     Err(Error::usage(format!(
-        "--device-timeline shows how a GPU's streams run beside each other, and {why}: use --backend cuda, or --device-timeline 0; the report \
-         shows when workers computed anyway"
+        "--device-timeline shows how the streams of a GPU overlap, and {why}: use --backend cuda, or --device-timeline \
+         0; the report shows when workers computed even without it"
     )))
 }
 
@@ -103,19 +106,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_gradients_are_noted_and_the_updates_until_the_last_of_them() {
+    fn first_gradients_and_updates_until_the_last_of_them_are_recorded() {
         let timeline = Timeline::of(&Device::Cpu, &Arc::default(), 2);
         let note = |work| timeline.note((work, 0, 0), [Fence::default()].iter(), || 7);
         let noted = || {
-            let (spans, untold) = timeline.read().expect("something was to be noted");
-            assert!(spans.is_empty(), "the CPU tells nothing");
+            let (spans, untold) = timeline.read().expect("the timeline records");
+            assert!(spans.is_empty(), "the CPU reports no times");
             untold
         };
         assert_eq!((note(Work::Gradient), noted()), (7, 0), "before the run");
         timeline.begin();
         let all = [Work::Gradient, Work::Update, Work::Gradient, Work::Update, Work::Gradient];
         assert_eq!((all.map(note), noted()), ([7; 5], 3));
-        assert_eq!((note(Work::Gradient), noted()), (7, 0), "after it was read");
+        assert_eq!((note(Work::Gradient), noted()), (7, 0), "after the times are read");
         assert!(Timeline::of(&Device::Cpu, &Arc::default(), 0).read().is_none());
     }
 }

@@ -1,12 +1,14 @@
-//! A worker: its replica, its part of the data, and how it computes a job. Every executor of this process computes by [`Worker::answer`].
+//! A worker: its replica, its part of the data, and how it computes a job. All executors except the stacked
+//! one compute with [`Worker::answer`].
 //!
 //! Invariants kept here:
-//! * I1: a worker's thread sends exactly one reply per job and takes the next job only afterwards, so no send blocks.
+//! * I1: a worker's thread sends exactly one reply per job and takes the next job only afterwards, so no send
+//!   blocks.
 //! * I5: a gradient is a function of (snapshot, seed, worker, job number): the objective gets nothing else.
 //! * I8: buffers leave the worker behind a fence; see [`Fence`].
 //!
-//! Shutdown: the server drops the outboxes and leaves the room open, `recv` fails, the thread ends, and with the last thread the inbox
-//! disconnects.
+//! Shutdown: the server drops the outboxes and leaves the room open. Then `recv` fails and the thread ends.
+//! After the last thread the inbox disconnects.
 
 use super::clock::stopwatch::Stopwatch;
 use super::gate::{Gate, Turn};
@@ -60,13 +62,14 @@ pub struct Worker {
     pub faults: Vec<Fault>,
     /// Records when the device computes the first gradients.
     pub timeline: Timeline,
-    /// A model for one gradient before the clock starts. The gradient is thrown away; compiled kernels and memory remain.
+    /// A model for one gradient before the clock starts. The gradient is thrown away; compiled kernels and
+    /// allocated memory remain.
     pub warm_up: Option<Snapshot>,
 }
 
 impl Worker {
-    /// Body of the worker's thread: warms up, reports its stream or an error to `ready`, and answers requests until the server drops
-    /// its end. `ready` returns whether the server still listens.
+    /// Body of the worker's thread: warms up, reports its stream or an error to `ready`, and answers requests
+    /// until the server drops the outbox. `ready` returns whether the server still receives.
     pub fn run(mut self, ready: impl FnOnce(Result<Stream, String>) -> bool) {
         let warm = catch_unwind(AssertUnwindSafe(|| self.warm_up()));
         let warm = warm.unwrap_or_else(|panic| Err(panic_text(&*panic)));
@@ -74,11 +77,11 @@ impl Worker {
             return;
         }
         while let Ok(request) = self.channels.requests.recv() {
-            // A cancellation that comes after the reply finds nothing to cancel.
+            // A cancellation that arrives after the reply has no effect.
             let Request::Job(job) = request else { continue };
-            // A panic is caught: the thread lives and may get another job.
+            // A panic is caught, so the thread can get another job.
             let reply = self.answer(&job);
-            // Dropped before the reply is sent: the server may write the next model where this one lies.
+            // Dropped before the reply is sent, so that the server can write the next model to the same buffer.
             drop(job);
             if self.channels.replies.send(reply).is_err() {
                 return;
@@ -86,7 +89,8 @@ impl Worker {
         }
     }
 
-    /// Computes one gradient and throws it away: kernels are compiled, memory is taken, the step is recorded.
+    /// Computes one gradient and throws it away: kernels are compiled, memory is allocated, and the step is
+    /// recorded.
     pub fn warm_up(&mut self) -> Result<(), String> {
         let Some(snapshot) = self.warm_up.take() else { return Ok(()) };
         let job = Job { steps: self.local.steps.clamp(1, 2), ..Job::at(snapshot, 0) };
@@ -131,7 +135,8 @@ impl Worker {
         Ok(Reply::Gradient(gradient, None))
     }
 
-    /// Waits without a permit until the stopwatch shows `time`, in seconds; returns whether the job was cancelled meanwhile.
+    /// Waits without a permit until the stopwatch shows `time`, in seconds; returns whether the job was
+    /// cancelled meanwhile.
     fn wait_until(&self, time: f64, job: u64) -> bool {
         // An evaluation stops the stopwatch, so it is read again after every wait.
         while let Some(left) = self.stopwatch.until(time) {
@@ -195,7 +200,8 @@ impl Worker {
         })
     }
 
-    /// Takes the job's local steps. The gradient is the sum of their directions. The permit is returned between two steps.
+    /// Takes the job's local steps. The gradient is the sum of their directions. The permit is returned
+    /// between two steps.
     fn local_steps(&mut self, job: &Job) -> Result<Option<Gradient>, String> {
         let turn = self.turn(job);
         let gate = self.gate.clone();
@@ -221,7 +227,8 @@ impl Worker {
         Ok(Some(gate.pass(turn, || self.fenced(job.number, [walk.sum].into(), None, walk.losses))))
     }
 
-    /// One local step, counted from 0: a gradient at the current weights, and one fused launch that makes the next weights.
+    /// One local step, counted from 0: a gradient at the current weights, and one fused launch that makes the
+    /// next weights.
     fn local_step(&mut self, job: &Job, step: u32, walk: &mut Walk) -> Result<(), String> {
         let steps_per_job = self.local.steps.max(1) as u64;
         let batch = job.number * steps_per_job + step as u64;
@@ -275,7 +282,7 @@ impl Worker {
     /// One plain gradient.
     fn one_gradient(&mut self, job: &Job) -> Result<Gradient, String> {
         let shared = self.live.as_ref().map(|(live, _)| live.read(&self.device));
-        // The fence is the job's: the server must have read the last loss before it is overwritten.
+        // The fence is the job's, because the server must have read the last loss before it is overwritten.
         let shared = shared.map(|weights| Snapshot { weights, fence: job.snapshot.fence.clone() });
         let snapshot = shared.as_ref().unwrap_or(&job.snapshot);
         let (buffers, loss) = self.objective.gradient(snapshot, job.number).map_err(|e| e.to_string())?;
@@ -286,8 +293,9 @@ impl Worker {
         Ok(self.fenced(job.number, buffers, factor, loss))
     }
 
-    /// Invariant I8: the fence is made after the last write is enqueued. No flush is needed: all threads submit to the one queue of the
-    /// thread that issues launches, so the next submission, by a worker or the server, pushes out the earlier ones in order.
+    /// A gradient with its fence. Invariant I8: the fence is made after the last write is enqueued. No flush
+    /// is needed: all threads submit to the queue of the one thread that issues launches, so the next
+    /// submission by any thread also issues the earlier ones, in order.
     fn fenced(&self, job: u64, buffers: Arc<[Buffer]>, factor: Option<Buffer>, loss: Buffer) -> Gradient {
         Gradient { worker: self.index, job, buffers, factor: factor.map(Box::new), loss, fence: self.device.fence() }
     }

@@ -1,10 +1,11 @@
-//! The books of all workers: which worker has which job, what waits in its queue, and which gradients came before their turn. An
-//! [`Executor`] computes the jobs; this file knows no thread, no stream and no socket.
+//! Keeps track of all workers: the current job and the queue of each, and the gradients that are ready before
+//! the clock asks for them. An [`Executor`] computes the jobs; this module contains no thread, no stream and
+//! no socket.
 //!
 //! # A slot's state machine
 //!
-//! Each worker has a slot: idle, draining, gone, or working on a current job in one of four phases (held, running, finished,
-//! delivered):
+//! Each worker has a slot: idle, draining, gone, or working on a current job in one of four phases (held,
+//! running, finished, delivered):
 //!
 //! | from | event | to |
 //! | --- | --- | --- |
@@ -12,8 +13,8 @@
 //! | Running | the executor replies with the gradient | Finished |
 //! | Running | the job fails; the policy restarts it | Running (submitted again) |
 //! | Running, Held | the job fails or the worker hangs; the policy does not restart it | Finished (with the failure) |
-//! | Running | the rule cancels the job; the executor still owes its reply | Draining |
-//! | Running | the rule cancels the job; the executor owes nothing | Idle |
+//! | Running | the rule cancels the job; the executor will still reply | Draining |
+//! | Running | the rule cancels the job; the executor will not reply | Idle |
 //! | Finished | the clock takes the gradient | Delivered |
 //! | Finished, Delivered | the rule cancels the job | Idle |
 //! | Delivered | the server accepts the arrival | Idle |
@@ -22,13 +23,15 @@
 //! | Held | the executor replies for the cancelled job | Running (submitted) |
 //! | Held | the rule cancels the job | Draining; Idle while the log is replayed |
 //! | Held | the replay of the log ends | Running (submitted) |
-//! | any | the run goes on without the worker | Gone |
+//! | any | the run drops the worker | Gone |
 //!
 //! Invariants kept here:
-//! * I1: a worker has at most one submitted job. The next one is submitted after the executor has replied, so no send blocks.
-//! * I7 (its half): every gradient either belongs to the worker's current job and is delivered once, or belongs to a cancelled job and
-//!   is thrown away here without becoming an arrival.
-//! * A queued job keeps the snapshot of the version at which it was assigned. It starts when its predecessor's gradient arrives.
+//! * I1: a worker has at most one submitted job. The next one is submitted after the executor has replied, so
+//!   no send blocks.
+//! * I7 (one half of it): every gradient either belongs to the worker's current job and is delivered once, or
+//!   belongs to a cancelled job and is thrown away here without becoming an arrival.
+//! * A queued job keeps the snapshot of the version at which it was assigned. It starts when its
+//!   predecessor's gradient arrives.
 
 use super::executor::{Cancelled, Executor, Jobs, Submitted};
 use super::job::{Gradient, Job, Reply};
@@ -40,39 +43,39 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How often a failing job is tried again.
+/// Number of times that a failing job is computed again.
 const ATTEMPTS: u32 = 3;
 
-/// Time between two looks at the interruption flag and at hanging workers.
+/// Interval between two checks for an interruption and for hung workers.
 const WATCH: Duration = Duration::from_millis(200);
 
-/// Decides how long a job takes. Arguments: worker, job number, and the job's share of a full job's time. Returns the seconds of real
-/// time that the worker must wait for.
+/// Decides how long a job takes. Arguments: worker, job number, and the job's share of a full job's time.
+/// Returns the seconds of real time that the worker must wait for.
 pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
 
-/// State of a worker's slot. The table of transitions stands at the head of the module.
+/// State of a worker's slot. The module documentation has the table of transitions.
 #[derive(Default)]
 enum SlotState {
     /// No job.
     #[default]
     Idle,
-    /// No job; the executor still owes the reply of a cancelled one.
+    /// No job; the executor will still reply for a cancelled one.
     Draining,
-    /// The run goes on without the worker.
+    /// The run continues without the worker.
     Gone,
-    /// A current job. It stays in its place while its phase changes.
+    /// A current job. The job is not moved when its phase changes.
     Working(Job, Phase),
 }
 
-/// How far a worker's current job has come.
-// A boxed gradient would be an allocation per arrival.
+/// Progress of a worker's current job.
+// Boxing the gradient would cost an allocation per arrival.
 #[allow(clippy::large_enum_variant)]
 enum Phase {
-    /// The job waits until the executor has replied for a cancelled one, or until the log is replayed.
+    /// The job waits until the executor has replied for a cancelled one, or until the replay of the log ends.
     Held,
-    /// The job is submitted; the executor owes its reply.
+    /// The job is submitted; the executor has not replied.
     Running,
-    /// The reply is here and waits for its turn.
+    /// The reply has arrived; the clock has not asked for it.
     Finished(std::result::Result<Gradient, Failure>),
     /// The clock has taken the gradient; the server has not yet accepted the arrival.
     Delivered,
@@ -93,7 +96,7 @@ impl SlotState {
         matches!(self, SlotState::Working(_, Phase::Finished(_)))
     }
 
-    /// Takes the job out; the slot is idle then.
+    /// Takes the job out. The slot is idle afterwards.
     fn take_job(&mut self) -> Option<Job> {
         match std::mem::take(self) {
             SlotState::Working(job, _) => Some(job),
@@ -119,10 +122,11 @@ struct Slot {
     queue: VecDeque<Job>,
     /// Number of the next job.
     next_job: u64,
-    /// How often the current job has failed.
+    /// Number of times that the current job has failed.
     attempts: u32,
-    /// When the current job was submitted, and how much longer than the timeout it may take.
+    /// When the current job was submitted. Set only if there is a timeout.
     submitted: Option<Instant>,
+    /// Time that the current job may take in addition to the timeout.
     extension: Duration,
     /// The failure of a worker that hangs. All its further jobs fail in the same way.
     hung: Option<Failure>,
@@ -132,8 +136,9 @@ struct Slot {
 pub struct WorkerPool {
     slots: Vec<Slot>,
     executor: Box<dyn Executor>,
-    /// Ordered after everything that the server has enqueued. A job starts behind it, and not behind its snapshot's fence: the worker
-    /// may write its gradient where the last one lay, which must have been read.
+    /// A fence behind everything that the server has enqueued. A job waits for this fence instead of its
+    /// snapshot's: the worker may write its gradient to the buffers of its last one, which the server must
+    /// have read.
     fence: Fence,
     policy: Policy,
     failures: Vec<Failure>,
@@ -194,7 +199,7 @@ impl WorkerPool {
         self.executor.runs_ahead()
     }
 
-    /// Jobs that start from now on wait for this fence of the server's.
+    /// Sets the server's fence, for which jobs wait that start from now on.
     pub fn start_after(&mut self, fence: Fence) {
         self.fence = fence;
     }
@@ -209,7 +214,7 @@ impl WorkerPool {
         &self.failures
     }
 
-    /// Sets the failures that happened before the run was resumed.
+    /// Sets the failures from before the run was resumed.
     pub fn restore_failures(&mut self, failures: Vec<Failure>) {
         self.failures = failures;
     }
@@ -237,27 +242,27 @@ impl WorkerPool {
         })
     }
 
-    /// The error of a run that waits for a dropped worker for ever, if a worker was dropped.
+    /// The error of a run whose rule waits for a dropped worker. `None` if no worker was dropped.
     pub fn starvation(&self) -> Option<Error> {
         let gone = self.slots.iter().enumerate().filter(|(_, slot)| matches!(slot.state, SlotState::Gone));
         let gone: Vec<String> = gone.map(|(worker, _)| worker.to_string()).collect();
         (!gone.is_empty()).then(|| {
             Error::failed(format!(
-                "the rule waits for ever for worker {}, which is gone: `stagger rules NAME` says which rules go on without a worker; \
-                 --on-failure restart keeps it where it can",
+                "the rule waits for ever for worker {}, which was dropped: `stagger rules NAME` says whether a rule \
+                 goes on without a worker; --on-failure restart keeps the worker if that is possible",
                 gone.join(", ")
             ))
         })
     }
 
-    /// Goes on without a worker: its current job, its queue and all jobs that are assigned to it later are dropped.
+    /// Drops a worker, with its current job, its queue and all jobs that are assigned to it later.
     pub fn drop_worker(&mut self, worker: usize) {
         self.executor.drop_worker(worker);
         let next_job = self.slots[worker].next_job;
         self.slots[worker] = Slot { state: SlotState::Gone, next_job, ..Slot::default() };
     }
 
-    /// Extends every deadline: the server kept all workers waiting for so long.
+    /// Extends all deadlines by a pause in which the server kept all workers waiting.
     pub fn extend_deadlines(&mut self, pause: Duration) {
         self.slots.iter_mut().for_each(|slot| slot.extension += pause);
     }
@@ -269,7 +274,7 @@ impl WorkerPool {
 
     // ---- jobs in
 
-    /// Assigns a job at time `now`: it starts now if the worker is free, else it is queued.
+    /// Assigns a job at time `now`. It starts now if the worker is free, otherwise it is queued.
     pub fn assign(&mut self, worker: usize, job: Job, now: f64, begin: Begin) -> Result<()> {
         let slot = &mut self.slots[worker];
         if matches!(slot.state, SlotState::Gone) {
@@ -324,7 +329,7 @@ impl WorkerPool {
         match self.executor.submit(worker, job) {
             Submitted::Accepted => Ok(()),
             Submitted::Replied(reply) => self.on_reply(reply).map(drop),
-            // The thread ended on its own: its last reply says why.
+            // The worker's thread has ended. Its last reply contains the reason.
             Submitted::Gone => self.receive().and(Err(Error::failed(format!("worker {worker} is gone")))),
         }
     }
@@ -336,7 +341,7 @@ impl WorkerPool {
         let SlotState::Working(job, phase) = &slot.state else { return None };
         let owes_reply = match phase {
             Phase::Running => self.executor.cancel(worker, job.number) == Cancelled::AfterReply,
-            // While the log is replayed nothing was submitted.
+            // During the replay of a log no job has been submitted.
             Phase::Held => !self.replaying,
             Phase::Finished(_) | Phase::Delivered => false,
         };
@@ -363,9 +368,10 @@ impl WorkerPool {
         self.take_completed(worker).expect("just received")
     }
 
-    /// The gradient of the worker's current job. Waits for it; gradients of other workers are kept until their turn.
+    /// The gradient of the worker's current job. Waits for it. Gradients of other workers are kept until the
+    /// clock asks for them.
     pub fn wait_for_worker(&mut self, worker: usize) -> Result<Gradient> {
-        // Executors that wait for a channel look at the flag there.
+        // Other executors check the flag while they wait for a reply.
         if self.executor.is_inline() && INTERRUPTED.load(Ordering::Relaxed) {
             return Err(interrupted());
         }
@@ -375,7 +381,7 @@ impl WorkerPool {
             }
             if self.slots[worker].state.job().is_none() {
                 return Err(Error::failed(format!(
-                    "worker {worker} is waited for but has no job: the schedule is wrong"
+                    "the clock waits for worker {worker}, which has no job: the schedule is wrong"
                 )));
             }
             let Some(reply) = self.executor.complete(worker, &View(&self.slots))? else {
@@ -453,7 +459,8 @@ impl WorkerPool {
         }
     }
 
-    /// The worker's current job failed: it is submitted again, or the failure waits for its turn.
+    /// Handles the failure of the worker's current job: submits the job again, or keeps the failure until the
+    /// clock asks for it.
     fn fail(&mut self, worker: usize, reason: String, hung: bool) -> Result<()> {
         let slot = &mut self.slots[worker];
         let Some(job) = slot.state.job_mut() else { return Ok(()) };
@@ -474,13 +481,13 @@ impl WorkerPool {
             slot.state.set_phase(Phase::Finished(Err(failure)));
             return Ok(());
         }
-        note!("NOTE       {failure}; it does the job again");
+        note!("NOTE       {failure}; the worker computes the job again");
         job.snapshot.fence = self.fence.clone();
         job.delay = 0.0;
         self.submit(worker)
     }
 
-    /// Handles all replies that are there, without waiting.
+    /// Handles all replies that are ready, without waiting.
     fn receive_all(&mut self) -> Result<()> {
         while let Some(reply) = self.executor.try_reply() {
             self.on_reply(reply)?;
@@ -494,7 +501,7 @@ impl WorkerPool {
             if INTERRUPTED.load(Ordering::Relaxed) {
                 return Err(interrupted());
             }
-            // Replies that are there come first: a worker that has replied does not hang.
+            // Replies are handled first, because a worker that has replied does not hang.
             let reply = match self.executor.try_reply() {
                 Some(reply) => Some(reply),
                 None => match self.find_hung() {
@@ -529,7 +536,7 @@ impl WorkerPool {
 
     // ---- resuming and stopping
 
-    /// From now on jobs are recorded and not submitted: the log of a resumed run is replayed.
+    /// Starts the replay of a resumed run's log: jobs are recorded, but not submitted.
     pub fn start_replay(&mut self) {
         self.replaying = true;
     }
@@ -539,7 +546,7 @@ impl WorkerPool {
         self.slots[worker].state.take_job()
     }
 
-    /// The log is replayed and the jobs have their models: the current jobs are submitted.
+    /// Ends the replay: submits the current jobs, which have their models now.
     pub fn resume(&mut self) -> Result<()> {
         self.replaying = false;
         for worker in 0..self.slots.len() {
@@ -552,7 +559,8 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Ends the workers and waits for them. Current and queued jobs stay in the books, because a checkpoint saves them.
+    /// Ends the workers and waits for them. Current and queued jobs stay recorded, because a checkpoint saves
+    /// them.
     pub fn stop(&mut self) {
         for slot in &mut self.slots {
             slot.state.set_phase(Phase::Delivered);
@@ -674,7 +682,7 @@ mod tests {
         assert!(pool.cancel(0).is_none(), "there is nothing to cancel");
         assign(&mut pool, 0);
         assert_eq!(state(&pool, 0), "held");
-        // A held job is cancelled without a word to the executor.
+        // A held job is cancelled without a call to the executor.
         assert_eq!(pool.cancel(0).unwrap().number, 1);
         assert_eq!(state(&pool, 0), "draining");
         assign(&mut pool, 0);
@@ -692,7 +700,7 @@ mod tests {
         assign(&mut pool, 1);
         pool.cancel(1);
         assert_eq!(state(&pool, 1), "idle");
-        // Finished and delivered gradients are thrown away, too.
+        // Finished and delivered gradients are thrown away too.
         for deliver in [false, true] {
             assign(&mut pool, 1);
             let number = pool.current_job(1).unwrap().number;
@@ -735,7 +743,7 @@ mod tests {
         assert_eq!(pool.find_hung(), Some(0));
         pool.hang(0).unwrap();
         assert_eq!((state(&pool, 0), pool.failures()[0].handled), ("finished", Handled::Dropped));
-        // The rule cancels the job before the failure's turn has come.
+        // The rule cancels the job before the clock asks for the failure.
         pool.cancel(0);
         assign(&mut pool, 0);
         assert_eq!((state(&pool, 0), script.lock().unwrap().submitted.len()), ("finished", 1));

@@ -1,4 +1,4 @@
-//! A planned run's folder, workers, clock and server.
+//! Builds a planned run: its folder, workers, clock and server.
 
 use super::memory::gib;
 use super::plan::{Execution, ExecutorKind, Plan};
@@ -26,7 +26,7 @@ use crate::view::progress::Progress;
 use stagger_kernels::{Buffer, Device, Layout, Live};
 use std::sync::Arc;
 
-/// What the summary says of a run besides its outcome.
+/// Facts about a run that its summary reports besides the outcome.
 pub struct Facts {
     /// The complete options.
     pub resolved: Options,
@@ -34,9 +34,9 @@ pub struct Facts {
     pub backend: Backend,
     /// Layout of the model.
     pub layout: Layout,
-    /// Largest number of samples per gradient.
+    /// Largest number of samples per gradient of a worker.
     pub batch: usize,
-    /// Which metrics the problem has.
+    /// The metrics of the problem.
     pub columns: Columns,
     /// Estimated memory, in bytes.
     pub memory_estimate: u64,
@@ -44,7 +44,7 @@ pub struct Facts {
     pub executor: Execution,
 }
 
-/// A run, ready to be served.
+/// A run that is ready to start.
 pub struct Built<'a> {
     /// The server.
     pub setup: ServerSetup<'a>,
@@ -52,13 +52,13 @@ pub struct Built<'a> {
     pub update: UpdateSettings,
     /// The weights of version 0.
     pub initial: Vec<f32>,
-    /// For the summary.
+    /// Facts for the summary.
     pub facts: Facts,
-    /// The file of `--tune-kernels`.
+    /// The file of `--tune-kernels` with measured kernels.
     pub tuning: Option<Tuning>,
 }
 
-/// Makes the run's folder, or opens that of a run that goes on. Signals are caught from here on.
+/// Creates the run's folder, or opens the folder of a resumed run. Signals are caught from now on.
 pub fn create_folder(plan: &Plan, place: Place) -> Result<RunFolder> {
     let config = toml::to_string(&plan.resolved).expect("options are plain data");
     let columns = plan.problem.columns;
@@ -99,7 +99,8 @@ pub fn build<'a>(plan: Plan, folder: &'a mut RunFolder, audience: Audience) -> R
 
     let permits = permits(&settings, &execution, threads);
     let live = live_weights(&backend.device, &needs, &initial, past.as_ref())?;
-    // On a GPU always. On the CPU a first step costs its page faults, which a measurement is not about.
+    // A GPU always warms up. On the CPU only a measurement does, because the page faults of the first step
+    // would distort it.
     let warms_up = threads.is_none() || !audience.is_people();
     let warm_up =
         warms_up.then(|| Snapshot { weights: backend.device.upload(initial.clone()), fence: backend.device.fence() });
@@ -120,7 +121,7 @@ pub fn build<'a>(plan: Plan, folder: &'a mut RunFolder, audience: Audience) -> R
     let rehearsal = threads.is_none().then(|| settings.rule.build(&setting)).transpose()?;
     let progress = progress(audience, limits, &settings, &resolved, workers)?;
     let checkpoints = checkpoint_plan(&settings, &backend, workers, folder, past, audience)?;
-    // Last of all: threads that are started later inherit this thread's cores.
+    // Pinned after all threads are started, because a new thread inherits the cores of this one.
     if threads.is_none() {
         pin_threads(&backend.device, &execution)?;
     }
@@ -153,7 +154,7 @@ pub fn build<'a>(plan: Plan, folder: &'a mut RunFolder, audience: Audience) -> R
     Ok(Built { setup, update, initial, facts, tuning })
 }
 
-/// An evaluation that nobody asked for.
+/// An evaluator that evaluates nothing, for measurements without a target.
 struct Unevaluated;
 
 impl Evaluator for Unevaluated {
@@ -182,9 +183,12 @@ fn clock(settings: &Settings, replay: Option<Replay>, stopwatch: &Arc<Stopwatch>
     }
 }
 
-/// The permits for computing, and for gradients that wait for the server. On the CPU as many workers compute at a time as have cores;
-/// twice as many gradients may exist, so that the server always has work, and a slow server's queue does not grow with the number of
-/// workers. On a GPU one thread submits at a time, and every stream keeps memory of its own.
+/// The permits for computing, and the permits for gradients that are being computed or wait for the server.
+///
+/// On the CPU as many workers compute at the same time as the cores allow. Twice as many gradients may exist:
+/// the server then always has work, and the queue of a slow server does not grow with the number of workers.
+/// On a GPU one thread submits at a time, and the number of gradients is not limited, because every stream
+/// keeps its own memory.
 fn permits(settings: &Settings, execution: &Execution, threads: Option<usize>) -> (Gate, Gate) {
     if execution.on_server_thread() {
         return (Gate::open(), Gate::open());
@@ -195,7 +199,7 @@ fn permits(settings: &Settings, execution: &Execution, threads: Option<usize>) -
     (gate(permits), room)
 }
 
-/// The shared weights of a rule whose workers write them.
+/// The shared weights, if the rule's workers write them.
 fn live_weights(device: &Device, needs: &Needs, initial: &[f32], past: Option<&Checkpoint>) -> Result<Option<Live>> {
     if !needs.live {
         return Ok(None);
@@ -207,12 +211,13 @@ fn live_weights(device: &Device, needs: &Needs, initial: &[f32], past: Option<&C
     Ok(Some(Live::new(device, weights)))
 }
 
-/// What all workers share.
+/// The parts of a worker that are the same for all workers.
 struct WorkerParts {
     device: Device,
     layout: Arc<Layout>,
     needs: Needs,
     live: Option<Live>,
+    /// The permits for computing, and for gradients.
     permits: (Gate, Gate),
     stopwatch: Arc<Stopwatch>,
     timeline: Timeline,
@@ -240,7 +245,7 @@ impl WorkerParts {
     }
 }
 
-/// Starts the executor that the plan has chosen, and warms it up.
+/// Starts the chosen executor and warms it up.
 fn start_executor(
     kind: ExecutorKind,
     settings: &Settings,
@@ -282,8 +287,9 @@ fn start_executor(
     }
 }
 
-/// Keeps the threads of a GPU run to two cores. Where several threads submit, the one that issues their launches gets a core of its own:
-/// eight eager workers on the null driver make 1,750 to 1,880 steps a second that way, and 1,470 to 1,780 where the system places it.
+/// Pins the threads of a GPU run to two cores. If several threads submit, the thread that issues their
+/// launches gets its own core: eight eager workers on the null driver then make 1,750 to 1,880 steps per
+/// second, and 1,470 to 1,780 if the system places the thread.
 fn pin_threads(device: &Device, execution: &Execution) -> Result<()> {
     cores::submit_here();
     if execution.kind == ExecutorKind::Threads {
@@ -333,7 +339,7 @@ fn checkpoint_plan(
     Ok(CheckpointPlan { saver, every: settings.checkpoint_every.unwrap_or(0), manifest, past })
 }
 
-/// Prints the header's line about model, rule, workers and clock.
+/// Prints the line of the header about model, rule, workers and clock.
 #[allow(clippy::too_many_arguments)]
 fn say_model(
     settings: &Settings,
@@ -352,7 +358,8 @@ fn say_model(
         (None, None) => String::new(),
     };
     audience.say(&format!(
-        "model      {} parameters in {} tensors, {batch} samples per gradient; rule {}, {workers} workers{executed}, clock {}",
+        "model      {} parameters in {} tensors, {batch} samples per gradient; rule {}, {workers} workers{executed}, \
+         clock {}",
         layout.parameters(),
         layout.segments().len(),
         settings.rule,
@@ -360,7 +367,7 @@ fn say_model(
     ));
 }
 
-/// Prints the header's line about memory.
+/// Prints the line of the header about memory.
 fn say_memory(estimate: u64, backend: &Backend, audience: Audience) {
     let have = backend.memory.map_or(String::new(), |have| format!(" of {:.2}", gib(have)));
     audience.say(&format!("memory     about {:.2}{have} GiB", gib(estimate)));

@@ -1,4 +1,4 @@
-//! From settings to a problem: reads the data set, deals it out, builds the model.
+//! From settings to a problem: reads the data set, divides it among the workers, and builds the model.
 
 use crate::config::{Dataset, Options, Settings};
 use crate::error::{Error, Result};
@@ -10,25 +10,25 @@ use stagger_kernels::gather::Augment;
 use stagger_kernels::layers::Precision;
 use std::path::Path;
 
-/// Training data, read and checked.
+/// Training data that was read and checked.
 pub enum Data {
-    /// Labelled images, under the name of their set.
+    /// Labelled images, or vectors in classes.
     Images {
-        /// `cifar10` and so on.
+        /// Name of the data set: `cifar10`, `mnist`, `synthetic` or `clusters`.
         name: &'static str,
         /// The images, as bytes.
         set: ImageData,
     },
-    /// Rows with a label of two.
+    /// Sparse rows with one of two labels.
     Libsvm(libsvm::SparseRows),
-    /// A centre per worker.
+    /// The centres of quadratics, one per worker.
     Quadratic(Vec<Vec<f64>>),
 }
 
-/// Workers, where nothing else decides.
+/// Default number of workers.
 const WORKERS: usize = 8;
 
-/// Workers for which Syn(α, β) is made at most: half a megabyte each.
+/// Largest number of workers for Syn(α, β). The data of each takes half a megabyte.
 const MOST_OF_SYN: usize = 10_000;
 
 /// Reads the data set.
@@ -44,15 +44,13 @@ pub fn read(settings: &Settings) -> Result<Data> {
         Dataset::Syn(alpha, beta) => {
             let workers = settings.workers.unwrap_or(WORKERS);
             if workers > MOST_OF_SYN {
-                return Err(Error::usage(format!(
-                    "--workers {workers}: --dataset syn is made for at most {MOST_OF_SYN}"
-                )));
+                return Err(Error::usage(format!("--workers {workers}: --dataset syn allows at most {MOST_OF_SYN}")));
             }
             Ok(Data::Libsvm(syn::generate(*alpha, *beta, workers, settings.seed)))
         }
         Dataset::Libsvm(file) => Ok(Data::Libsvm(libsvm::load(file)?)),
         Dataset::Quadratic(file) => Ok(Data::Quadratic(quadratic::load(file)?)),
-        // A folder that was named must hold the set; only the default one may be empty.
+        // A folder given by --data must contain the data set. Only the default folder may be empty.
         Dataset::Auto if settings.data.is_some() || cifar10::find(&folder()).is_some() => cifar10(&folder()),
         Dataset::Auto => {
             say!("*** CIFAR-10 is not in {}/: training on the built-in SYNTHETIC set instead. ***", folder().display());
@@ -62,9 +60,13 @@ pub fn read(settings: &Settings) -> Result<Data> {
     }
 }
 
-/// How many workers there are: as asked for, or as the data has it.
+/// Number of workers: the value of `--workers`, or the number that the data determines.
+///
+/// # Errors
+///
+/// If `--workers` is larger than the number of training samples, or differs from the number of centres.
 pub fn workers(settings: &Settings, data: &Data) -> Result<usize> {
-    // Checked before anything is made for each worker.
+    // Checked before anything is allocated per worker.
     let at_most = |samples: usize| match settings.workers.unwrap_or(WORKERS) {
         n if n > samples => Err(Error::usage(format!(
             "--workers {n}: there are only {samples} training samples, and every worker needs one"
@@ -76,7 +78,7 @@ pub fn workers(settings: &Settings, data: &Data) -> Result<usize> {
             Some(n) if n != centres.len() => {
                 let have = centres.len();
                 Err(Error::usage(format!(
-                    "--workers {n}: the file holds {have} centres, one per worker; leave --workers out or give {have}"
+                    "--workers {n}: the file has {have} centres, one per worker; leave --workers out or give {have}"
                 )))
             }
             _ => Ok(centres.len()),
@@ -86,7 +88,7 @@ pub fn workers(settings: &Settings, data: &Data) -> Result<usize> {
     }
 }
 
-/// How many workers there will be, as far as that is known without the data.
+/// Number of workers, as far as it is known without reading the data. Only the file of a quadratic is read.
 pub fn workers_unread(settings: &Settings) -> usize {
     let read = match &settings.dataset {
         Dataset::Quadratic(file) => quadratic::load(file).ok().map(|centres| centres.len()),
@@ -95,7 +97,11 @@ pub fn workers_unread(settings: &Settings) -> usize {
     read.or(settings.workers).unwrap_or(WORKERS)
 }
 
-/// Finds out whether the data set is there, which costs less than to read it.
+/// Checks that the files of the data set exist, which takes less time than reading them.
+///
+/// # Errors
+///
+/// The error of reading the data set, if a file does not exist.
 pub fn is_there(settings: &Settings) -> Result<()> {
     let folder = || settings.data.clone().unwrap_or_else(default_folder);
     let absent = match &settings.dataset {
@@ -103,11 +109,11 @@ pub fn is_there(settings: &Settings) -> Result<()> {
         Dataset::Cifar10 => cifar10::find(&folder()).is_none(),
         _ => false,
     };
-    // Reading it says why it cannot be read.
+    // The error of reading names what is missing.
     if absent { read(settings).map(drop) } else { Ok(()) }
 }
 
-/// Reads the data set that `options` name from its first record to its last; gives its size in words.
+/// Reads the complete data set that `options` name. Returns a description of its size.
 pub fn read_whole(options: &Options) -> Result<String> {
     Ok(match read(&options.resolve()?)? {
         Data::Images { set, .. } => {
@@ -119,7 +125,7 @@ pub fn read_whole(options: &Options) -> Result<String> {
     })
 }
 
-/// The data set that `options` name and what each worker would hold of it, in lines for people.
+/// Describes the data set that `options` name, and the part of each worker, in lines of text.
 pub fn who_holds_what(options: &Options) -> Result<Vec<String>> {
     let settings = options.resolve()?;
     let data = read(&settings)?;
@@ -127,14 +133,14 @@ pub fn who_holds_what(options: &Options) -> Result<Vec<String>> {
     let problem = build(&settings, data, workers, &Device::Cpu, &mut options.clone())?;
     let mut lines = problem.description;
     if let Some((classes, held)) = problem.held {
-        // All workers, where a run shows the first.
+        // All workers are listed here; a run lists only the first ones.
         lines.truncate(1);
         lines.extend(partition::table(&held, &classes, held.len()));
     }
     Ok(lines)
 }
 
-/// Builds the problem, and notes in `resolved` the settings that the data determined.
+/// Builds the problem. Writes the settings that the data determines to `resolved`.
 pub fn build(
     settings: &Settings,
     data: Data,
@@ -160,7 +166,7 @@ pub fn build(
     }
 }
 
-/// The model of a data set that has only one.
+/// The model of a data set for which there is only one.
 fn only_model(settings: &Settings, only: &str) -> Result<String> {
     match settings.model.as_deref() {
         Some(model) if model != only => {
@@ -181,7 +187,7 @@ fn check_data(settings: &Settings, data: &Data, device: &Device, resolved: &Opti
     }
     if !settings.precision.is_supported(device) {
         return Err(Error::usage(format!(
-            "--precision {}: this device cannot compute with such numbers on {}; leave it out",
+            "--precision {}: this device cannot compute in this format on {}; leave it out",
             resolved.precision.as_deref().unwrap_or_default(),
             device.name()
         )));
@@ -200,7 +206,7 @@ fn check_data(settings: &Settings, data: &Data, device: &Device, resolved: &Opti
     Ok(())
 }
 
-/// Builds the classification of images, or of vectors in classes.
+/// Builds a classification problem on images, or on vectors in classes.
 fn build_images(
     settings: &Settings,
     name: &'static str,
@@ -222,12 +228,12 @@ fn build_images(
     let model = settings.model.clone().unwrap_or_else(|| if is_vectors { "mlp" } else { "cnn" }.into());
     if is_vectors && ["cnn", "resnet18"].contains(&model.as_str()) {
         return Err(Error::usage(format!(
-            "--model {model} looks for shapes, and --dataset clusters holds vectors; use mlp or logreg"
+            "--model {model} needs images, and --dataset clusters contains vectors; use mlp or logreg"
         )));
     }
     if let Some(augment) = settings.augment.as_ref().filter(|augment| is_vectors && *augment != "none") {
         return Err(Error::usage(format!(
-            "--augment {augment} moves pixels, and --dataset clusters holds vectors; leave it out"
+            "--augment {augment} moves pixels, and --dataset clusters contains vectors; leave it out"
         )));
     }
     let default = if name == "cifar10" { "crop-flip" } else { "none" };

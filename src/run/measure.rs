@@ -1,4 +1,4 @@
-//! Runs for a measurement: they print nothing and leave nothing behind.
+//! Runs for measurements: they print nothing, and their folder is removed afterwards.
 
 use super::{Audience, Place, run};
 use crate::config::Options;
@@ -14,22 +14,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Measured {
     /// The run's summary.
     pub summary: Summary,
-    /// The text of its metrics.csv.
+    /// The text of the run's `metrics.csv`.
     pub metrics: String,
-    /// Gradients per second of all workers, from each worker's first arrival to its last.
+    /// Gradients per second of all workers together. Each worker is measured from its first arrival to its
+    /// last.
     pub rate: f64,
 }
 
-/// A worker's arrivals.
+/// The arrivals of one worker.
 struct Arrivals {
+    /// Time of the first arrival, in seconds.
     first: f64,
+    /// Time of the last arrival, in seconds.
     last: f64,
-    /// Arrivals after the first time.
+    /// Number of arrivals that are later than the one before.
     later: u64,
 }
 
-/// Gradients per second: each worker from its first arrival to its last, summed. So gradients that are still computed at the end do not
-/// count, nor does the time that they took. Needs two gradients of each worker.
+/// Gradients per second of all workers together: the sum of the workers' rates, each from the first arrival
+/// to the last. Gradients that are not complete at the end do not count, and neither does their time. A
+/// worker with fewer than two gradients counts as 0.
 fn rate(log: &Path) -> Result<f64> {
     let file = File::open(log).map_err(|e| Error::failed(format!("cannot read {}: {e}", log.display())))?;
     let mut workers: HashMap<usize, Arrivals> = HashMap::new();
@@ -44,8 +48,8 @@ fn rate(log: &Path) -> Result<f64> {
     Ok(measured.map(|worker| worker.later as f64 / (worker.last - worker.first)).sum())
 }
 
-/// Trains without output in a temporary folder. With a `target` the run ends at the first evaluation with that test accuracy (0 to 1);
-/// without one nothing is evaluated, not even at the end.
+/// Trains without output in a temporary folder. With a `target`, the run ends at the first evaluation that
+/// reaches this test accuracy (0 to 1). Without a target nothing is evaluated, not even at the end.
 pub fn measure(options: &Options, target: Option<f64>) -> Result<Measured> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let number = RUNS.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! How much memory a run takes, worked out before it begins.
+//! Estimates the memory of a run before it begins.
 //!
-//! The numbers of floats that a step keeps ([`Net::activations`](crate::problem::model::Net::activations)) were read off runs; what follows from
-//! numbers of workers, tables and parameters is counted. `tests/memory.rs` holds the sum against what runs really took.
+//! The number of floats that a step keeps ([`Net::activations`](crate::problem::model::Net::activations)) was
+//! measured on runs. The terms that depend on the numbers of workers, tables and parameters are counted.
+//! `tests/memory.rs` compares the estimate with the memory that runs take.
 
 use crate::engine::state::UpdateSettings;
 use crate::error::{Error, Result};
@@ -10,152 +11,73 @@ use crate::problem::Problem;
 use crate::rule::{Needs, ServerOptimizer};
 use stagger_kernels::{Device, Dtype, Row, Segment, update};
 
-/// Bytes of the program itself, and of a worker's thread, where they lie in the same memory. Drivers that were asked for a device take
-/// memory there, too: the one of a software adapter twice as much as the program.
+/// Bytes of the program itself, if it computes in host memory. The drivers of devices that were probed take
+/// memory there too: the driver of a software adapter takes twice as much as the program.
 const PROGRAM: u64 = 20 << 20;
+
+/// Bytes of a worker's thread, if it computes in host memory.
 const THREAD: u64 = 300 << 10;
 
-/// Bytes that the pools of a GPU's stream hold too many.
+/// Bytes that the memory pools of a GPU stream hold in addition to the buffers in use.
 const STREAM: u64 = 10 << 20;
 
-/// Bytes that a run needs.
+/// The memory that a run needs, in bytes.
 pub struct Need {
-    /// All of it.
+    /// All memory of the run, without checkpoints.
     pub total: u64,
-    /// Of these the rule's table.
+    /// The part of `total` that the rule's tables take.
     pub table: u64,
-    /// Besides, what is taken while a checkpoint is written.
+    /// Additional memory while a checkpoint is written in the middle of the run.
     saved: u64,
 }
 
-/// How the server comes by results.
+/// When the gradients of a run arrive, compared with the time at which they are computed.
 #[derive(Clone, Copy, PartialEq)]
 pub enum ArrivalOrder {
-    /// As they are computed.
+    /// As soon as they are computed.
     AtOnce,
-    /// In an order in which they are computed, too, up to whose thread the system wakes first: all jobs take the same simulated time.
+    /// In a fixed order that is almost the order in which they are computed, because all jobs take the same
+    /// simulated time. Only the order in which the system wakes the threads differs.
     InOrder,
-    /// In another order, or later: those that are computed wait.
+    /// In another order, or later. Gradients that are computed early wait.
     AtTheirTime,
 }
 
 impl Need {
-    /// For `workers` of `threads` threads each (on the CPU; 0 if they are computed on the spot, `None` on a GPU).
+    /// Estimates the memory of a run with `workers` workers of `threads` threads each. On the CPU `threads`
+    /// is 0 if the server's thread computes all gradients; on a GPU it is `None`.
     pub fn of(
         problem: &Problem,
         workers: usize,
         threads: Option<usize>,
-        come: ArrivalOrder,
+        order: ArrivalOrder,
         needs: &Needs,
-        descent: &UpdateSettings,
+        update: &UpdateSettings,
     ) -> Need {
-        let (model, n) = (4 * problem.layout.total() as u64, workers as u64);
-        let row = 4 * Row::floats(&problem.layout, descent.table_dtype) as u64;
-        let table = needs.tables as u64 * n * row;
-        // Of the server: newest weights and the next, sums, base, momentum.
-        let drive = match needs.optimizer {
-            ServerOptimizer::Plain => (descent.momentum != 0.0) as u64 * (1 + (descent.momentum_every > 1) as u64),
-            ServerOptimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
-            ServerOptimizer::AmsGrad(..) => 3,
-        };
-        let server = 2 + (needs.sum as u64).max(needs.tables as u64) + needs.base as u64 + drive + needs.live as u64;
-        // On a GPU every stream keeps its own pool; on the CPU those with a permit compute, in memory that all share. Where every gradient is
-        // a step and none is stale, only one has a job.
-        let alone = needs.synchronous && !needs.sum && needs.tables == 0;
-        let busy = if alone { 1 } else { workers };
-        let computing = threads.map_or(workers, |t| busy.min((backend::cores() / t.max(1)).max(1)));
-        // Stacked replicas compute at once, on models that were copied together.
-        let stacked = problem.stacked.as_ref().map_or(0, |(_, most)| *most);
-        let computing = if stacked > 0 { stacked } else { computing } as u64;
-        // Of each worker: its own model, squares. Of those who compute: sum, point and moments of local steps, and the gradient;
-        // whoever makes way between two steps lets one more begin.
-        let (walks, moments) = (needs.local.walks() as u64, needs.local.adamw.is_some() as u64);
-        let each = n * (needs.own as u64 + needs.squares as u64) + (3 + 2 * moments) * walks * n.min(2 * computing);
-        // What a job was sent: one version each, but the same for all where they begin together, and for about as many as an update
-        // takes gradients. A model of the worker's own has been counted, unless a peer changed it meanwhile: half of them.
-        let sent = match needs {
-            Needs { synchronous: true, .. } => 1,
-            Needs { peers: true, .. } => n.div_ceil(2),
-            Needs { own: true, .. } => 1,
-            _ => n.min(n / needs.gradients.max(1) as u64 + 2),
-        };
-        // Stacked, models are let go of late where workers are out of step.
-        let together = come != ArrivalOrder::AtTheirTime || needs.synchronous;
-        let sent = if stacked > 0 && !together { n } else { sent };
-        // Gradients: of those who compute, and of all whose result waits for its time. Without convolutions the server is slower than they
-        // are: as many again wait (there is no room for more), and as many as all these were let go of, but not yet by the allocator; and in
-        // simulated time those that are folded in one launch.
-        let convolves = |segment: &Segment| segment.shape.len() == 4;
-        let slow = !problem.layout.segments().iter().any(convolves);
-        let folded = if needs.sum { update::pending_foldable(&Device::Cpu, &problem.layout) as u64 } else { 0 };
-        let gradients = match (come, slow) {
-            (ArrivalOrder::AtTheirTime, _) if !alone => n,
-            (ArrivalOrder::InOrder, true) => n.min(4 * computing + folded),
-            (_, true) => n.min(4 * computing),
-            (_, false) => n.min(computing + 1),
-        };
-        // Passes are of several sizes where not all workers finish at once, and where too many do.
-        let crowd = workers > stacked;
-        let varied = !together || crowd;
-        let models = match threads {
-            // Of the largest pass: the models, and the gradients together and apart. Smaller ones leave buffers that lie idle.
-            Some(_) if stacked > 0 => {
-                let largest = (3 + !together as u64 + 2 * crowd as u64) * stacked as u64;
-                server + each + sent + (n - stacked as u64) + largest
-            }
-            _ if stacked > 0 => server + each + sent + gradients + 2 * stacked as u64,
-            Some(_) => server + each + sent + gradients,
-            // Gradient, snapshot, and its copy on the worker's stream.
-            None => server + each + 3 * n,
-        };
-        // Packed weights, the sums of their gradient and what is made of them; on the CPU those of a convolution at 16 points instead of 9
-        // taps, while a linear layer multiplies by its weights as they are.
-        let packs = problem.layout.segments().iter().filter(|s| threads.is_none() || convolves(s));
-        let largest = 4 * packs.map(|s| s.len).max().unwrap_or(0) as u64;
-        let packed = if threads.is_some() { 5 } else { 3 } * largest;
-        let steps = match threads {
-            // One replica after the other. Of several sizes a quarter more.
-            Some(_) if stacked > 0 => {
-                computing * (problem.step_bytes + varied as u64 * problem.step_bytes / 4) + packed
-            }
-            _ => computing * (problem.step_bytes + packed),
-        };
-        // The server's stream computes what is stacked, with the memory that it evaluates in.
-        let evaluation = problem.evaluation_bytes;
-        let steps = if stacked > 0 && threads.is_none() { steps.max(evaluation) } else { steps + evaluation };
-        // Where the system gives huge pages to whoever asks for memory, a thread takes nearly one, and the program some.
-        let (huge, page) = if backend::huge_pages_for_all() { (7, 7 << 18) } else { (0, 0) };
-        let thread = THREAD + page;
-        let program = threads.map_or(if stacked > 0 { 1 } else { n } * STREAM, |t| {
-            PROGRAM + huge * page + backend::drivers() + if t > 0 { n * thread } else { 0 }
-        });
-        // Threads beyond a worker's first, or all that compute what is stacked.
-        let more = match threads {
-            Some(0) if stacked > 0 => backend::cores(),
-            Some(t) => workers * t.saturating_sub(1),
-            None => 0,
-        };
-        let program = program + more as u64 * (thread + largest);
-        // A checkpoint in the middle of a run: a copy of what is written in place (where the last one's lay, for there is one at a time), and
-        // the models that jobs leave behind while it is written, one per arrival: a step makes about half of the bytes that a disk takes in
-        // its time.
-        let copied = (server - 2 + n * needs.squares as u64) * model + table;
-        let arrivals = 2 * computing * (copied + sent * model) / problem.step_bytes.max(1);
-        let saved = copied + sent.min(arrivals) * model;
-        Need { total: program + models * model + table + steps + problem.data_bytes, table, saved }
+        let estimate = Estimate::new(problem, workers, threads, order, needs, update);
+        let table = estimate.table();
+        let models = estimate.models() * estimate.model;
+        let total = estimate.program() + models + table + estimate.steps() + problem.data_bytes;
+        Need { total, table, saved: estimate.checkpoint() }
     }
 
-    /// The same for a run that saves checkpoints before its end, in the memory that it computes in.
+    /// Adds the memory for checkpoints before the end of the run, which are copied to the memory in which the
+    /// run computes.
     pub fn with_checkpoints(self) -> Need {
         Need { total: self.total + self.saved, ..self }
     }
 
-    /// Compares it with what the device has.
-    pub fn check(&self, backend: &Backend, problem: &Problem, workers: usize, descent: &UpdateSettings) -> Result<()> {
+    /// Compares the estimate with the memory of the device.
+    ///
+    /// # Errors
+    ///
+    /// If the device has less memory. The message names the flags that reduce the need.
+    pub fn check(&self, backend: &Backend, problem: &Problem, workers: usize, update: &UpdateSettings) -> Result<()> {
         let Some(have) = backend.memory.filter(|have| self.total > *have) else { return Ok(()) };
-        let narrower = if self.table > 0 && descent.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
+        let narrower = if self.table > 0 && update.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
         Err(Error::usage(format!(
-            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}){narrower} or a smaller --batch (now {}); the table takes {:.1} GiB",
+            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}){narrower} or a \
+             smaller --batch (now {}); the table takes {:.1} GiB",
             gib(self.total),
             backend.name,
             gib(have),
@@ -165,7 +87,215 @@ impl Need {
     }
 }
 
-/// Bytes as GiB.
+/// The run whose memory is estimated. Methods that count models return a number of buffers of one model's
+/// size; the others return bytes.
+struct Estimate<'a> {
+    problem: &'a Problem,
+    needs: &'a Needs,
+    update: &'a UpdateSettings,
+    order: ArrivalOrder,
+    threads: Option<usize>,
+    workers: usize,
+    /// Number of workers, as a factor of bytes.
+    n: u64,
+    /// Bytes of one model.
+    model: u64,
+    /// Largest number of jobs of a stacked pass; 0 without stacked passes.
+    stacked: usize,
+    /// Number of workers that compute at the same time.
+    computing: u64,
+}
+
+impl<'a> Estimate<'a> {
+    fn new(
+        problem: &'a Problem,
+        workers: usize,
+        threads: Option<usize>,
+        order: ArrivalOrder,
+        needs: &'a Needs,
+        update: &'a UpdateSettings,
+    ) -> Self {
+        let stacked = problem.stacked.as_ref().map_or(0, |(_, most)| *most);
+        // On a GPU every stream keeps its own memory pool. On the CPU the workers with a permit compute, in
+        // memory that all workers share.
+        let busy = if has_one_job(needs) { 1 } else { workers };
+        let computing = threads.map_or(workers, |t| busy.min((backend::cores() / t.max(1)).max(1)));
+        // The replicas of a stacked pass compute at the same time, on models that are copied together.
+        let computing = if stacked > 0 { stacked } else { computing } as u64;
+        let (n, model) = (workers as u64, 4 * problem.layout.total() as u64);
+        Estimate { problem, needs, update, order, threads, workers, n, model, stacked, computing }
+    }
+
+    /// Bytes of the rule's tables: one row per worker each.
+    fn table(&self) -> u64 {
+        let row = 4 * Row::floats(&self.problem.layout, self.update.table_dtype) as u64;
+        self.needs.tables as u64 * self.n * row
+    }
+
+    /// Models of the server: the newest weights and the next ones, sums, base, optimizer state, and the
+    /// shared weights of Hogwild!.
+    fn server_models(&self) -> u64 {
+        let needs = self.needs;
+        let optimizer = match needs.optimizer {
+            ServerOptimizer::Plain => {
+                (self.update.momentum != 0.0) as u64 * (1 + (self.update.momentum_every > 1) as u64)
+            }
+            ServerOptimizer::Nesterov { every, .. } => 1 + (every > 1) as u64,
+            ServerOptimizer::AmsGrad(..) => 3,
+        };
+        let sums = (needs.sum as u64).max(needs.tables as u64);
+        2 + sums + needs.base as u64 + optimizer + needs.live as u64
+    }
+
+    /// Models of the workers. Each worker may have an own model and a running square. A worker in the middle
+    /// of its local steps has the sum of its directions, its current weights, the gradient, and two moments
+    /// with AdamW. A worker that returns its permit between two steps lets another one begin, so up to twice
+    /// as many workers are in the middle of a job as compute.
+    fn worker_models(&self) -> u64 {
+        let (walks, moments) = (self.needs.local.walks() as u64, self.needs.local.adamw.is_some() as u64);
+        let of_all = self.n * (self.needs.own as u64 + self.needs.squares as u64);
+        let of_local_steps = (3 + 2 * moments) * walks * self.n.min(2 * self.computing);
+        of_all + of_local_steps
+    }
+
+    /// Models of unfinished jobs, one per version. Workers that begin together have the same version, and
+    /// about as many workers share one as an update takes gradients. A worker's own model is already counted,
+    /// unless a peer has changed it since: that concerns half of them. In stacked passes whose workers are
+    /// out of step, models are released late.
+    fn sent_models(&self) -> u64 {
+        if self.stacked > 0 && !self.is_in_step() {
+            return self.n;
+        }
+        match self.needs {
+            Needs { synchronous: true, .. } => 1,
+            Needs { peers: true, .. } => self.n.div_ceil(2),
+            Needs { own: true, .. } => 1,
+            _ => self.n.min(self.n / self.needs.gradients.max(1) as u64 + 2),
+        }
+    }
+
+    /// Gradients that exist at the same time, as a number of models. The workers that compute have one each,
+    /// and so has every gradient that waits for its time.
+    ///
+    /// Without convolutions the server is slower than the workers. Then as many gradients again wait for the
+    /// server (the permits allow no more). The allocator has not yet freed the memory of dropped gradients,
+    /// which are as many as all of these together. Under simulated time, gradients that are folded in one
+    /// launch are added.
+    fn gradients(&self) -> u64 {
+        let server_is_slower = !self.problem.layout.segments().iter().any(is_convolution);
+        let folded =
+            if self.needs.sum { update::pending_foldable(&Device::Cpu, &self.problem.layout) as u64 } else { 0 };
+        match (self.order, server_is_slower) {
+            (ArrivalOrder::AtTheirTime, _) if !has_one_job(self.needs) => self.n,
+            (ArrivalOrder::InOrder, true) => self.n.min(4 * self.computing + folded),
+            (_, true) => self.n.min(4 * self.computing),
+            (_, false) => self.n.min(self.computing + 1),
+        }
+    }
+
+    /// All models, gradients and other buffers of one model's size, without the tables.
+    fn models(&self) -> u64 {
+        let stacked = self.stacked as u64;
+        let server_and_workers = self.server_models() + self.worker_models();
+        match self.threads {
+            // The largest pass has the models, and its gradients both together and apart. The buffers of
+            // smaller passes stay allocated. Each worker that is not in the pass has one more buffer.
+            Some(_) if stacked > 0 => {
+                let largest = (3 + !self.is_in_step() as u64 + 2 * self.has_too_many_workers() as u64) * stacked;
+                server_and_workers + self.sent_models() + (self.n - stacked) + largest
+            }
+            _ if stacked > 0 => server_and_workers + self.sent_models() + self.gradients() + 2 * stacked,
+            Some(_) => server_and_workers + self.sent_models() + self.gradients(),
+            // Per worker on a GPU: the gradient, the snapshot, and a copy of the snapshot on the worker's
+            // stream.
+            None => server_and_workers + 3 * self.n,
+        }
+    }
+
+    /// Bytes of the largest packed weights of a layer. On a GPU all layers pack their weights. On the CPU
+    /// only convolutions do; a linear layer multiplies by its weights as they are.
+    fn largest_packed(&self) -> u64 {
+        let packs = self.problem.layout.segments().iter().filter(|s| self.threads.is_none() || is_convolution(s));
+        4 * packs.map(|s| s.len).max().unwrap_or(0) as u64
+    }
+
+    /// Bytes of the batches and activations of all steps, of packed weights, and of an evaluation.
+    fn steps(&self) -> u64 {
+        let step = self.problem.step_bytes;
+        // Packed weights, the sums of their gradient, and the gradient made of these sums. On the CPU a
+        // convolution is packed at 16 points instead of 9 taps.
+        let packed = if self.threads.is_some() { 5 } else { 3 } * self.largest_packed();
+        let steps = match self.threads {
+            // The replicas of a stacked pass share the packed weights, because they compute one after
+            // another. Passes of several sizes take a quarter more. They occur if not all workers finish at
+            // the same time, or if there are more workers than a pass takes.
+            Some(_) if self.stacked > 0 => {
+                let has_several_sizes = !self.is_in_step() || self.has_too_many_workers();
+                self.computing * (step + has_several_sizes as u64 * step / 4) + packed
+            }
+            _ => self.computing * (step + packed),
+        };
+        // On a GPU the server's stream computes stacked passes, in the memory in which it evaluates.
+        let evaluation = self.problem.evaluation_bytes;
+        if self.stacked > 0 && self.threads.is_none() { steps.max(evaluation) } else { steps + evaluation }
+    }
+
+    /// Bytes of the program and its threads; on a GPU, of the streams.
+    fn program(&self) -> u64 {
+        // If the system uses huge pages for all allocations, a thread takes most of a huge page of 2 MiB, and
+        // the program takes several.
+        let (huge, page) = if backend::huge_pages_for_all() { (7, 7 << 18) } else { (0, 0) };
+        let thread = THREAD + page;
+        let streams = if self.stacked > 0 { 1 } else { self.n };
+        let program = match self.threads {
+            None => streams * STREAM,
+            Some(0) => PROGRAM + huge * page + backend::drivers(),
+            Some(_) => PROGRAM + huge * page + backend::drivers() + self.n * thread,
+        };
+        // Threads in addition to a worker's first one, or all threads that compute stacked passes. Each has
+        // its own packed weights.
+        let more = match self.threads {
+            Some(0) if self.stacked > 0 => backend::cores(),
+            Some(threads) => self.workers * threads.saturating_sub(1),
+            None => 0,
+        };
+        program + more as u64 * (thread + self.largest_packed())
+    }
+
+    /// Additional bytes while a checkpoint is written in the middle of a run: a copy of the buffers that are
+    /// written in place, and the models that jobs release meanwhile, one per arrival.
+    ///
+    /// The copy takes the memory of the last checkpoint's, because only one is written at a time. In the time
+    /// of a step, a disk writes about half of `step_bytes`.
+    fn checkpoint(&self) -> u64 {
+        let copied = (self.server_models() - 2 + self.n * self.needs.squares as u64) * self.model + self.table();
+        let sent = self.sent_models();
+        let arrivals = 2 * self.computing * (copied + sent * self.model) / self.problem.step_bytes.max(1);
+        copied + sent.min(arrivals) * self.model
+    }
+
+    /// Whether the workers of a stacked pass finish together.
+    fn is_in_step(&self) -> bool {
+        self.order != ArrivalOrder::AtTheirTime || self.needs.synchronous
+    }
+
+    /// Whether there are more workers than a stacked pass takes.
+    fn has_too_many_workers(&self) -> bool {
+        self.workers > self.stacked
+    }
+}
+
+/// Whether only one worker has a job at a time: every gradient is an update, and none is stale.
+fn has_one_job(needs: &Needs) -> bool {
+    needs.synchronous && !needs.sum && needs.tables == 0
+}
+
+/// Whether a segment holds the weights of a convolution.
+fn is_convolution(segment: &Segment) -> bool {
+    segment.shape.len() == 4
+}
+
+/// Converts bytes to GiB.
 pub fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }

@@ -1,5 +1,5 @@
-//! One run, in four steps: [`plan`] checks the settings, reads the data and opens the device; [`build`] makes the folder, the workers
-//! and the server; the server runs; [`summary`] reports.
+//! One run, in four steps. [`plan`] checks the settings, reads the data and opens the device. [`build`]
+//! creates the folder, the workers and the server. The server runs. [`summary`] reports.
 
 pub mod build;
 pub mod checks;
@@ -32,9 +32,9 @@ pub fn train(options: &Options, place: Place, profile: bool, tui: bool) -> Resul
         let folder = finished.folder.display();
         let way = match options.checkpoint_every {
             Some(0) => String::new(),
-            _ => format!("; `stagger train --resume {folder}` goes on"),
+            _ => format!("; `stagger train --resume {folder}` continues the run"),
         };
-        return Err(Error::Interrupted(format!("interrupted; what was reached is in {folder}{way}")));
+        return Err(Error::Interrupted(format!("interrupted; the results so far are in {folder}{way}")));
     }
     Ok(())
 }
@@ -43,26 +43,28 @@ pub fn train(options: &Options, place: Place, profile: bool, tui: bool) -> Resul
 pub enum Place {
     /// A new folder at this path, or else `runs/<time>-<rule>`.
     New(Option<PathBuf>),
-    /// The folder of a run that goes on.
+    /// The folder of a resumed run.
     Resumed {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// Go on although the same bytes cannot be promised: with another program or on another backend.
+        /// Resume with another version of the program or on another backend, although the bytes may then
+        /// differ.
         anyway: bool,
     },
 }
 
-/// Who reads a run's progress.
+/// Who reads the output of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Audience {
-    /// A person: lines, a progress bar, or the dashboard.
+    /// People: lines of text, a progress bar, or the dashboard.
     People {
         /// Show the dashboard.
         tui: bool,
     },
-    /// A measurement: nothing is printed and no checkpoint is saved.
+    /// A measurement. Nothing is printed, and no checkpoint is saved.
     Program {
-        /// End at the first evaluation with this test accuracy, 0 to 1. Without it nothing is evaluated.
+        /// Test accuracy, 0 to 1. The run ends at the first evaluation that reaches it. `None`: nothing is
+        /// evaluated.
         target: Option<f64>,
     },
 }
@@ -72,7 +74,7 @@ impl Audience {
         matches!(self, Audience::People { .. })
     }
 
-    /// Prints a line of the run's header.
+    /// Prints a line, if people read the output.
     fn say(self, line: &str) {
         if self.is_people() {
             say!("{line}");
@@ -82,15 +84,15 @@ impl Audience {
 
 /// A finished run.
 pub struct Finished {
-    /// What it came to.
+    /// The summary.
     pub summary: Summary,
-    /// Its folder.
+    /// The run's folder.
     pub folder: PathBuf,
-    /// Which executor computed the gradients, and why.
+    /// The executor that computed the gradients, and the reason for it.
     pub executor: plan::Execution,
 }
 
-/// Plans, builds, serves and summarises one run.
+/// Plans, builds, runs and summarises one run.
 fn run(options: &Options, place: Place, audience: Audience) -> Result<Finished> {
     let plan = Plan::of(options, &place, audience)?;
     let mut folder = build::create_folder(&plan, place)?;
@@ -108,12 +110,12 @@ fn run(options: &Options, place: Place, audience: Audience) -> Result<Finished> 
     let summary = Summary { cores_busy, ..summary::summarise(&facts, &outcome, weights_sha256) };
     folder.summary(&summary)?;
     if let Some((new, all)) = tuning.map(|tuning| tuning.finish()).transpose()? {
-        audience.say(&format!("tuning     {new} of {all} matrix products were measured anew"));
+        audience.say(&format!("tuning     {new} of {all} matrix products were measured in this run"));
     }
     Ok(Finished { summary, folder: folder.path().to_path_buf(), executor: facts.executor })
 }
 
-/// `runs/<time>-<rule>`, with a number appended if it exists. The time is UTC.
+/// The path `runs/<time>-<rule>`, with a number appended if it exists already. The time is UTC.
 pub fn fresh_folder(rule: &str) -> PathBuf {
     let time = Timestamp::now().strftime("%Y%m%d-%H%M%S");
     let name = |k: usize| match k {

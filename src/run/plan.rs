@@ -1,4 +1,5 @@
-//! What a run is made of, before anything is written: settings, data, rule, device, problem, and the executor of its workers.
+//! The plan of a run, made before anything is written: settings, data, rule, device, problem, and the
+//! executor of its workers.
 
 use super::checks::{combines, setting};
 use super::data::{self, Data};
@@ -20,27 +21,27 @@ use stagger_datasets::default_folder;
 use stagger_kernels::update::Guard;
 use stagger_kernels::{Device, Dtype};
 
-/// Who computes the gradients.
+/// Where the gradients are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecutorKind {
-    /// The server's thread, when the clock asks for a gradient.
+    /// On the server's thread, when the clock asks for a gradient.
     Inline,
-    /// The server's thread, on one stream per worker.
+    /// On one stream per worker. The server's thread launches them.
     Streams,
-    /// The server's thread, several workers in one pass.
+    /// On the server's thread, several workers in one pass.
     Stacked,
-    /// One thread per worker.
+    /// On one thread per worker.
     Threads,
 }
 
-/// How a run's workers are executed, and why.
+/// How the workers of a run are executed, and why.
 #[derive(Clone, Copy, Debug)]
 pub struct Execution {
-    /// Who computes.
+    /// Where the gradients are computed.
     pub kind: ExecutorKind,
-    /// The reason, for people.
+    /// The reason, as text.
     pub why: &'static str,
-    /// Whether workers record their step and replay it.
+    /// Whether workers record their step and replay it (CUDA graph).
     pub recorded: bool,
 }
 
@@ -51,23 +52,23 @@ impl Execution {
     }
 }
 
-/// A run, planned.
+/// A planned run.
 pub struct Plan {
     /// The checked settings.
     pub settings: Settings,
-    /// The complete options, as `config.toml` holds them.
+    /// The complete options, as written to `config.toml`.
     pub resolved: Options,
-    /// The checkpoint from which the run goes on.
+    /// The checkpoint from which the run continues.
     pub past: Option<Checkpoint>,
     /// Number of workers.
     pub workers: usize,
-    /// What the rule knows of the run.
+    /// The facts about the run that the rule knows.
     pub setting: Setting,
     /// The rule.
     pub rule: Box<dyn Rule>,
     /// The device.
     pub backend: Backend,
-    /// The file of `--tune-kernels`.
+    /// The file of `--tune-kernels` with measured kernels.
     pub tuning: Option<Tuning>,
     /// The problem.
     pub problem: Problem,
@@ -84,7 +85,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Checks the settings, reads the data, opens the device, and estimates the memory. Prints the header's first lines.
+    /// Checks the settings, reads the data, opens the device, and estimates the memory. Prints the first
+    /// lines of the header.
     pub fn of(options: &Options, place: &Place, audience: Audience) -> Result<Plan> {
         let settings = options.resolve()?;
         let past = match place {
@@ -113,7 +115,7 @@ impl Plan {
         let memory = estimate_memory(&settings, &problem, workers, threads, &execution, &needs, &update);
         memory.check(&backend, &problem, workers, &update)?;
         complete(&mut resolved, &settings, workers, &backend.device, threads, &problem, &update);
-        // The log is read before the folder is made: it may be the folder's own.
+        // The log is read before the folder is created, because it may be in that folder.
         let replay = match &settings.clock {
             ClockChoice::Replay(log) => {
                 compare_with_log(log, &resolved)?;
@@ -140,12 +142,12 @@ impl Plan {
     }
 }
 
-/// Whether workers wait for simulated delays in real time.
+/// Whether the workers wait for simulated delays in real time.
 fn waits_for_delays(settings: &Settings) -> bool {
     settings.clock == ClockChoice::Wall && settings.delay != DelayModel::None
 }
 
-/// Chooses who computes the gradients.
+/// Chooses the executor.
 fn choose_executor(settings: &Settings, problem: &Problem, needs: &Needs, is_cpu: bool) -> Execution {
     let recorded = problem.recorded && !needs.local.walks() && !needs.live;
     let execution = |kind, why| Execution { kind, why, recorded };
@@ -153,12 +155,12 @@ fn choose_executor(settings: &Settings, problem: &Problem, needs: &Needs, is_cpu
         return execution(ExecutorKind::Stacked, "--step stacked computes several workers in one pass");
     }
     if settings.policy.timeout.is_some() {
-        return execution(ExecutorKind::Threads, "a hanging worker can be detected only if it has its own thread");
+        return execution(ExecutorKind::Threads, "a hung worker can be detected only if it has its own thread");
     }
     if is_cpu && problem.cheap && settings.clock != ClockChoice::Wall {
         return execution(
             ExecutorKind::Inline,
-            "a gradient costs less than a hand-over between threads, and the clock asks for one at a time",
+            "a gradient takes less time than a hand-over between threads, and the clock asks for one at a time",
         );
     }
     if !is_cpu && recorded && !waits_for_delays(settings) {
@@ -167,7 +169,7 @@ fn choose_executor(settings: &Settings, problem: &Problem, needs: &Needs, is_cpu
             "a recorded step is one launch, so one thread can submit for all streams",
         );
     }
-    execution(ExecutorKind::Threads, "every worker computes at the same time as the others")
+    execution(ExecutorKind::Threads, "all workers compute at the same time")
 }
 
 /// Refuses a LIBSVM file whose dense matrix does not fit the device.
@@ -187,8 +189,10 @@ fn check_dense_rows(data: &Data, backend: &Backend) -> Result<()> {
     )))
 }
 
+/// The settings of the update.
 fn update_settings(settings: &Settings, needs: &Needs, workers: usize) -> UpdateSettings {
-    // Fresh gradients allow heavy-ball momentum at every update; stale ones get delayed Nesterov momentum.
+    // Without staleness the default is heavy-ball momentum at every update, otherwise delayed Nesterov
+    // momentum.
     let momentum_every = if needs.synchronous { 1 } else { workers as u64 };
     UpdateSettings {
         lr: settings.lr,
@@ -201,6 +205,7 @@ fn update_settings(settings: &Settings, needs: &Needs, workers: usize) -> Update
     }
 }
 
+/// Estimates the memory of the run.
 fn estimate_memory(
     settings: &Settings,
     problem: &Problem,
@@ -221,7 +226,7 @@ fn estimate_memory(
     if saves { need.with_checkpoints() } else { need }
 }
 
-/// Completes the options, so that the written configuration repeats the run.
+/// Completes the options, so that the written configuration reproduces the run.
 fn complete(
     resolved: &mut Options,
     settings: &Settings,
@@ -261,7 +266,7 @@ fn complete(
     resolved.on_nan.get_or_insert("stop".into());
     resolved.on_failure.get_or_insert("stop".into());
     resolved.keep_checkpoints = Some(settings.keep_checkpoints);
-    // Absolute, so that the file can be fed back from anywhere.
+    // An absolute path, so that the configuration can be used from any folder.
     if matches!(resolved.dataset.as_deref(), Some("cifar10" | "mnist")) {
         let folder = settings.data.clone().unwrap_or_else(default_folder);
         resolved.data = Some(std::path::absolute(&folder).unwrap_or(folder));

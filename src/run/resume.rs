@@ -1,11 +1,12 @@
-//! Going on from a checkpoint, and comparing a run with the log that it replays.
+//! Checks before a run is resumed, and before a log is replayed: the settings must fit the earlier run.
 
 use crate::config::{Options, Settings};
 use crate::engine::checkpoint::{self, Checkpoint};
 use crate::error::{Error, Result};
 use std::path::Path;
 
-/// Settings that a run may go on with though it began with others: when it ends, what is looked at, how fast it is.
+/// Settings that may change when a run is resumed: limits, evaluations, checkpoints, handling of failures,
+/// and speed.
 const CHANGEABLE: [&str; 13] = [
     "on_failure",
     "on_nan",
@@ -22,15 +23,19 @@ const CHANGEABLE: [&str; 13] = [
     "device_timeline",
 ];
 
-/// The settings with which the run in `folder` goes on: its own, under the flags.
+/// The options with which the run in `folder` is resumed: its own options, overwritten by `flags`.
+///
+/// # Errors
+///
+/// If a flag changes a setting that may not change. With `anyway`, the backend may change too.
 pub fn resumed(folder: &Path, flags: &Options, anyway: bool) -> Result<Options> {
     let file = folder.join("config.toml");
     let then = Options::layered(&Options::default(), Some(&file), &[])?;
-    // It is of where a run begins.
+    // The device timeline records only the beginning of a run.
     let then = Options { device_timeline: None, ..then };
     let plain = |options: &Options| toml::Table::try_from(options).map_err(|e| Error::usage(e.to_string()));
     let (mut table, flags) = (plain(&then)?, plain(flags)?);
-    // A limit that is given takes the place of those that the run had.
+    // If a limit is given, it replaces all limits of the run.
     if ["updates", "time", "epochs"].iter().any(|limit| flags.contains_key(*limit)) {
         ["updates", "time", "epochs"].iter().for_each(|limit| _ = table.remove(*limit));
     }
@@ -47,7 +52,7 @@ pub fn resumed(folder: &Path, flags: &Options, anyway: bool) -> Result<Options> 
             _ => format!("leave --{} out, or begin a new run", key.replace('_', "-")),
         };
         return Err(Error::usage(format!(
-            "--{} {value}: the run in {} has {had}, and a run goes on as what it was; {way}",
+            "--{} {value}: the run in {} has {had}, and a resumed run keeps this setting; {way}",
             key.replace('_', "-"),
             folder.display()
         )));
@@ -55,28 +60,42 @@ pub fn resumed(folder: &Path, flags: &Options, anyway: bool) -> Result<Options> 
     Options::of(table)
 }
 
-/// The checkpoint from which the run in `folder` goes on, if it may.
+/// The newest checkpoint in `folder`, from which the run is resumed.
+///
+/// # Errors
+///
+/// If there is no checkpoint that can be read, or it was saved with another rule, another number of workers,
+/// or (without `anyway`) another version of the program.
 pub fn fitting_checkpoint(folder: &Path, settings: &Settings, anyway: bool) -> Result<Checkpoint> {
     let past = checkpoint::newest(folder)?;
     let (then, now) = (&past.manifest, checkpoint::blank());
-    let refuse = |what: &str, then: &str, now: &str, way: &str| {
+    let refuse = |saved_with: String, but: String| {
         let folder = folder.display();
-        Err(Error::usage(format!("the checkpoint in {folder} is of {what} {then}, and this is {now}; {way}")))
+        Err(Error::usage(format!("the checkpoint in {folder} was saved with {saved_with}, but {but}")))
     };
     let rule = settings.rule.to_string();
     if then.rule != rule {
-        return refuse("rule", &then.rule, &rule, "a rule's state is no other's: begin a new run");
+        return refuse(
+            format!("rule {}", then.rule),
+            format!("this run has rule {rule}, which has another state: begin a new run"),
+        );
     }
     if let Some(workers) = settings.workers.filter(|n| *n != then.workers) {
-        let (then, now) = (then.workers.to_string(), workers.to_string());
-        return refuse("a number of workers,", &then, &now, "parts and queues are each worker's: begin a new run");
+        return refuse(
+            format!("{} workers", then.workers),
+            format!("this run has {workers}; the number of workers cannot change: begin a new run"),
+        );
     }
     if then.version != now.version && !anyway {
-        return refuse("version", &then.version, &now.version, "use that version, or give --resume-anyway");
+        return refuse(
+            format!("version {}", then.version),
+            format!("this program is version {}; use that version, or give --resume-anyway", now.version),
+        );
     }
     if then.commit != now.commit {
         say!(
-            "NOTE       the checkpoint was made by commit {}, this program is of {}: the run may not be the same to the last bit",
+            "NOTE       the checkpoint was saved by commit {}, and this program was built from {}: the bytes of the \
+             run may differ",
             then.commit,
             now.commit
         );
@@ -84,7 +103,7 @@ pub fn fitting_checkpoint(folder: &Path, settings: &Settings, anyway: bool) -> R
     Ok(past)
 }
 
-/// What decides the arithmetic of a run; a log of a run that differs in one of these cannot be replayed.
+/// Settings that determine the arithmetic of a run. A log can be replayed only if all of them are equal.
 const ARITHMETIC: [&str; 21] = [
     "rule",
     "workers",
@@ -106,11 +125,16 @@ const ARITHMETIC: [&str; 21] = [
     "precision",
     "validation",
     "on_nan",
-    // Some rules take job times from it; and last, so that what was meant is named first.
+    // Some rules use the job times. It is last, so that a difference in another setting is reported first.
     "delay",
 ];
 
-/// Compares this run with the configuration beside the log, if it is there.
+/// Compares the options of this run with the configuration beside the log, if there is one. Prints a note if
+/// the weights agree only up to rounding.
+///
+/// # Errors
+///
+/// If the configuration cannot be read, or a setting that determines the arithmetic differs.
 pub fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
     let beside = log.with_file_name("config.toml");
     let Ok(text) = std::fs::read_to_string(&beside) else { return Ok(()) };
@@ -118,11 +142,12 @@ pub fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
     let now = toml::Table::try_from(resolved).expect("options are plain data");
     let show = |value: Option<&toml::Value>| value.map_or("not set".into(), |v| v.to_string());
     for key in ARITHMETIC {
-        // Logs of older programs do not say it.
+        // Configurations of older versions do not contain this key.
         let untold = key == "on_nan" && !then.contains_key(key);
         if then.get(key) != now.get(key) && !untold {
             return Err(Error::usage(format!(
-                "{} is the log of another run: its {key} is {}, here it is {}; give the flags of that run (--config {})",
+                "{} is the log of another run: its {key} is {}, but here it is {}; give the flags of that run \
+                 (--config {})",
                 log.display(),
                 show(then.get(key)),
                 show(now.get(key)),
@@ -134,10 +159,11 @@ pub fn compare_with_log(log: &Path, resolved: &Options) -> Result<()> {
         |value: Option<&toml::Value>| value.and_then(|v| v.as_str()).filter(|v| v.starts_with("stacked")).is_some();
     for (key, what) in [("backend", "backend"), ("step", "kind of step"), ("tune_kernels", "file of kernels")] {
         let (recorded, here) = (then.get(key), now.get(key));
-        // Eager and recorded steps give the same bytes.
+        // Eager and recorded steps give the same bytes, but stacked passes do not.
         if recorded != here && (key != "step" || stacked(recorded) || stacked(here)) {
             say!(
-                "NOTE       the log was recorded with {key} {}: with another {what} the weights agree only up to rounding",
+                "NOTE       the log was recorded with {key} {}: with another {what} the weights agree only up to \
+                 rounding",
                 show(recorded)
             );
         }

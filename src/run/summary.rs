@@ -1,4 +1,4 @@
-//! What a run came to: `summary.json`, and the lines at the end.
+//! The summary of a run: `summary.json`, and the lines at the end.
 
 use super::Finished;
 use super::build::Facts;
@@ -58,7 +58,7 @@ pub fn summarise(facts: &Facts, outcome: &Outcome, weights_sha256: String) -> Su
     }
 }
 
-/// Prints the lines at the end of a run; with `profile` also the launches and the executor.
+/// Prints the lines at the end of a run. With `profile`, also prints the executor and the number of launches.
 pub fn report(Finished { summary: s, folder, executor }: &Finished, profile: bool) {
     say!();
     say!(
@@ -77,7 +77,7 @@ pub fn report(Finished { summary: s, folder, executor }: &Finished, profile: boo
         say!("FAILED     {failure}; {}", failure.handled);
     }
     if s.not_finite > 0 {
-        say!("NOT FINITE numbers in {} gradients: they were left out", s.not_finite);
+        say!("NOT FINITE values in {} gradients: these values were left out", s.not_finite);
     }
     say!("train loss {}", number(s.final_train_loss));
     if let Some(norm) = s.final_grad_norm {
@@ -97,10 +97,10 @@ pub fn report(Finished { summary: s, folder, executor }: &Finished, profile: boo
         say!("executor   {:?}: {}", executor.kind, executor.why);
         say!("launches   {} update launches for {} arrivals", s.update_launches, s.gradients);
         if row::resums() > 0 {
-            say!("           {} more that derived the sum from its table anew", row::resums());
+            say!("           {} more that recomputed the sum from its table", row::resums());
         }
         if update::worker_launches() > 0 {
-            say!("           {} steps that workers launched themselves", update::worker_launches());
+            say!("           {} steps that the workers launched themselves", update::worker_launches());
         }
     }
     say!("folder     {}", folder.display());

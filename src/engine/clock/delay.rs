@@ -1,7 +1,7 @@
-//! How long a job takes: delay models as pure functions of (seed, worker, job).
+//! Delay models: the duration of a job as a pure function of (seed, worker, job).
 //!
-//! A draw is in simulated seconds. Under the virtual clock it is the job's whole duration; under the wall clock the
-//! worker waits until that time (times `--time-scale`) has passed since the job began.
+//! A draw is in simulated seconds. Under the virtual clock it is the whole duration of the job. Under the
+//! wall clock the worker waits until that time, multiplied by `--time-scale`, has passed since the job began.
 
 use crate::error::{Error, Result};
 use rand_distr::{Distribution, Exp, Normal, Pareto, Poisson, Uniform};
@@ -9,20 +9,21 @@ use stagger_datasets::keyed;
 use std::fmt;
 use std::str::FromStr;
 
-/// A distribution of job times. `s` lists one parameter per worker and is cycled when there are more workers.
+/// A distribution of job times, in seconds. `s` lists one parameter per worker. If there are more workers
+/// than parameters, the list repeats.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DelayModel {
-    /// Nothing is injected. Under the virtual clock every job then takes one second.
+    /// No delay. Under the virtual clock every job takes one second.
     None,
     /// Exactly s_i.
     Fixed(Vec<f64>),
-    /// Poisson(s_i); 0 means ready in the same instant.
+    /// Poisson(s_i). A draw of 0 means that the job takes no time.
     Poisson(Vec<f64>),
-    /// |N(s_i, s_i)| + 1, the standard deviation being s_i too (AsGrad's experiments, RULES D.4).
+    /// |N(s_i, s_i)| + 1; the second s_i is the standard deviation (AsGrad's experiments, RULES D.4).
     Normal(Vec<f64>),
     /// Uniform(0, s_i).
     Uniform(Vec<f64>),
-    /// N(mean, std) cut off below 0.1, drawn once per worker.
+    /// N(mean, std) truncated below 0.1, drawn once per worker.
     TruncNormal {
         /// Mean before truncation.
         mean: f64,
@@ -31,34 +32,35 @@ pub enum DelayModel {
     },
     /// Exponential with mean s_i.
     Exp(Vec<f64>),
-    /// shift + Exponential, with the given mean in all.
+    /// shift + Exponential. `mean` is the mean of the sum.
     ShiftedExp {
-        /// Least time.
+        /// Smallest time.
         shift: f64,
         /// Mean of the sum.
         mean: f64,
     },
-    /// Pareto with the given least value and shape.
+    /// Pareto with the given smallest value and shape.
     Pareto {
-        /// Least time.
+        /// Smallest time.
         scale: f64,
-        /// Tail exponent: the smaller, the heavier the tail.
+        /// Tail exponent. A smaller exponent gives a heavier tail.
         shape: f64,
     },
 }
 
-/// Names and forms, for help and messages.
-pub const DELAYS: &str = "none, fixed:S1,S2,.., poisson:S1,.., normal:S1,.., uniform:S1,.., truncnormal:MEAN,STD, exp:M1,.., shifted-exp:SHIFT,MEAN, pareto:SCALE,SHAPE";
+/// The forms of a delay model, for help and messages.
+pub const DELAYS: &str = "none, fixed:S1,S2,.., poisson:S1,.., normal:S1,.., uniform:S1,.., truncnormal:MEAN,STD, \
+     exp:M1,.., shifted-exp:SHIFT,MEAN, pareto:SCALE,SHAPE";
 /// Lower end of the truncated normal distribution, in seconds.
 const TRUNCATED_AT: f64 = 0.1;
-/// The longest job: some 30,000 years.
+/// Largest duration of a job, in seconds: about 30,000 years.
 const LONGEST: f64 = 1e12;
 
 impl FromStr for DelayModel {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = |why: &str| Error::usage(format!("--delay `{text}`: {why}; it is one of {DELAYS}"));
+        let wrong = |why: &str| Error::usage(format!("--delay `{text}`: {why}; write one of {DELAYS}"));
         let (name, list) = text.split_once(':').unwrap_or((text, ""));
         let numbers: Vec<f64> = if list.is_empty() {
             Vec::new()
@@ -66,11 +68,11 @@ impl FromStr for DelayModel {
             list.split(',')
                 .map(|x| x.trim().parse::<f64>().ok().filter(|x| x.is_finite() && *x >= 0.0))
                 .collect::<Option<_>>()
-                .ok_or_else(|| wrong("parameters are numbers of at least 0"))?
+                .ok_or_else(|| wrong("parameters are numbers that are at least 0"))?
         };
         let some = |numbers: Vec<f64>, least: f64| match numbers.iter().all(|x| *x >= least) && !numbers.is_empty() {
             true => Ok(numbers),
-            false => Err(wrong(if least > 0.0 { "it needs numbers above 0" } else { "it needs one number or more" })),
+            false => Err(wrong(if least > 0.0 { "it needs numbers above 0" } else { "it needs at least one number" })),
         };
         let two = |numbers: &[f64]| match *numbers {
             [a, b] => Ok((a, b)),
@@ -79,7 +81,7 @@ impl FromStr for DelayModel {
         Ok(match name {
             "none" if numbers.is_empty() => DelayModel::None,
             "fixed" => DelayModel::Fixed(some(numbers, 0.0)?),
-            "poisson" if numbers.iter().any(|x| *x > 1e9) => return Err(wrong("a mean above 1e9 is not drawn")),
+            "poisson" if numbers.iter().any(|x| *x > 1e9) => return Err(wrong("its mean must be at most 1e9")),
             "poisson" => DelayModel::Poisson(some(numbers, f64::MIN_POSITIVE)?),
             "normal" => DelayModel::Normal(some(numbers, 0.0)?),
             "uniform" => DelayModel::Uniform(some(numbers, f64::MIN_POSITIVE)?),
@@ -91,7 +93,7 @@ impl FromStr for DelayModel {
             "shifted-exp" => {
                 let (shift, mean) = two(&numbers)?;
                 if mean <= shift {
-                    return Err(wrong("the mean must lie above the shift"));
+                    return Err(wrong("the mean must be larger than the shift"));
                 }
                 DelayModel::ShiftedExp { shift, mean }
             }
@@ -134,7 +136,7 @@ impl DelayModel {
         }
     }
 
-    /// The time that job `job` of worker `worker` takes, in seconds: at least 0.
+    /// Duration of job `job` of worker `worker`, in seconds; at least 0.
     pub fn draw(&self, seed: u64, worker: usize, job: u64) -> f64 {
         let own = |s: &[f64]| s[worker % s.len()];
         if let DelayModel::Fixed(s) = self {
@@ -148,7 +150,8 @@ impl DelayModel {
             DelayModel::Uniform(s) => Uniform::new(0.0, own(s)).expect("checked").sample(&mut random),
             DelayModel::Exp(s) => Exp::new(1.0 / own(s)).expect("checked").sample(&mut random),
             DelayModel::TruncNormal { mean, std } => {
-                // Once per worker: the job does not key the draw. Rejection keeps the shape above the cut.
+                // The job is not part of the key, so the draw is the same for all jobs of a worker. Values
+                // below the limit are rejected, which keeps the shape of the distribution above it.
                 let mut random = keyed([seed, 0x74727563, worker as u64, 0]);
                 let normal = Normal::new(*mean, *std).expect("checked");
                 (0..10_000).map(|_| normal.sample(&mut random)).find(|x| *x >= TRUNCATED_AT).unwrap_or(TRUNCATED_AT)
@@ -158,11 +161,12 @@ impl DelayModel {
             }
             DelayModel::Pareto { scale, shape } => Pareto::new(*scale, *shape).expect("checked").sample(&mut random),
         };
-        // A heavy tail may overflow; times stay finite, so that a log can be read again.
+        // A draw of a heavy tail may overflow. Times stay finite, so that the event log can be read again.
         time.min(LONGEST)
     }
 
-    /// The mean time of a job of worker `worker`, in seconds: exact, but for a Pareto tail without a mean, where it is the median.
+    /// Mean duration of a job of worker `worker`, in seconds. For a Pareto distribution without a mean (shape
+    /// at most 1) it is the median.
     pub fn mean(&self, seed: u64, worker: usize) -> f64 {
         let own = |s: &[f64]| s[worker % s.len()];
         let mean = match self {
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn every_model_has_its_mean_and_cycles_its_parameters() {
+    fn every_model_has_its_mean_and_repeats_its_parameters() {
         // Each bound is five standard errors or more.
         for (text, worker, expected, within) in [
             ("none", 0, 0.0, 0.0),
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_truncated_normal_is_drawn_once_per_worker() {
+    fn truncated_normal_is_drawn_once_per_worker() {
         let model: DelayModel = "truncnormal:1,5".parse().unwrap();
         let draws: Vec<f64> = (0..50).map(|i| model.draw(1, i, 0)).collect();
         assert!((0..50).all(|i| model.draw(1, i, 99) == draws[i] && draws[i] >= TRUNCATED_AT));
@@ -222,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn invalid_models_are_refused_and_quoted() {
         for text in [
             "fixed",
             "fixed:-1",

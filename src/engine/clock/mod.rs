@@ -1,4 +1,5 @@
-//! The three clocks: each decides whose gradient is next and what time it is. Everything else is the same for all.
+//! The three clocks. A clock decides which worker's gradient is next, and at which time. Everything else is
+//! the same for all clocks.
 
 pub mod delay;
 mod replay;
@@ -15,26 +16,34 @@ use crate::engine::worker_pool::WorkerPool;
 use crate::error::Result;
 use crate::record::{Effect, Event};
 
-/// A clock.
+/// Decides which gradient is next, and at which time.
 pub trait Clock: Send {
-    /// Worker `worker` begins its job `job` at time `now`, which takes `share` of a full job's time. Returns the seconds that
-    /// the worker has to wait for in reality.
+    /// Worker `worker` begins its job `job` at time `now`, in seconds. The job takes `share` of a full job's
+    /// time. Returns the seconds of real time that the worker must wait for.
     fn begin(&mut self, worker: usize, job: u64, now: f64, share: f64) -> f64;
 
-    /// The next arrival and its time, or `None` when there is none to come.
+    /// The time of the next arrival, in seconds, and its gradient. `None` if no arrival follows.
     fn next(&mut self, pool: &mut WorkerPool) -> Result<Option<(f64, Gradient)>>;
 
-    /// Whether the next arrival is there already.
+    /// Whether the gradient of the next arrival is ready.
     fn has_next(&mut self, pool: &mut WorkerPool) -> Result<bool> {
         Ok(pool.has_completed())
     }
 
-    /// An arrival of a run that goes on is told again: whose job and when, by the log. An error if this clock had another in that place.
+    /// Replays an arrival of a resumed run, as the log records it.
+    ///
+    /// # Errors
+    ///
+    /// If this clock would have had another arrival at this place.
     fn passed(&mut self, _pool: &WorkerPool, _event: &Event) -> Result<()> {
         Ok(())
     }
 
-    /// Told what became of the arrival, so that a replay can compare.
+    /// Reports the effect of the last arrival and the version after it.
+    ///
+    /// # Errors
+    ///
+    /// If a replayed log records another effect or version.
     fn decided(&mut self, _effect: Effect, _t: u64) -> Result<()> {
         Ok(())
     }

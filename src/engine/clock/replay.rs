@@ -1,4 +1,4 @@
-//! The replay clock: the order and the times of a recorded event log.
+//! The replay clock: arrivals come in the order and at the times of a recorded event log.
 
 use super::Clock;
 use crate::engine::job::Gradient;
@@ -7,15 +7,21 @@ use crate::error::{Error, Result};
 use crate::record::{Effect, Event, recorded};
 use std::path::{Path, PathBuf};
 
-/// Recorded time.
+/// The clock of a replay.
 pub struct Replay {
     path: PathBuf,
+    /// The events that are still to come.
     events: std::vec::IntoIter<Event>,
+    /// The event of the last arrival, until its effect is compared.
     current: Option<Event>,
 }
 
 impl Replay {
-    /// Reads a log for a run of `workers` workers.
+    /// Reads the log of a run with `workers` workers.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be read, is not valid or holds no event.
     pub fn open(path: &Path, workers: usize) -> Result<Self> {
         let events = recorded(path, u64::MAX, workers)?.collect::<Result<Vec<Event>>>()?;
         if events.is_empty() {
@@ -24,6 +30,7 @@ impl Replay {
         Ok(Replay { path: path.into(), events: events.into_iter(), current: None })
     }
 
+    /// The error of a log that does not belong to this run.
     fn other_run(&self, why: String) -> Error {
         Error::usage(format!(
             "{} is the log of another run: {why}; give the flags of that run (its config.toml holds them)",
@@ -41,9 +48,9 @@ impl Clock for Replay {
         let Some(event) = self.events.next() else { return Ok(None) };
         let version = pool.current_job(event.worker).map(|running| running.version);
         if version != Some(event.version) {
-            let here = version.map_or("has no job".into(), |v| format!("computes at version {v}"));
+            let here = version.map_or("has no job".into(), |v| format!("computes version {v}"));
             return Err(self.other_run(format!(
-                "at event {} worker {} answers for version {}, but here it {here}",
+                "in event {} worker {} has a gradient of version {}, but here it {here}",
                 event.seq, event.worker, event.version
             )));
         }
@@ -61,7 +68,7 @@ impl Clock for Replay {
     fn passed(&mut self, _pool: &WorkerPool, event: &Event) -> Result<()> {
         match self.events.next() {
             Some(then) if (then.worker, then.version) == (event.worker, event.version) => Ok(()),
-            _ => Err(self.other_run(format!("event {} is not that of the run that goes on", event.seq))),
+            _ => Err(self.other_run(format!("event {} is not an event of the resumed run", event.seq))),
         }
     }
 
@@ -70,7 +77,7 @@ impl Clock for Replay {
             Some(event) if event.effect != effect || event.t != t => {
                 let (seq, then) = (event.seq, event.effect);
                 Err(self.other_run(format!(
-                    "event {seq} was a {then} to version {}, but here it is a {effect} to version {t}",
+                    "event {seq} is a {then} at version {}, but here it is a {effect} at version {t}",
                     event.t
                 )))
             }

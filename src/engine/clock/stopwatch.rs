@@ -1,23 +1,24 @@
-//! The wall clock of a run: seconds since its start, without the time spent on evaluation.
+//! The real time of a run: seconds since its start, without evaluations.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Value of `paused_at` while the stopwatch runs.
 const RUNNING: u64 = u64::MAX;
 
-/// Seconds since the start, pauses left out. Shared by server and workers.
+/// Measures the time since the start, without pauses. Server and workers share it.
 ///
-/// Invariant: `paused_at` is `RUNNING`, or the reading at which the clock stands still.
+/// Invariant: `paused_at` is `RUNNING`, or the time at which the stopwatch is paused, in nanoseconds.
 #[derive(Debug)]
 pub struct Stopwatch {
     start: Instant,
-    /// Nanoseconds that it showed then.
+    /// Time that the stopwatch showed at the start, in nanoseconds.
     before: u64,
     /// Nanoseconds of finished pauses.
     pauses: AtomicU64,
     paused_at: AtomicU64,
-    /// When each pause began and how long it was, in nanoseconds since the start.
+    /// Start and length of each finished pause, in nanoseconds. The starts count real time from `start`.
     past: Mutex<Vec<(u64, u64)>>,
 }
 
@@ -29,7 +30,7 @@ impl Default for Stopwatch {
 }
 
 impl Stopwatch {
-    /// A clock that shows `seconds` now, for a run that goes on.
+    /// A stopwatch that shows `seconds` now, for a resumed run.
     pub fn showing(seconds: f64) -> Self {
         Stopwatch { before: (seconds.max(0.0) * 1e9) as u64, ..Stopwatch::default() }
     }
@@ -42,23 +43,23 @@ impl Stopwatch {
         }
     }
 
-    /// Seconds on the clock.
+    /// The time in seconds.
     pub fn seconds(&self) -> f64 {
         self.nanos() as f64 * 1e-9
     }
 
-    /// Time left until the clock shows `seconds`; `None` once it does.
+    /// Time until the stopwatch shows `seconds`, at most an hour. `None` if it shows that time already.
     pub fn until(&self, seconds: f64) -> Option<Duration> {
         let left = seconds - self.seconds();
         (left > 0.0).then(|| Duration::from_secs_f64(left.min(3600.0)))
     }
 
-    /// When it began to run.
+    /// The instant at which it started.
     pub fn start(&self) -> Instant {
         self.start
     }
 
-    /// Seconds that it showed so long after its start.
+    /// The time in seconds that it showed when the real time `after` had passed since [`Stopwatch::start`].
     pub fn showed(&self, after: Duration) -> f64 {
         let after = after.as_nanos() as u64;
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +67,7 @@ impl Stopwatch {
         (self.before + after - stood) as f64 * 1e-9
     }
 
-    /// Runs `work` while the clock stands still.
+    /// Runs `work` while the stopwatch is paused.
     pub fn paused<T>(&self, work: impl FnOnce() -> T) -> T {
         self.paused_at.store(self.nanos(), Ordering::Release);
         let began = Instant::now();
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clock_stands_still_while_paused() {
+    fn paused_stopwatch_does_not_advance() {
         let clock = Stopwatch::default();
         let before = clock.seconds();
         let (start, inside) = clock.paused(|| {
@@ -95,7 +96,7 @@ mod tests {
         });
         assert_eq!(start, inside);
         assert!(start >= before && clock.seconds() - start < 0.015);
-        // In the middle of the pause, and as far behind its end.
+        // 10 ms lie inside the pause, which takes 20 ms; 30 ms lie 10 ms after its end.
         let began = Duration::from_secs_f64(start);
         let showed = [10, 30].map(|after| clock.showed(began + Duration::from_millis(after)) - start);
         assert!((0.0..1e-3).contains(&showed[0]) && (0.002..0.0101).contains(&showed[1]), "{showed:?}");

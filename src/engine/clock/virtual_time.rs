@@ -1,7 +1,8 @@
-//! The virtual clock: the smallest (finish time, worker) of all running jobs is next.
+//! The virtual clock: the running job with the smallest (finish time, worker) is next.
 //!
-//! Workers compute at once and run ahead; the server waits for the one whose turn it is. As a job's duration is a function
-//! of (seed, worker, job) and its gradient of (snapshot, seed, worker, job), the run does not depend on thread timing.
+//! Workers compute their jobs at once and may run ahead of the simulated time; the server waits for the
+//! worker that is next. The duration of a job is a function of (seed, worker, job), and its gradient is a
+//! function of (snapshot, seed, worker, job). The run therefore does not depend on the timing of threads.
 
 use super::Clock;
 use crate::engine::clock::delay::DelayModel;
@@ -12,7 +13,7 @@ use crate::fault::Faults;
 use crate::record::Event;
 use std::hint::select_unpredictable;
 
-/// Simulated time.
+/// The clock of simulated time.
 pub struct Virtual {
     delay: DelayModel,
     seed: u64,
@@ -20,23 +21,28 @@ pub struct Virtual {
     finishes: Finishes,
 }
 
-/// When each worker's job finishes. A worker has one job at most, so a knockout among the workers names the next: a job that begins, and one
-/// that begins in the place of another, is as many matches as there are rounds, and nothing is left behind of those that were given up.
+/// The finish times of all jobs, in a tournament tree over the workers: the winner is the job that finishes
+/// first.
+///
+/// A worker has at most one job. Setting its finish time replays the matches from its leaf to the root, one
+/// per level. A new job overwrites the time of a cancelled one, so cancelled jobs leave nothing in the tree.
 #[derive(Default)]
 struct Finishes {
-    /// When each worker's job finishes; NEVER if it has none.
+    /// Finish time of each worker's job in seconds; [`NEVER`] without a job.
     times: Vec<f64>,
-    /// Node 1 is the winner, node k the earlier of nodes 2k and 2k + 1, the second half the workers. Equal times go to the lowest worker.
+    /// Node 1 holds the winner. Node k holds the winner of nodes 2k and 2k + 1. The second half holds the
+    /// workers themselves. Of equal times the lowest worker wins.
     nodes: Vec<u32>,
-    /// Whose finish was taken last: it stays in its place until somebody asks again, for mostly the next job comes first.
+    /// The worker whose finish was taken last. Its time stays in the tree until the next query, because
+    /// usually the worker's next job overwrites it before.
     taken: Option<usize>,
 }
 
-/// No job.
+/// The finish time of a worker without a job.
 const NEVER: f64 = f64::INFINITY;
 
 impl Finishes {
-    /// The worker's job finishes then.
+    /// Sets the finish time of the worker's job, in seconds.
     fn set(&mut self, worker: usize, time: f64) {
         if worker >= self.times.len() {
             self.grow(worker + 1);
@@ -45,8 +51,9 @@ impl Finishes {
         self.play(worker, time);
     }
 
-    /// The worker's matches, from the first round to the last. Who wins one is nothing that a processor could guess, so nothing branches on
-    /// it: that takes half the time. Times are not negative, so their bits are ordered as they are.
+    /// Sets a time and replays the worker's matches up to the root. A processor cannot predict the winner of
+    /// a match, so the code does not branch on it; this takes half the time. Times are not negative, so their
+    /// bits have the order of the times.
     fn play(&mut self, worker: usize, time: f64) {
         self.times[worker] = time;
         let (mut node, mut winner, mut earliest) = (self.nodes.len() / 2 + worker, worker as u32, time.to_bits());
@@ -61,22 +68,23 @@ impl Finishes {
         }
     }
 
+    /// Makes room for at least `workers` workers.
     fn grow(&mut self, workers: usize) {
         let (before, places) = (std::mem::take(&mut self.times), workers.next_power_of_two());
         self.times = vec![NEVER; places];
-        // Where nobody has a job, the lowest wins.
+        // Without jobs, the lowest worker of each subtree wins.
         let lowest = |node: usize| (node << (places.ilog2() - node.ilog2())) - places;
         self.nodes = (0..2 * places).map(|node| if node == 0 { 0 } else { lowest(node) as u32 }).collect();
         before.into_iter().enumerate().for_each(|(worker, time)| self.play(worker, time));
     }
 
-    /// The earliest finish and its worker, who then has no job.
+    /// Takes the earliest finish: its time and its worker. The worker has no job afterwards.
     fn take(&mut self) -> Option<(f64, usize)> {
         self.taken = self.next();
         self.taken.map(|worker| (self.times[worker], worker))
     }
 
-    /// Whose finish is the earliest.
+    /// The worker with the earliest finish.
     fn next(&mut self) -> Option<usize> {
         if let Some(worker) = self.taken.take() {
             self.play(worker, NEVER);
@@ -93,14 +101,15 @@ impl Virtual {
         Virtual { delay, seed, faults: Faults::default(), finishes: Finishes::default() }
     }
 
-    /// The same, with jobs that take longer on purpose.
+    /// Adds the injected delays of `faults`.
     pub fn with(self, faults: Faults) -> Self {
         Virtual { faults, ..self }
     }
 
     /// The next finish of a job that is still running.
     fn due(&mut self, pool: &WorkerPool) -> Option<(f64, usize)> {
-        // A worker that was lost leaves its last job behind; whoever runs one is here with it.
+        // A dropped worker leaves its last finish in the tree. The finish of any other worker belongs to its
+        // current job.
         std::iter::from_fn(|| self.finishes.take()).find(|(_, worker)| pool.current_job(*worker).is_some())
     }
 }
@@ -126,10 +135,10 @@ impl Clock for Virtual {
         match self.due(pool) {
             Some(finish) if finish == (event.time, event.worker) => Ok(()),
             other => {
-                let here =
-                    other.map_or("nobody is due".into(), |(time, worker)| format!("worker {worker} is due at {time}"));
+                let here = other
+                    .map_or("no job finishes".into(), |(time, worker)| format!("worker {worker} finishes at {time}"));
                 Err(Error::usage(format!(
-                    "event {} of the log is worker {} at {}, but here {here}: the log is not of this run",
+                    "event {} of the log is of worker {} at {}, but here {here}: it is the log of another run",
                     event.seq, event.worker, event.time
                 )))
             }
@@ -158,15 +167,15 @@ mod tests {
     }
 
     #[test]
-    fn a_job_in_the_place_of_another_leaves_nothing_behind() {
-        // Against a list that is searched, with as many workers as come.
+    fn replaced_job_leaves_nothing_in_the_tree() {
+        // Compared with a list that is searched. The number of workers grows.
         let (mut clock, mut list) = (Finishes::default(), Vec::new());
         let draw = |k: u64| (k.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
         for k in 0..3000 {
             if draw(k).is_multiple_of(4) {
                 let first = list.iter().copied().min_by(|a: &(f64, usize), b| a.partial_cmp(b).unwrap());
                 list.retain(|finish| Some(*finish) != first);
-                // Who only looks takes nothing.
+                // A query does not take the finish.
                 assert_eq!(clock.next(), first.map(|(_, worker)| worker));
                 assert_eq!(clock.take(), first);
                 continue;

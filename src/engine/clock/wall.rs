@@ -1,4 +1,4 @@
-//! The wall clock: whichever worker's message comes first through the channel is next.
+//! The wall clock: the gradient that reaches the server first is next.
 
 use super::Clock;
 use crate::engine::clock::delay::DelayModel;
@@ -9,17 +9,17 @@ use crate::error::Result;
 use crate::fault::Faults;
 use std::sync::Arc;
 
-/// Real time. Injected delays are waited for by the workers.
+/// The clock of real time. Workers wait for simulated delays.
 pub struct Wall {
-    /// The run's clock.
+    /// The run's real time.
     pub stopwatch: Arc<Stopwatch>,
-    /// Injected job times.
+    /// The delay model.
     pub delay: DelayModel,
-    /// Seconds of reality per second of the delay model.
+    /// Seconds of real time per second of the delay model.
     pub time_scale: f64,
-    /// Keys the draws.
+    /// Random seed of the delay model.
     pub seed: u64,
-    /// Jobs that take longer on purpose.
+    /// Injected delays.
     pub faults: Faults,
 }
 

@@ -1,4 +1,5 @@
-//! Computes a gradient on the server's thread when the clock asks for it: no hand-over between threads per arrival.
+//! Computes a gradient on the server's thread when the clock asks for it: no hand-over between threads per
+//! arrival.
 
 use super::{Cancelled, Executor, Jobs, RoundRobin, Submitted};
 use crate::engine::job::{Job, Reply};

@@ -1,14 +1,16 @@
-//! How a job becomes a gradient. [`WorkerPool`](super::worker_pool::WorkerPool) keeps the books and asks an executor through one trait.
+//! How a job becomes a gradient. [`WorkerPool`](super::worker_pool::WorkerPool) keeps track of the jobs and
+//! calls an executor through one trait.
 //!
 //! | executor | a gradient is computed | by | used for |
 //! | --- | --- | --- | --- |
-//! | [`Inline`] | when the clock asks for it | the server's thread | cheap problems on the CPU under the virtual and replay clocks |
-//! | [`Threads`] | as soon as the worker has a permit | one thread per worker | the CPU; eager steps on a GPU; simulated delays; hang detection |
+//! | [`Inline`] | when the clock asks for it | the server's thread | cheap CPU problems; virtual and replay clocks |
+//! | [`Threads`] | once the worker has a permit | one thread per worker | CPU; eager GPU steps; delays; timeouts |
 //! | [`Streams`] | when the job is submitted | the server's thread, on the worker's stream | recorded steps on a GPU |
 //! | [`Stacked`] | when the clock asks for it, several in one pass | the server's thread | `--step stacked` |
 //!
-//! Contract: the pool submits at most one job per worker at a time (I1). The executor owes exactly one [`Reply`] for each submitted job,
-//! unless [`Executor::cancel`] answers [`Cancelled::Now`]. A gradient depends on (snapshot, seed, worker, job number) alone (I5).
+//! Contract: the pool submits at most one job per worker at a time (I1). The executor sends exactly one
+//! [`Reply`] for each submitted job, unless [`Executor::cancel`] returns [`Cancelled::Now`]. A gradient
+//! depends on (snapshot, seed, worker, job number) alone (I5).
 
 mod inline;
 mod stacked;
@@ -25,14 +27,14 @@ use crate::error::{Error, Result};
 use std::time::Duration;
 
 /// What became of a submitted job.
-// A boxed reply would be an allocation per arrival.
+// Boxing the reply would cost an allocation per arrival.
 #[allow(clippy::large_enum_variant)]
 pub enum Submitted {
     /// The reply comes later.
     Accepted,
     /// The job was computed by the call.
     Replied(Reply),
-    /// The worker no longer exists; its last reply says why.
+    /// The worker's thread has ended. The worker's last reply contains the reason.
     Gone,
 }
 
@@ -50,7 +52,7 @@ pub trait Jobs {
     /// Number of workers.
     fn workers(&self) -> usize;
 
-    /// The worker's submitted job, as long as the executor owes its reply.
+    /// The worker's submitted job, until the executor has replied.
     fn submitted(&self, worker: usize) -> Option<&Job>;
 
     /// Whether the worker has a submitted job or a finished one.
@@ -65,16 +67,18 @@ pub trait Executor: Send {
     /// Cancels the worker's submitted job.
     fn cancel(&mut self, worker: usize, job: u64) -> Cancelled;
 
-    /// Computes the worker's submitted job now, for executors that compute on demand, and returns its reply. Replies of other workers
-    /// that were computed with it wait in [`Executor::try_reply`]. `None` if replies come by themselves.
+    /// Computes the worker's submitted job now and returns its reply, for executors that compute on demand.
+    /// If other workers' jobs are computed with it, [`Executor::try_reply`] returns their replies. `None` for
+    /// executors that reply without being asked.
     fn complete(&mut self, worker: usize, jobs: &dyn Jobs) -> Result<Option<Reply>>;
 
-    /// Under the wall clock: the worker whose gradient is next, for executors that have no order of completion of their own.
+    /// Under the wall clock: the worker whose gradient is next, for executors whose jobs do not complete in
+    /// an order of their own.
     fn next_worker(&mut self, _jobs: &dyn Jobs) -> Option<usize> {
         None
     }
 
-    /// A reply that is there. Does not wait.
+    /// A reply that is ready. Does not wait.
     fn try_reply(&mut self) -> Option<Reply> {
         None
     }
@@ -104,17 +108,18 @@ pub trait Executor: Send {
         Ok(())
     }
 
-    /// The worker hangs: it gets no more jobs, and the permits that it may hold are replaced.
+    /// Abandons a worker that hangs: it gets no more jobs, and the permits that it may hold are replaced.
     fn abandon(&mut self, _worker: usize) {}
 
-    /// The run goes on without the worker.
+    /// Drops a worker: the run continues without it.
     fn drop_worker(&mut self, _worker: usize) {}
 
     /// Ends the workers and waits for them. Called at least once.
     fn stop(&mut self) {}
 }
 
-/// Serves workers in turn: the one that was served longest ago is next, so that a worker whose jobs are cancelled does not starve.
+/// Serves workers in turn: the one that was served longest ago is next, so that a worker whose jobs are
+/// cancelled does not starve.
 #[derive(Default)]
 struct RoundRobin {
     served: Vec<u64>,

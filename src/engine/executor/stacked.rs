@@ -1,7 +1,8 @@
-//! Computes the jobs of several workers in one pass, as one network of as many replicas.
+//! Computes the jobs of several workers in one pass, as one network with a replica per job.
 //!
-//! The worker that the clock asks for is computed with others that have a job, in worker order; their replies wait. The size of a pass
-//! is a power of two, so that few shapes occur. Which workers share a pass follows from the clock alone, so a run repeats itself.
+//! A pass computes the job of the worker that the clock asks for, and jobs of other workers in worker order.
+//! The other replies wait until the clock asks for them. The size of a pass is a power of two, so that few
+//! shapes occur. Which workers share a pass depends on the clock alone, so a run can be repeated.
 
 use super::{Cancelled, Executor, Jobs, Submitted, interrupted_while_warming_up};
 use crate::engine::job::{Gradient, Job, Reply};
@@ -30,8 +31,8 @@ pub struct Stacked {
 }
 
 impl Stacked {
-    /// With a `warm_up` model one pass of every size is computed and thrown away, so that kernels
-    /// are compiled and memory is taken before the clock starts.
+    /// With a `warm_up` model, computes one pass of every size and throws it away. Kernels are then compiled,
+    /// and memory is allocated, before the clock starts.
     pub fn start(mut self, warm_up: Option<&Snapshot>) -> Result<Self> {
         let Some(snapshot) = warm_up else { return Ok(self) };
         for size in (0..=self.most.ilog2()).map(|k| 1 << k) {
@@ -82,7 +83,7 @@ impl Executor for Stacked {
             let gradient = Gradient { worker, job, buffers, factor, loss, fence: Fence::default() };
             self.replies.push_back(Reply::Gradient(gradient, None));
         }
-        // The first one belongs to the worker that was asked for.
+        // The first reply belongs to the requested worker.
         Ok(self.replies.pop_front())
     }
 

@@ -1,7 +1,8 @@
-//! Launches a recorded step on the worker's own stream when the job is submitted. The server's thread submits for all streams.
+//! Launches a recorded step on the worker's own stream when the job is submitted. The server's thread submits
+//! for all streams.
 //!
-//! A step waits for what the server had launched when the job was submitted, and for nothing later. So the steps of different streams
-//! overlap on the device as they would with one thread per worker.
+//! A step waits for what the server had launched when the job was submitted, and for nothing later. So the
+//! steps of different streams overlap on the device as they would with one thread per worker.
 
 use super::{Cancelled, Executor, Jobs, RoundRobin, Submitted, failed_warm_up, interrupted_while_warming_up};
 use crate::engine::job::{Job, Reply};

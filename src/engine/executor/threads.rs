@@ -1,7 +1,8 @@
 //! One thread per worker, which is also its stream on a GPU. Requests and replies go through bounded channels.
 //!
-//! Invariant I1: a worker has at most one job, so no send blocks. An outbox holds at most a cancellation that came too late, a job, and
-//! that job's cancellation; the inbox holds at most one reply per worker.
+//! Invariant I1: a worker has at most one job, so no send blocks. An outbox holds at most three requests: a
+//! cancellation that came too late, a job, and that job's cancellation. The inbox holds at most one reply per
+//! worker.
 
 use super::{Cancelled, Executor, Jobs, Submitted, failed_warm_up, interrupted_while_warming_up};
 use crate::engine::gate::Gate;
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Time between two looks at the interruption flag.
+/// Interval between two checks of the interruption flag.
 const WATCH: Duration = Duration::from_millis(200);
 
 /// What a worker's thread reports before its first job: its stream, or why it failed.
@@ -37,9 +38,10 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Starts `workers` threads and waits until they are ready. `make` builds worker i around its channels. With `pool` each worker
-    /// computes on a pool of that many threads (the CPU backend). `gate` and `room` are the workers' permits: for computing, and for a
-    /// gradient that waits for the server. A thread that does not end within `timeout` is left behind.
+    /// Starts `workers` threads and waits until they are ready. `make` builds worker i around its channels.
+    /// With `pool` each worker computes on a pool of that many threads (the CPU backend). `gate` and `room`
+    /// are the workers' permits: for computing, and for a gradient that waits for the server. A thread that
+    /// does not end within `timeout` is left behind.
     pub fn start(
         workers: usize,
         pool: Option<usize>,
@@ -111,8 +113,9 @@ fn wait_until_ready(workers: usize, ready: &Receiver<Ready>) -> Result<Vec<Strea
 
 impl Executor for Threads {
     fn submit(&mut self, worker: usize, job: &Job) -> Submitted {
-        // Before the server launches more: the worker may get to it much later. Without a permit, because its holder may keep it for a
-        // whole step, and this is one launch.
+        // The stream waits for the fence now, before the server launches more, because the worker may start
+        // much later. This takes no permit: it is one launch, and a worker may keep the permit for a whole
+        // step.
         if let (Some(device), Some(stream)) = (&self.device, self.streams.get(worker)) {
             device.wait_fence(*stream, &job.snapshot.fence);
         }
@@ -161,11 +164,12 @@ impl Executor for Threads {
     }
 
     fn stop(&mut self) {
-        // Without outboxes the workers leave; an open room lets those leave that wait to hand over a gradient.
+        // A worker ends when its outbox is dropped. The room is opened, because a worker that waits for it
+        // must end too.
         self.outboxes.iter_mut().for_each(|outbox| *outbox = None);
         self.room.leave_open();
         for (worker, thread) in self.threads.drain(..).enumerate() {
-            // A hung thread is not waited for. The panic of a worker was reported through the inbox.
+            // A hung thread is not joined. The panic of a worker was reported through the inbox.
             let patience = if self.hung[worker] { Some(Duration::ZERO) } else { self.timeout };
             let began = Instant::now();
             while !thread.is_finished() && patience.is_some_and(|patience| began.elapsed() < patience) {

@@ -1,12 +1,14 @@
 //! The server: the loop over arrivals, and the only owner of weights, slots and rule.
 //!
-//! One arrival passes through four steps: [`Clock::next`](super::clock::Clock::next) says whose gradient is next,
-//! [`Rule::on_arrival`](crate::rule::Rule::on_arrival) decides, [`State::fold_in`] applies the decision with one launch, and the workers
-//! that the decision names get their next jobs. After some arrivals something is due: an evaluation, a checkpoint, the end.
+//! One arrival passes through four steps. [`Clock::next`](super::clock::Clock::next) returns the next
+//! gradient, [`Rule::on_arrival`](crate::rule::Rule::on_arrival) decides, [`State::fold_in`] applies the
+//! decision with at most one launch, and the workers that the decision names get their next jobs. After some
+//! arrivals something is due: an evaluation, a checkpoint, or the end.
 //!
 //! Invariants kept here:
-//! * I4: staleness is t - v, computed from the server's own books.
-//! * I6: only this thread touches weights, slots and rule, except for a rule whose workers write the weights (Hogwild!).
+//! * I4: the server computes the staleness t - v from its own records.
+//! * I6: only this thread touches weights, slots and rule, except for a rule whose workers write the weights
+//!   (Hogwild!).
 //! * I7: every arrival is applied once or logged as dropped: arrivals = applied + dropped.
 
 mod losses;
@@ -30,19 +32,22 @@ use stagger_kernels::{Buffer, Device, Fence, Layout, Live};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Arrivals without an update, besides a hundred per worker, after which a run that dropped a worker counts as waiting for it.
+/// Number of arrivals without an update, in addition to a hundred per worker, after which the rule of a run
+/// with a dropped worker counts as waiting for that worker.
 const STARVED: u64 = 10_000;
 
 /// The device, and how the server uses it.
 pub struct DeviceContext {
     /// The device.
     pub device: Device,
-    /// The workers' permits. Closed while the server evaluates.
+    /// The workers' permits. The server closes the gate during an evaluation.
     pub gate: Gate,
-    /// Issue an update before anything else is enqueued. With recorded steps that is one hand-over between threads for the whole
-    /// update. With eager steps the thread that issues launches would run dry while the server waits for it.
+    /// Issue an update before anything else is enqueued. With recorded steps this takes one hand-over between
+    /// threads for the whole update. With eager steps it must be off, because the thread that issues launches
+    /// would run out of work while the server waits for it.
     pub update_at_once: bool,
-    /// On a GPU: the rule once more, to be rehearsed before the clock starts, and whether gradients are clipped.
+    /// On a GPU: a second instance of the rule, which is rehearsed before the clock starts, and whether
+    /// gradients are clipped.
     pub rehearsal: Option<(Box<dyn Rule>, bool)>,
     /// Shared weights that the workers write themselves.
     pub live: Option<Live>,
@@ -50,53 +55,53 @@ pub struct DeviceContext {
     pub timeline: Timeline,
 }
 
-/// What is evaluated, and when.
+/// How the run evaluates its model, and when.
 pub struct EvaluationPlan {
-    /// The test set or the full objective.
+    /// Evaluates on the test set, or on the full objective.
     pub evaluator: Box<dyn Evaluator>,
-    /// Which metrics it gives.
+    /// The metrics of an evaluation.
     pub columns: Columns,
-    /// Updates between two evaluations; 0 evaluates at the end only.
+    /// Number of updates between two evaluations; 0 for one evaluation, at the end.
     pub every: u64,
 }
 
 /// When the run ends.
 pub struct Stops {
-    /// Updates, time, samples, accuracy.
+    /// Limits on updates, time, samples and accuracy.
     pub limits: Limits,
-    /// The order comes from a log, and the run ends where the log ends.
+    /// The order of arrivals comes from a log, and the run ends where the log ends.
     pub at_end_of_log: bool,
     /// The run ends at a non-finite gradient.
     pub at_nan: bool,
 }
 
-/// What is saved, and when.
+/// How the run saves checkpoints, and when.
 pub struct CheckpointPlan {
     /// Writes checkpoints; `None` saves none.
     pub saver: Option<Saver>,
-    /// Updates between two checkpoints; 0 saves at the end only.
+    /// Number of updates between two checkpoints; 0 for one checkpoint, at the end.
     pub every: u64,
-    /// The entries that all checkpoints of the run share.
+    /// The fields that all checkpoints of the run share.
     pub manifest: Manifest,
-    /// The checkpoint from which the run goes on.
+    /// The checkpoint from which the run continues.
     pub past: Option<Checkpoint>,
 }
 
-/// Everything that a run's server is made of.
+/// The parts of a run's server.
 pub struct ServerSetup<'a> {
     /// Decides about every arrival.
     pub rule: Box<dyn Rule>,
     /// The workers.
     pub pool: WorkerPool,
-    /// Decides whose gradient is next.
+    /// Decides which gradient is next.
     pub clock: Box<dyn Clock>,
     /// The run's real time.
     pub stopwatch: Arc<Stopwatch>,
     /// Samples per gradient of each worker.
     pub batches: Vec<usize>,
-    /// Where the run is recorded.
+    /// The run's folder.
     pub folder: &'a mut RunFolder,
-    /// What people see.
+    /// The display of the progress.
     pub progress: Progress,
     /// The device.
     pub device: DeviceContext,
@@ -133,7 +138,7 @@ struct Server<'a> {
     stops: Stops,
     /// Weights and slots on the device.
     state: State,
-    /// What the run has come to so far.
+    /// The outcome so far.
     outcome: Outcome,
     /// Arrivals whose losses are still on the device.
     pending: Vec<Event>,
@@ -141,8 +146,8 @@ struct Server<'a> {
 }
 
 impl ServerSetup<'_> {
-    /// Runs to the limit and stops the workers. `initial` are the weights of version 0. Returns the outcome and the last weights, on the
-    /// host.
+    /// Runs up to the limits and stops the workers. `initial` are the weights of version 0. Returns the
+    /// outcome, and the last weights in host memory.
     pub fn run(mut self, layout: &Layout, settings: UpdateSettings, initial: Vec<f32>) -> Result<(Outcome, Buffer)> {
         let ring = losses::ring_length(self.rule.needs().loss, self.pool.workers());
         let stopwatch = self.stopwatch.clone();
@@ -174,7 +179,8 @@ impl ServerSetup<'_> {
         server.finish(result)
     }
 
-    /// The state at version 0. On a GPU the rule is rehearsed first on a state that is thrown away, so that its kernels are compiled.
+    /// The state at version 0. On a GPU the rule is rehearsed first on a state that is thrown away, so that
+    /// its kernels are compiled.
     fn rehearsed_state(
         &mut self,
         layout: &Layout,
@@ -190,16 +196,18 @@ impl ServerSetup<'_> {
         let rehearsal = self.device.rehearsal.take();
         let sent = rehearsal
             .map(|(rule, clipped)| new(workers.min(2), initial.clone()).rehearse(rule, workers, clipped, some_wait));
-        // The models of the rehearsal are dropped after the state is made: its memory is theirs.
+        // The rehearsal's models are dropped after the new state is allocated, so that the state does not
+        // take their memory.
         let _sent = sent.transpose()?;
         Ok(new(workers, initial))
     }
 }
 
 impl Server<'_> {
-    /// Ends the run: stops the workers, writes what has arrived, saves, evaluates.
+    /// Ends the run: stops the workers, records the last arrivals, saves and evaluates.
     fn finish(mut self, result: Result<()>) -> Result<(Outcome, Buffer)> {
-        // The clock shows when the last update was computed, not when it was launched. A failing device reports its error where it is read.
+        // The stopwatch is read after the last update was computed, not after it was launched. The error of a
+        // failing device is reported by a later read.
         let _ = self.state.device.sync();
         self.outcome.wall_seconds = self.stopwatch.seconds();
         self.outcome.restarted = self.pool.cancelled();
@@ -211,7 +219,7 @@ impl Server<'_> {
             self.outcome.untold = unknown;
             self.folder.device(&spans)
         });
-        // Arrivals are recorded whatever ended the run.
+        // The arrivals are recorded even if the run failed.
         let flushed = self.flush_losses();
         match flushed.and(result).and(timeline) {
             Ok(()) => {}
@@ -222,7 +230,8 @@ impl Server<'_> {
         self.evaluate()?;
         let saved = self.wait_for_saver();
         self.folder.finish()?;
-        // A run that came to its end has its weights; an interrupted run has only its checkpoint.
+        // A checkpoint that cannot be written is an error only for an interrupted run, because a complete run
+        // has its weights.
         if self.outcome.interrupted {
             saved?;
         }
@@ -233,7 +242,7 @@ impl Server<'_> {
 
     /// Saves what a failing run has reached.
     fn fail(&mut self, error: Error) -> Error {
-        // A usage error means that the log belongs to another run: nothing of this one is worth keeping.
+        // A usage error means that the log belongs to another run, so there is nothing to save.
         let is_usage = matches!(error, Error::Usage(_));
         if !is_usage && let Err(why) = self.save(true).and_then(|()| self.wait_for_saver()) {
             note!("NOTE       the last state could not be saved: {why}");
@@ -242,7 +251,7 @@ impl Server<'_> {
         error
     }
 
-    /// The jobs of version 0.
+    /// Assigns the jobs at version 0.
     fn begin(&mut self) -> Result<()> {
         for worker in self.rule.begin(self.pool.workers()) {
             self.assign(worker, 0.0)?;
@@ -250,7 +259,7 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// The loop, from the beginning or from where the run was resumed.
+    /// The loop over arrivals. `begins` is false for a resumed run.
     fn serve(&mut self, begins: bool) -> Result<()> {
         if begins {
             self.pool.start_after(self.state.device.fence());
@@ -258,13 +267,14 @@ impl Server<'_> {
         } else if self.is_over() {
             return Ok(());
         } else if self.evaluates_at(self.state.version) {
-            // The evaluation at the end of a run counts as final; a run that goes on from there owes the regular one.
+            // A run saves its last checkpoint before its last evaluation. If this version has a regular
+            // evaluation, it is still missing.
             self.evaluate_exclusively()?;
         }
         let device = self.state.device.clone();
         loop {
-            // Where this thread computes the workers' part too, the runtime's thread does all of it until something is due: no
-            // arrival waits for a hand-over between threads.
+            // An inline executor on a GPU: the runtime's thread does all the work until something is due, so
+            // that no arrival waits for a hand-over between threads.
             let due = match (&device, self.pool.is_inline()) {
                 (Device::Gpu(_), true) => device.issue(|| self.run_until_due())??,
                 _ => self.run_until_due()?,
@@ -282,7 +292,7 @@ impl Server<'_> {
                     return Ok(());
                 }
             }
-            // A checkpoint that would wait for the last one to be written is skipped.
+            // The checkpoint is skipped if the last one is still being written.
             if due.save && self.checkpoints.saver.as_ref().is_some_and(Saver::is_free) {
                 self.save(false)?;
             }
@@ -293,7 +303,7 @@ impl Server<'_> {
     fn run_until_due(&mut self) -> Result<Due> {
         loop {
             let due = self.handle_arrival()?;
-            // Inline arrivals are too many to look at the display after each.
+            // Inline arrivals are too frequent to update the display after each.
             if !self.pool.is_inline() {
                 self.show_progress();
             }
@@ -314,7 +324,7 @@ impl Server<'_> {
             Ok(None) if self.stops.at_end_of_log => return Ok(end),
             Ok(None) => return self.pool.starvation().map_or(Ok(end), Err),
             Err(Error::Worker(failure)) if failure.handled == Handled::Dropped => {
-                note!("NOTE       {failure}; the run goes on without it");
+                note!("NOTE       {failure}; the run continues without it");
                 self.drop_worker(failure.worker);
                 return Ok(Due::default());
             }
@@ -341,7 +351,8 @@ impl Server<'_> {
         Ok(self.due(decision.step.is_some(), is_over))
     }
 
-    /// Asks the rule about an arrival. Number, loss and version after the arrival are filled in later.
+    /// Asks the rule about an arrival. Returns its decision and the event, whose number, loss and final
+    /// version are set later.
     fn decide(&mut self, job: &Job, worker: usize, time: f64) -> (Decision, Event) {
         let t = self.state.version;
         let staleness = t - job.version;
@@ -364,9 +375,10 @@ impl Server<'_> {
         (decision, Event { seq: 0, time, worker, version: job.version, staleness, loss: None, effect, t: 0 })
     }
 
-    /// Applies a decision with at most one launch. Returns the fence after it.
+    /// Applies a decision with at most one launch. Returns a fence behind the launch.
     fn apply(&mut self, gradient: super::job::Gradient, job: Job, decision: &Decision) -> Result<Fence> {
-        // A worker without a next job writes no buffers, so its gradient may wait to be folded with the next one.
+        // Without a next job, nothing overwrites the gradient, so it may wait to be folded together with the
+        // next one.
         let idle = decision.start == Start::Nobody && decision.restart.is_empty();
         let may_wait = idle && !self.pool.has_queue(gradient.worker) && self.clock.has_next(&mut self.pool)?;
         let slot = self.pending.len();
@@ -421,13 +433,13 @@ impl Server<'_> {
             || limits.samples.is_some_and(|limit| self.outcome.samples >= limit)
     }
 
-    /// Whether the last evaluation reached the target accuracy.
+    /// Whether the last evaluation has reached the target accuracy.
     fn reached_target(&self) -> bool {
         let target = self.stops.limits.accuracy.zip(self.outcome.evaluation.test_accuracy);
         target.is_some_and(|(target, accuracy)| accuracy >= target)
     }
 
-    /// The error of a rule that folds gradients for ever because it waits for a dropped worker.
+    /// The error of a rule that makes no more updates, because it waits for a dropped worker.
     fn starvation(&self) -> Option<Error> {
         let outcome = &self.outcome;
         let most = (STARVED + 100 * self.pool.workers() as u64).max(10 * outcome.longest);
@@ -437,13 +449,13 @@ impl Server<'_> {
         self.pool.starvation()
     }
 
-    /// Goes on without a worker.
+    /// Continues without a worker.
     fn drop_worker(&mut self, worker: usize) {
         self.pool.drop_worker(worker);
         self.outcome.lost.push((worker, self.outcome.gradients));
     }
 
-    /// Preemption and assignment. Both take effect at the time of the arrival that caused them.
+    /// Cancels and assigns jobs as the decision says. Both take effect at the time of the arrival, `now`.
     fn start_jobs(&mut self, sender: usize, decision: &Decision, now: f64) -> Result<()> {
         for &worker in &decision.restart {
             if let Some(job) = self.pool.cancel(worker) {
@@ -470,7 +482,7 @@ impl Server<'_> {
         self.pool.start_next(sender, now, &mut |worker, job, share| clock.begin(worker, job, now, share))
     }
 
-    /// Gives a worker a job at the current model.
+    /// Assigns a job on the newest model to a worker.
     fn assign(&mut self, worker: usize, now: f64) -> Result<()> {
         let steps = self.rule.steps(worker);
         let most = self.rule.needs().local.steps;
@@ -485,7 +497,7 @@ impl Server<'_> {
         self.pool.assign(worker, job, now, begin)
     }
 
-    /// Reads the ring of losses, and records the arrivals that the losses belong to.
+    /// Reads the ring of losses, and records the arrivals to which the losses belong.
     fn flush_losses(&mut self) -> Result<()> {
         if self.pending.is_empty() {
             return Ok(());
@@ -505,15 +517,15 @@ impl Server<'_> {
         self.outcome.recent_loss = self.losses.recent_mean();
         match first.filter(|_| self.stops.at_nan) {
             Some((worker, seq)) => Err(Error::failed(format!(
-                "the gradient of worker {worker} (event {seq}) is not finite; its non-finite values were left out: a smaller --lr or --clip \
-                 may help, --on-nan skip goes on without such gradients"
+                "the gradient of worker {worker} (event {seq}) is not finite; its non-finite values were left out: a \
+                 smaller --lr or --clip may help, and --on-nan skip continues without such gradients"
             ))),
             None => Ok(()),
         }
     }
 
-    /// Evaluates while no worker computes: no gradient is computed while the clock stands still, and no worker is slowed down. Launched
-    /// steps are finished before the clock stops.
+    /// Evaluates while no worker computes and the stopwatch is paused. Steps that were launched finish before
+    /// the pause, so no gradient is computed during it, and the evaluation slows no worker down.
     fn evaluate_exclusively(&mut self) -> Result<()> {
         let gate = self.device.gate.clone();
         let stopwatch = self.stopwatch.clone();
@@ -527,6 +539,7 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// Evaluates the newest model and records the result, unless this version has been evaluated.
     fn evaluate(&mut self) -> Result<()> {
         let version = self.state.version;
         if self.outcome.evaluated == Some(version) {
@@ -548,8 +561,9 @@ impl Server<'_> {
 }
 
 impl DeviceContext {
-    /// Runs work that talks to the device. On a GPU the server takes a permit like every worker: launches are issued one by one anyway,
-    /// and a second producer only takes the core that the issuing thread needs. On the CPU an update is computed by this thread.
+    /// Runs work that uses the device. On a GPU the server takes a permit as every worker does: launches are
+    /// issued one after another anyway, and a second producer would take the core that the issuing thread
+    /// needs. On the CPU this thread computes the update.
     fn submit<T>(&self, work: impl FnOnce() -> T) -> T {
         match self.device {
             Device::Gpu(_) => self.gate.pass_first(work),

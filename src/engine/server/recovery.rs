@@ -1,7 +1,8 @@
-//! Checkpoints of a run, and how a run goes on from one.
+//! Saves checkpoints of a run, and resumes a run from one.
 //!
-//! The device's state comes from the checkpoint. The host's state (rule, queues, clock) is rebuilt by replaying the event log: the rule
-//! must decide what the log says, or the run is refused.
+//! The state on the device comes from the checkpoint. The state on the host (rule, queues, clock) is rebuilt
+//! by replaying the event log. The rule must make the decisions that the log records; otherwise the run is
+//! refused.
 
 use super::Server;
 use crate::engine::checkpoint::{Checkpoint, Draft, Manifest, Saver};
@@ -13,18 +14,20 @@ use stagger_kernels::{Buffer, Fence};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-/// Name of a job's model in a checkpoint: by version if all workers share one model, by worker if each has its own.
+/// Name of a job's model in a checkpoint. It contains the version if all workers share one model, or worker
+/// and place in the queue if each worker has its own (`own`).
 fn model_name(own: bool, worker: usize, place: usize, job: &Job) -> String {
     if own { format!("sent/{worker}/{place}") } else { format!("model/{}", job.version) }
 }
 
-/// The error of a run that cannot go on from its checkpoint.
+/// The error of a run that cannot be resumed.
 fn refused(why: String) -> Error {
     Error::usage(format!("the run cannot go on from its checkpoint: {why}"))
 }
 
 impl Server<'_> {
-    /// Goes back to a checkpoint: replays the event log up to it, then restores the device's state and submits the unfinished jobs.
+    /// Resumes from a checkpoint: replays the event log up to it, restores the state on the device, and
+    /// submits the unfinished jobs.
     pub(super) fn replay_log(&mut self, past: &Checkpoint) -> Result<()> {
         let manifest = &past.manifest;
         self.pool.start_replay();
@@ -70,7 +73,7 @@ impl Server<'_> {
         self.start_jobs(event.worker, &decision, event.time)
     }
 
-    /// Drops the workers that the run dropped at this point of its past.
+    /// Drops the workers that the earlier run dropped after the same number of arrivals.
     fn drop_workers_again(&mut self, manifest: &Manifest) {
         let now = self.outcome.gradients;
         let workers = self.pool.workers();
@@ -101,8 +104,8 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// Hands a checkpoint of this moment to the thread that writes it. Must be called between two arrivals. `last` says that the run
-    /// ends here.
+    /// Hands a checkpoint of the current state to the thread that writes it. Must be called between two
+    /// arrivals. `last` means that the run ends here.
     pub(super) fn save(&mut self, last: bool) -> Result<()> {
         let began = Instant::now();
         if self.checkpoints.saver.is_none() {
