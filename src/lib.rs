@@ -42,7 +42,7 @@
 //! | | [`config`] | options (flags = keys), checked settings, the section `[compare]`, the JSON schema |
 //! | the engine | [`engine::server`] | the loop over arrivals; saving, and replaying a log (I4, I6, I7) |
 //! | | [`engine::state`] | weights, sums, tables, momentum on the device; the one launch of an arrival (I2, I3, I8) |
-//! | | [`engine::worker_pool`] | each worker's slot, queue, cancellation, failures (I1, I7) |
+//! | | [`engine::worker_pool`] | each worker's slot (`slot.rs` has its state machine), queue, cancellation, failures (I1, I7) |
 //! | | [`engine::executor`] | how a job becomes a gradient, one file each |
 //! | | [`engine::worker`] | one worker's replica and step (I1, I5, I8) |
 //! | | [`engine::clock`] | whose gradient is next: wall, virtual time, replay; delay models; the stopwatch |

@@ -6,6 +6,7 @@ pub mod executor;
 pub mod gate;
 pub mod job;
 pub mod server;
+mod slot;
 pub mod state;
 pub mod timeline;
 pub mod worker;

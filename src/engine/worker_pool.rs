@@ -2,28 +2,7 @@
 //! the clock asks for them. An [`Executor`] computes the jobs; this module contains no thread, no stream and
 //! no socket.
 //!
-//! # A slot's state machine
-//!
-//! Each worker has a slot: idle, draining, gone, or working on a current job in one of four phases (held,
-//! running, finished, delivered):
-//!
-//! | from | event | to |
-//! | --- | --- | --- |
-//! | Idle | a job starts | Running, or Held while the log is replayed |
-//! | Running | the executor replies with the gradient | Finished |
-//! | Running | the job fails; the policy restarts it | Running (submitted again) |
-//! | Running, Held | the job fails or the worker hangs; the policy does not restart it | Finished (with the failure) |
-//! | Running | the rule cancels the job; the executor will still reply | Draining |
-//! | Running | the rule cancels the job; the executor will not reply | Idle |
-//! | Finished | the clock takes the gradient | Delivered |
-//! | Finished, Delivered | the rule cancels the job | Idle |
-//! | Delivered | the server accepts the arrival | Idle |
-//! | Draining | a job starts | Held |
-//! | Draining | the executor replies | Idle |
-//! | Held | the executor replies for the cancelled job | Running (submitted) |
-//! | Held | the rule cancels the job | Draining; Idle while the log is replayed |
-//! | Held | the replay of the log ends | Running (submitted) |
-//! | any | the run drops the worker | Gone |
+//! Each worker has a [`Slot`], whose state machine is described there.
 //!
 //! Invariants kept here:
 //! * I1: a worker has at most one submitted job. The next one is submitted after the executor has replied, so
@@ -35,11 +14,11 @@
 
 use super::executor::{Cancelled, Executor, Jobs, Submitted};
 use super::job::{Gradient, Job, Reply};
+use super::slot::{Phase, Slot, SlotState};
 use crate::error::{Error, Failure, Handled, Result};
 use crate::fault::{OnFailure, Policy};
 use crate::host::signals::INTERRUPTED;
 use stagger_kernels::Fence;
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -52,85 +31,6 @@ const WATCH: Duration = Duration::from_millis(200);
 /// Decides how long a job takes. Arguments: worker, job number, and the job's share of a full job's time.
 /// Returns the seconds of real time that the worker must wait for.
 pub type Begin<'a> = &'a mut dyn FnMut(usize, u64, f64) -> f64;
-
-/// State of a worker's slot. The module documentation has the table of transitions.
-#[derive(Default)]
-enum SlotState {
-    /// No job.
-    #[default]
-    Idle,
-    /// No job; the executor will still reply for a cancelled one.
-    Draining,
-    /// The run continues without the worker.
-    Gone,
-    /// A current job. The job is not moved when its phase changes.
-    Working(Job, Phase),
-}
-
-/// Progress of a worker's current job.
-// Boxing the gradient would cost an allocation per arrival.
-#[allow(clippy::large_enum_variant)]
-enum Phase {
-    /// The job waits until the executor has replied for a cancelled one, or until the replay of the log ends.
-    Held,
-    /// The job is submitted; the executor has not replied.
-    Running,
-    /// The reply has arrived; the clock has not asked for it.
-    Finished(std::result::Result<Gradient, Failure>),
-    /// The clock has taken the gradient; the server has not yet accepted the arrival.
-    Delivered,
-}
-
-impl SlotState {
-    /// The current job.
-    fn job(&self) -> Option<&Job> {
-        if let SlotState::Working(job, _) = self { Some(job) } else { None }
-    }
-
-    /// The current job.
-    fn job_mut(&mut self) -> Option<&mut Job> {
-        if let SlotState::Working(job, _) = self { Some(job) } else { None }
-    }
-
-    fn is_finished(&self) -> bool {
-        matches!(self, SlotState::Working(_, Phase::Finished(_)))
-    }
-
-    /// Takes the job out. The slot is idle afterwards.
-    fn take_job(&mut self) -> Option<Job> {
-        match std::mem::take(self) {
-            SlotState::Working(job, _) => Some(job),
-            other => {
-                *self = other;
-                None
-            }
-        }
-    }
-
-    /// Moves the current job to another phase.
-    fn set_phase(&mut self, next: Phase) {
-        if let SlotState::Working(_, phase) = self {
-            *phase = next;
-        }
-    }
-}
-
-#[derive(Default)]
-struct Slot {
-    state: SlotState,
-    /// Jobs that start after the current one.
-    queue: VecDeque<Job>,
-    /// Number of the next job.
-    next_job: u64,
-    /// Number of times that the current job has failed.
-    attempts: u32,
-    /// When the current job was submitted. Set only if there is a timeout.
-    submitted: Option<Instant>,
-    /// Time that the current job may take in addition to the timeout.
-    extension: Duration,
-    /// The failure of a worker that hangs. All its further jobs fail in the same way.
-    hung: Option<Failure>,
-}
 
 /// All workers of a run.
 pub struct WorkerPool {
@@ -584,6 +484,7 @@ mod tests {
     use super::*;
     use crate::problem::Snapshot;
     use stagger_kernels::Device;
+    use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
     /// What the test's executor was asked, and what it replies.
@@ -671,6 +572,33 @@ mod tests {
         assert_eq!(state(&pool, 0), "idle");
         pool.start_next(0, 1.0, &mut |_, _, _| 0.0).unwrap();
         assert_eq!((state(&pool, 0), script.lock().unwrap().submitted.as_slice()), ("running", &[(0, 0), (0, 1)][..]));
+    }
+
+    /// Computes a job when it is asked for, as `Inline` does.
+    struct OnDemand;
+
+    impl Executor for OnDemand {
+        fn submit(&mut self, _: usize, _: &Job) -> Submitted {
+            Submitted::Accepted
+        }
+
+        fn cancel(&mut self, _: usize, _: u64) -> Cancelled {
+            Cancelled::Now
+        }
+
+        fn complete(&mut self, worker: usize, jobs: &dyn Jobs) -> Result<Option<Reply>> {
+            Ok(jobs.submitted(worker).map(|job| gradient(worker, job.number)))
+        }
+    }
+
+    #[test]
+    fn job_that_is_computed_on_demand_is_delivered_at_once() {
+        let mut pool = WorkerPool::new(2, Box::new(OnDemand), Policy::default());
+        assign(&mut pool, 1);
+        assert_eq!((pool.wait_for_worker(1).unwrap().job, state(&pool, 1)), (0, "delivered"));
+        // A gradient that the server does not accept stays in the books.
+        assert_eq!((pool.jobs().count(), pool.accept(1).number), (1, 0));
+        assert!(pool.is_idle() && pool.wait_for_worker(1).is_err(), "there is no job to wait for");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Builds a planned run: its folder, workers, clock and server.
 
-use super::memory::gib;
 use super::plan::{Execution, ExecutorKind, Plan};
 use super::{Audience, Place, fresh_folder};
 use crate::config::{ClockChoice, OnNan, Options, Settings};
@@ -23,6 +22,7 @@ use crate::problem::{Columns, Evaluation, Evaluator, Objective, Problem, Snapsho
 use crate::record::{Limits, RunFolder};
 use crate::rule::Needs;
 use crate::view::progress::Progress;
+use indicatif::BinaryBytes;
 use stagger_kernels::{Buffer, Device, Layout, Live};
 use std::sync::Arc;
 
@@ -369,6 +369,6 @@ fn say_model(
 
 /// Prints the line of the header about memory.
 fn say_memory(estimate: u64, backend: &Backend, audience: Audience) {
-    let have = backend.memory.map_or(String::new(), |have| format!(" of {:.2}", gib(have)));
-    audience.say(&format!("memory     about {:.2}{have} GiB", gib(estimate)));
+    let have = backend.memory.map_or(String::new(), |have| format!(" of {}", BinaryBytes(have)));
+    audience.say(&format!("memory     about {}{have}", BinaryBytes(estimate)));
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::host::backend::{self, Backend};
 use crate::problem::Problem;
 use crate::rule::{Needs, ServerOptimizer};
+use indicatif::BinaryBytes;
 use stagger_kernels::{Device, Dtype, Row, Segment, update};
 
 /// Bytes of the program itself, if it computes in host memory. The drivers of devices that were probed take
@@ -76,13 +77,13 @@ impl Need {
         let Some(have) = backend.memory.filter(|have| self.total > *have) else { return Ok(()) };
         let narrower = if self.table > 0 && update.table_dtype == Dtype::F32 { ", --table-dtype bf16" } else { "" };
         Err(Error::usage(format!(
-            "this run needs about {:.1} GiB and {} has {:.1}: use fewer --workers (now {workers}){narrower} or a \
-             smaller --batch (now {}); the table takes {:.1} GiB",
-            gib(self.total),
+            "this run needs about {} and {} has {}: use fewer --workers (now {workers}){narrower} or a \
+             smaller --batch (now {}); the table takes {}",
+            BinaryBytes(self.total),
             backend.name,
-            gib(have),
+            BinaryBytes(have),
             problem.batches.iter().max().unwrap_or(&1),
-            gib(self.table)
+            BinaryBytes(self.table)
         )))
     }
 }
@@ -293,9 +294,4 @@ fn has_one_job(needs: &Needs) -> bool {
 /// Whether a segment holds the weights of a convolution.
 fn is_convolution(segment: &Segment) -> bool {
     segment.shape.len() == 4
-}
-
-/// Converts bytes to GiB.
-pub fn gib(bytes: u64) -> f64 {
-    bytes as f64 / (1u64 << 30) as f64
 }

@@ -2,10 +2,10 @@
 
 use super::Finished;
 use super::build::Facts;
-use super::memory::gib;
 use crate::problem::Columns;
 use crate::record::{Occupancy, Outcome, Summary};
 use crate::view::progress::duration;
+use indicatif::BinaryBytes;
 use stagger_kernels::{row, update};
 
 /// The summary of a finished run.
@@ -87,7 +87,7 @@ pub fn report(Finished { summary: s, folder, executor }: &Finished, profile: boo
         say!("test       accuracy {:.2} %, loss {}", 100.0 * accuracy, number(s.final_test_loss));
     }
     if let Some(memory) = s.memory {
-        say!("memory     {:.2} GiB at most", gib(memory));
+        say!("memory     {} at most", BinaryBytes(memory));
     }
     if let Some(Occupancy { at_once, idle }) = s.occupancy {
         say!("device     {at_once:.2} streams at once, idle for {:.1} % of the time (device.csv)", 100.0 * idle);
