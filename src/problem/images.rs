@@ -75,7 +75,7 @@ fn memory_of(net: &Net, device: &Device, data: &ImageData, options: &ImageOption
 /// If the model does not exist, the training set cannot be divided among so many workers, or stacked passes
 /// have no fixed batch size.
 pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Result<Problem> {
-    let ImageOptions { model, workers, partition, batch, seed, augment, step, precision } = *options;
+    let ImageOptions { model, workers, partition, batch, seed, step, .. } = *options;
     let classes = data.classes.len();
     let parts = partition.deal(&data.train.labels, classes, workers, seed)?;
     let mut description = vec![format!(
@@ -105,50 +105,9 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
     let data_bytes = (data.train.pixels.len() + data.test.pixels.len()) as u64;
     let train = Images::new(device, shape, data.train.pixels, data.train.labels, data.mean, data.std);
     let test = Images::new(device, shape, data.test.pixels, data.test.labels, data.mean, data.std);
-    let shared = Arc::new(layout.clone());
-    let mut objectives: Vec<Box<dyn Objective>> = Vec::new();
-    let mut stacked: Option<(Box<dyn Stacked>, usize)> = None;
-    let parts = parts.into_iter().enumerate();
-    if let StepKind::Stacked(most) = step {
-        let size = batch.ok_or_else(|| {
-            Error::usage(
-                "--step stacked needs batches of the same size: give --batch a number (full parts differ in size)",
-            )
-        })?;
-        let parts = parts.map(|(i, rows)| Part::new(device, rows, seed, i)).collect();
-        let (images, layout, device) = (train.clone(), shared.clone(), device.clone());
-        let stack = Stack {
-            images,
-            parts,
-            batch: size,
-            augment,
-            net: Some(net.clone()),
-            zero: zero.clone(),
-            layout,
-            device,
-            precision,
-        };
-        stacked = Some((Box::new(stack), most.min(workers)));
-    } else {
-        objectives.extend(parts.map(|(i, rows)| -> Box<dyn Objective> {
-            Box::new(Classify {
-                batch: batch.unwrap_or(rows.len()),
-                part: Part::new(device, rows, seed, i),
-                images: train.clone(),
-                augment,
-                net: Some(net.clone()),
-                attached: None,
-                spare: net.clone(),
-                zero: zero.clone(),
-                replica: Replica::new(),
-                layout: shared.clone(),
-                device: device.clone(),
-                step,
-                precision,
-                recorded: None,
-            })
-        }));
-    }
+    let shared = Shared { device: device.clone(), layout: Arc::new(layout.clone()), net, zero, images: train };
+    let (objectives, stacked) = shared.workers(parts, options)?;
+    let Shared { layout: shared, net, zero, .. } = shared;
     Ok(Problem {
         evaluator: Box::new(TestSet { images: test, net: Some(net), zero, layout: shared, device: device.clone() }),
         layout,
@@ -166,6 +125,64 @@ pub fn images(device: &Device, data: ImageData, options: &ImageOptions) -> Resul
         recorded: matches!(step, StepKind::Captured | StepKind::Best),
         description,
     })
+}
+
+/// What all workers share.
+struct Shared {
+    device: Device,
+    layout: Arc<Layout>,
+    net: Net,
+    zero: Buffer,
+    images: Images,
+}
+
+/// One objective per worker, or all of them as one and the largest number of jobs in a pass.
+type Workers = (Vec<Box<dyn Objective>>, Option<(Box<dyn Stacked>, usize)>);
+
+impl Shared {
+    /// The workers' objectives. `parts` are the rows of the training set that each worker holds.
+    fn workers(&self, parts: Vec<Vec<u32>>, options: &ImageOptions) -> Result<Workers> {
+        let ImageOptions { workers, batch, seed, augment, step, precision, .. } = *options;
+        let parts = parts.into_iter().enumerate();
+        if let StepKind::Stacked(most) = step {
+            let batch = batch.ok_or_else(|| {
+                Error::usage(
+                    "--step stacked needs batches of the same size: give --batch a number (full parts differ in size)",
+                )
+            })?;
+            let stack = Stack {
+                images: self.images.clone(),
+                parts: parts.map(|(i, rows)| Part::new(&self.device, rows, seed, i)).collect(),
+                batch,
+                augment,
+                net: Some(self.net.clone()),
+                zero: self.zero.clone(),
+                layout: self.layout.clone(),
+                device: self.device.clone(),
+                precision,
+            };
+            return Ok((Vec::new(), Some((Box::new(stack), most.min(workers)))));
+        }
+        let objectives = parts.map(|(i, rows)| -> Box<dyn Objective> {
+            Box::new(Classify {
+                batch: batch.unwrap_or(rows.len()),
+                part: Part::new(&self.device, rows, seed, i),
+                images: self.images.clone(),
+                augment,
+                net: Some(self.net.clone()),
+                attached: None,
+                spare: self.net.clone(),
+                zero: self.zero.clone(),
+                replica: Replica::new(),
+                layout: self.layout.clone(),
+                device: self.device.clone(),
+                step,
+                precision,
+                recorded: None,
+            })
+        });
+        Ok((objectives.collect(), None))
+    }
 }
 
 /// How a worker's step is launched.
