@@ -84,7 +84,7 @@ fn updates(device: &Device, layout: &Layout, case: Case) -> Vec<Vec<f32>> {
         let fold = match case.fold {
             "nothing" => FoldOp::Nothing,
             "direct" => FoldOp::Direct { scale: 0.5 },
-            "sum" | "based" => FoldOp::Sum { sum: &mut sum, scale: 0.5, earlier: vec![] },
+            "sum" | "based" => FoldOp::Sum { sum: &mut sum, scale: 0.5, pending: vec![] },
             "compensated" => FoldOp::Compensated { sent: &sent, lambda: 0.3, square: None },
             "adaptive" => FoldOp::Compensated { sent: &sent, lambda: 0.3, square: Some((&mut square, 0.9)) },
             "local" => FoldOp::Local { sum: &mut sum, proximal: None },
@@ -295,7 +295,7 @@ fn several_in_one_launch(device: &Device) {
             let mut fresh = device.upload(vec![f32::NAN; total]);
             for last in waiting..=most {
                 let before = if last == waiting { 0..waiting } else { 0..0 };
-                let earlier =
+                let pending =
                     before.map(|k| PendingGradient { buffers: &gradients[k], fence: &no_fence, loss: &loss[k] });
                 let step = StepOp {
                     fresh: &mut fresh,
@@ -318,7 +318,7 @@ fn several_in_one_launch(device: &Device) {
                         guard: Guard::Whole,
                     },
                     weights: &w,
-                    fold: FoldOp::Sum { sum: &mut sum, scale: 0.3, earlier: earlier.collect() },
+                    fold: FoldOp::Sum { sum: &mut sum, scale: 0.3, pending: pending.collect() },
                     step: (steps && last == most).then_some(step),
                 }
                 .run(device);
@@ -375,7 +375,7 @@ fn non_finite_values_are_left_out(device: &Device) {
                             _ if is_row => {
                                 FoldOp::Row { sum: &mut sum, row, mix: 1.0, scale: 0.3, forget: false, retired: vec![] }
                             }
-                            _ => FoldOp::Sum { sum: &mut sum, scale: 0.3, earlier: vec![] },
+                            _ => FoldOp::Sum { sum: &mut sum, scale: 0.3, pending: vec![] },
                         };
                         let step = step_to(&mut fresh, step);
                         let incoming = GradientInput {
@@ -442,7 +442,7 @@ fn non_finite_values_are_left_out(device: &Device) {
                             fold: FoldOp::Sum {
                                 sum: &mut sum,
                                 scale: 0.3,
-                                earlier: vec![PendingGradient { buffers: &second, fence: &no_fence, loss }],
+                                pending: vec![PendingGradient { buffers: &second, fence: &no_fence, loss }],
                             },
                             step: step_to(&mut fresh, true),
                         }

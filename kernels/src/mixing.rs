@@ -140,9 +140,9 @@ impl Exchange<'_> {
     }
 
     fn on_gpu(self, gpu: &Gpu) {
-        let Exchange { gradient: incoming, weights, fresh, lr, mixing } = self;
-        let vector = incoming.layout.vector_size();
-        let total = incoming.layout.total() / vector;
+        let Exchange { gradient: input, weights, fresh, lr, mixing } = self;
+        let vector = input.layout.vector_size();
+        let total = input.layout.total() / vector;
         let (none, all) = (|| (gpu.unused(), 1), |buffer: &Buffer| (buffer.handle(), total));
         let (way, own, fresh_own, peer, fresh_peer, alpha) = match &mixing {
             Mixing::Towards { sent, alpha } => (MixingKind::Towards, all(sent), none(), none(), none(), *alpha),
@@ -157,12 +157,12 @@ impl Exchange<'_> {
             }
         };
         let room = gpu.bindings().saturating_sub(10).max(1);
-        let segments = incoming.layout.segments();
-        for (part, (segments, gradients)) in segments.chunks(room).zip(incoming.buffers.chunks(room)).enumerate() {
+        let segments = input.layout.segments();
+        for (part, (segments, gradients)) in segments.chunks(room).zip(input.buffers.chunks(room)).enumerate() {
             let plan = Plan {
                 way,
-                clipped: incoming.factor.is_some(),
-                guard: incoming.guard,
+                clipped: input.factor.is_some(),
+                guard: input.guard,
                 vector,
                 notes_loss: part == 0,
                 places: segments.iter().map(|s| (s.start / vector, s.len / vector)).collect(),
@@ -184,13 +184,13 @@ impl Exchange<'_> {
                     arg(&fresh_own),
                     arg(&peer),
                     arg(&fresh_peer),
-                    arg(&incoming.factor.map_or(none(), |f| (f.handle(), 1))),
-                    BufferArg::from_raw_parts(incoming.loss.handle(), 1),
-                    BufferArg::from_raw_parts(incoming.losses.handle(), incoming.losses.len()),
-                    BufferArg::from_raw_parts(gpu.fenced(incoming.fence), 4),
+                    arg(&input.factor.map_or(none(), |f| (f.handle(), 1))),
+                    BufferArg::from_raw_parts(input.loss.handle(), 1),
+                    BufferArg::from_raw_parts(input.losses.handle(), input.losses.len()),
+                    BufferArg::from_raw_parts(gpu.fenced(input.fence), 4),
                     lr,
                     alpha,
-                    incoming.slot as u32,
+                    input.slot as u32,
                     plan,
                 )
             }

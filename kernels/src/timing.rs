@@ -1,9 +1,9 @@
 //! Start and end times of work on a device, by the device's own clock.
 //!
-//! On CUDA a stretch of work lies between two events in its stream. The device records the time of an event
+//! On CUDA a interval of work lies between two events in its stream. The device records the time of an event
 //! when it reaches it. The times are read later, so no thread waits for the work. The thread that requests an
 //! event waits, however, until the thread that issues launches has processed the request. On WGPU, which has
-//! one queue, the runtime reports how long a stretch took, but not when it ran: it starts the clock of each
+//! one queue, the runtime reports how long a interval took, but not when it ran: it starts the clock of each
 //! stream at the first request on that stream.
 
 use crate::device::Device;
@@ -13,13 +13,13 @@ use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// The runtime reports at least this length for a stretch whose events cannot be read.
+/// The runtime reports at least this length for a interval whose events cannot be read.
 const UNREADABLE: Duration = Duration::from_secs(3600);
 
-/// A stretch of enqueued work, whose times are read after the device has finished it.
-pub struct Stretch(ProfileDuration);
+/// A interval of enqueued work, whose times are read after the device has finished it.
+pub struct DeviceInterval(ProfileDuration);
 
-impl Stretch {
+impl DeviceInterval {
     /// Waits until the device has finished the work, and returns its start and end relative to `epoch` of the
     /// host's clock (zero for times before `epoch`). Returns `None` if the device reports no times.
     ///
@@ -49,9 +49,9 @@ impl Device {
         matches!(self, Device::Gpu(gpu) if gpu.overlaps)
     }
 
-    /// Runs `work`, and returns its result and the stretch of what it enqueued on this thread's stream. There
-    /// is no stretch if the device reports no times or refuses the request.
-    pub fn timed<T>(&self, work: impl FnOnce() -> T) -> (T, Option<Stretch>) {
+    /// Runs `work`, and returns its result and the interval of what it enqueued on this thread's stream. There
+    /// is no interval if the device reports no times or refuses the request.
+    pub fn timed<T>(&self, work: impl FnOnce() -> T) -> (T, Option<DeviceInterval>) {
         let Device::Gpu(gpu) = self else { return (work(), None) };
         if !self.tells_when() {
             return (work(), None);
@@ -59,7 +59,7 @@ impl Device {
         let mut open = Open(&gpu.client, gpu.client.profile_start().ok());
         let result = work();
         let closed = open.1.take().and_then(|window| gpu.client.profile_end(window).ok());
-        (result, closed.map(Stretch))
+        (result, closed.map(DeviceInterval))
     }
 
     /// Runs `work`, and returns its result and the seconds that this thread's stream needed for what `work`

@@ -140,12 +140,12 @@ impl State {
             return Exchange { gradient, weights, fresh, lr: 0.01, mixing }.run(device);
         }
         let wait = |buffers| PendingGradient { buffers, fence: &none, loss: &self.loss };
-        let earlier = self.waited.iter().map(|g| wait(&g[..]));
+        let pending = self.waited.iter().map(|g| wait(&g[..]));
         let mut base = None;
         let mut method = OptimizerStep::Plain;
         let fold = match kind {
-            Kind::Sum => FoldOp::Sum { sum, scale: 0.1, earlier: Vec::new() },
-            Kind::Sums => FoldOp::Sum { sum, scale: 0.1, earlier: earlier.collect() },
+            Kind::Sum => FoldOp::Sum { sum, scale: 0.1, pending: Vec::new() },
+            Kind::Sums => FoldOp::Sum { sum, scale: 0.1, pending: pending.collect() },
             Kind::Row | Kind::NarrowRow | Kind::CalibratedRow => {
                 base = (kind == Kind::CalibratedRow).then_some((first, 0.1));
                 let row = if kind == Kind::NarrowRow { &mut self.narrow } else { &mut self.row };

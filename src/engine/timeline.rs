@@ -9,7 +9,7 @@ use crate::engine::clock::stopwatch::Stopwatch;
 use crate::error::{Error, Result};
 use crate::record::{Span, Work};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use stagger_kernels::timing::Stretch;
+use stagger_kernels::timing::DeviceInterval;
 use stagger_kernels::{Device, Fence, Stream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,8 @@ struct Inner {
     gradients: u64,
     /// Number of gradients that are still to be recorded; 0 before the run begins.
     left: AtomicU64,
-    send: Sender<(Done, Option<Stretch>)>,
-    noted: Receiver<(Done, Option<Stretch>)>,
+    send: Sender<(Done, Option<DeviceInterval>)>,
+    noted: Receiver<(Done, Option<DeviceInterval>)>,
 }
 
 /// Records when the device computes. Clones share the records. The default records nothing.
@@ -60,9 +60,9 @@ impl Timeline {
             return work();
         }
         fences.for_each(|fence| inner.device.wait_fence(Stream::here(), fence));
-        let (result, stretch) = inner.device.timed(work);
+        let (result, interval) = inner.device.timed(work);
         // Sending cannot fail: the receiver is in `inner`.
-        let _ = inner.send.send((done, stretch));
+        let _ = inner.send.send((done, interval));
         result
     }
 
@@ -74,8 +74,8 @@ impl Timeline {
         inner.left.store(0, Ordering::Relaxed);
         let noted: Vec<_> = inner.noted.try_iter().collect();
         let count = noted.len();
-        let span = |((work, worker, job), stretch): (Done, Option<Stretch>)| {
-            let (began, ended) = stretch?.read(inner.stopwatch.start())?;
+        let span = |((work, worker, job), interval): (Done, Option<DeviceInterval>)| {
+            let (began, ended) = interval?.read(inner.stopwatch.start())?;
             let [began, ended] = [began, ended].map(|after| inner.stopwatch.showed(after));
             Some(Span { work, worker, job, began, ended })
         };

@@ -96,7 +96,7 @@ impl<'a> FoldOp<'a> {
         match self {
             FoldOp::Nothing => FoldOp::Nothing,
             FoldOp::Direct { scale } => FoldOp::Direct { scale },
-            FoldOp::Sum { sum, scale, earlier } => FoldOp::Sum { sum: sum.host_mut(), scale, earlier },
+            FoldOp::Sum { sum, scale, pending } => FoldOp::Sum { sum: sum.host_mut(), scale, pending },
             FoldOp::Row { sum, row, mix, scale, forget, retired } => {
                 FoldOp::Row { sum: sum.host_mut(), row: row.entries(), mix, scale, forget, retired }
             }
@@ -143,10 +143,10 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     let Update { mut gradient, weights, fold, step } = update;
     let (mut fold, mut step, weights) = (fold.on_host(), step.map(StepOp::on_host), weights.host());
     let factor = gradient.note();
-    if let FoldOp::Sum { earlier, .. } = &fold {
-        let first = gradient.slot - earlier.len();
+    if let FoldOp::Sum { pending, .. } = &fold {
+        let first = gradient.slot - pending.len();
         let losses = &mut gradient.losses.host_mut()[first..];
-        earlier.iter().zip(losses).for_each(|(e, noted)| *noted = e.loss.host()[0]);
+        pending.iter().zip(losses).for_each(|(e, noted)| *noted = e.loss.host()[0]);
     }
     let [mut direction, mut room, mut cleaned] = [Block::ZERO; 3];
     let mut early = [Block::ZERO; MOST_PENDING];
@@ -155,8 +155,8 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
     let guard = if matches!(fold, FoldOp::Nothing) { Guard::Off } else { gradient.guard };
     let (out, mut bad) = (gradient.is_out(), false);
     let (mut early_out, mut early_bad) = ([false; MOST_PENDING], [false; MOST_PENDING]);
-    if let FoldOp::Sum { earlier, .. } = &fold {
-        let outs = earlier.iter().map(|e| guard == Guard::Whole && !e.loss.host()[0].is_finite());
+    if let FoldOp::Sum { pending, .. } = &fold {
+        let outs = pending.iter().map(|e| guard == Guard::Whole && !e.loss.host()[0].is_finite());
         early_out.iter_mut().zip(outs).for_each(|(out, is)| *out = is);
     }
     // A row keeps its value where the gradient is not finite: `block` looks for NaN.
@@ -165,9 +165,9 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
         // The pending gradients' buffers of this segment. The other entries stay empty.
         let mut waited: [&[f32]; MOST_PENDING] = [&[]; MOST_PENDING];
         let mut count = 0;
-        if let FoldOp::Sum { earlier, .. } = &fold {
-            waited.iter_mut().zip(earlier).for_each(|(w, e)| *w = e.buffers[k].host());
-            count = earlier.len();
+        if let FoldOp::Sum { pending, .. } = &fold {
+            waited.iter_mut().zip(pending).for_each(|(w, e)| *w = e.buffers[k].host());
+            count = pending.len();
         }
         for (b, g) in buffer.host().chunks(BLOCK).enumerate() {
             let (first, at) = (b * BLOCK, segment.start + b * BLOCK);
@@ -179,7 +179,7 @@ fn blocks<L: Lanes, const P: usize, const N: usize>(update: Update) {
             block(&mut fold, &mut step, weights, &mut direction.0[..g.len()], at, g, &own[..count]);
         }
     }
-    let count = if let FoldOp::Sum { earlier, .. } = &fold { earlier.len() } else { 0 };
+    let count = if let FoldOp::Sum { pending, .. } = &fold { pending.len() } else { 0 };
     let found = early_bad[..count].iter().enumerate().map(|(e, bad)| (count - e, *bad)).chain([(0, bad)]);
     found.filter(|(_, bad)| *bad).for_each(|(before, _)| gradient.flag(before));
 }
@@ -193,7 +193,7 @@ fn block(
     d: &mut [f32],
     at: usize,
     g: &[f32],
-    earlier: &[&[f32]],
+    pending: &[&[f32]],
 ) {
     let there = at..at + g.len();
     match fold {
@@ -201,7 +201,7 @@ fn block(
         &mut FoldOp::Direct { scale } => d.iter_mut().zip(g).for_each(|(d, g)| *d = scale * g),
         FoldOp::Sum { sum, scale, .. } => {
             let scale = *scale;
-            for e in earlier {
+            for e in pending {
                 sum[there.clone()].iter_mut().zip(*e).for_each(|(s, g)| *s += scale * g);
             }
             for ((d, g), s) in d.iter_mut().zip(g).zip(&mut sum[there.clone()]) {

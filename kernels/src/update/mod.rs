@@ -134,7 +134,7 @@ pub enum FoldOp<'a, B: ?Sized = Buffer, R = &'a mut Row> {
         /// c.
         scale: f32,
         /// Pending gradients in the order of their arrival, at most [`MOST_PENDING`]. They are folded first.
-        earlier: Vec<PendingGradient<'a>>,
+        pending: Vec<PendingGradient<'a>>,
     },
     /// The gradient goes into a table row, and the change of the row is added to the sum.
     Row {
@@ -300,12 +300,12 @@ impl Update<'_> {
     /// Runs the update on `device`.
     pub fn run(self, device: &Device) {
         self.gradient.check();
-        if let FoldOp::Sum { earlier, .. } = &self.fold {
+        if let FoldOp::Sum { pending, .. } = &self.fold {
             assert!(
-                earlier.len() <= pending_bindable(device).min(self.gradient.slot),
+                pending.len() <= pending_bindable(device).min(self.gradient.slot),
                 "too many pending gradients for one launch, or for the ring positions before this loss"
             );
-            earlier.iter().for_each(|e| check(self.gradient.layout, e.buffers));
+            pending.iter().for_each(|e| check(self.gradient.layout, e.buffers));
         }
         match device {
             Device::Cpu => self.on_cpu(),

@@ -316,7 +316,7 @@ impl State {
     /// Folds the pending gradients and this one into the server's state, and makes the step, if there is one.
     fn fold(&mut self, gradient: &Gradient, pending: &[Gradient], job: &Job, decision: &Decision, slot: usize) {
         let missing = "the rule folds into state that its needs do not include";
-        let earlier = pending
+        let pending = pending
             .iter()
             .map(|g| update::PendingGradient { buffers: &g.buffers, fence: &g.fence, loss: &g.loss })
             .collect();
@@ -325,7 +325,7 @@ impl State {
             Fold::Drop | Fold::Live => update::FoldOp::Nothing,
             Fold::Direct => update::FoldOp::Direct { scale: 1.0 },
             Fold::Sum { scale } => {
-                update::FoldOp::Sum { sum: self.sums.first_mut().expect(missing), scale: scale as f32, earlier }
+                update::FoldOp::Sum { sum: self.sums.first_mut().expect(missing), scale: scale as f32, pending }
             }
             Fold::Row { table, mix, scale, forget } => {
                 if table == 0 && !self.counted.is_empty() {

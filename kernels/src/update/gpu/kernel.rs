@@ -156,8 +156,8 @@ fn update_kernel<N: Size>(
         if ABSOLUTE_POS == 0 {
             losses[slot as usize] = loss[0];
             #[unroll]
-            for e in 0..comptime!(plan.earlier) {
-                let before = comptime!(plan.earlier - e);
+            for e in 0..comptime!(plan.pending) {
+                let before = comptime!(plan.pending - e);
                 losses[slot as usize - before] = waited_losses[e][0];
             }
         }
@@ -199,9 +199,9 @@ fn update_kernel<N: Size>(
                 // One fused multiply-add per gradient rounds as often as one launch per gradient.
                 direction = written[sum][at];
                 #[unroll]
-                for e in 0..comptime!(plan.earlier) {
+                for e in 0..comptime!(plan.pending) {
                     let w = comptime!(e * plan.places.len() + k);
-                    let before = comptime!(plan.earlier - e);
+                    let before = comptime!(plan.pending - e);
                     let (of, at) = (waited_losses[e][0], flag - before);
                     let early = guarded::<N>(waited[w][i], zero, of, losses, at, plan.guard, plan.vector);
                     direction = fma(early, Vector::new(fold_scale), direction);

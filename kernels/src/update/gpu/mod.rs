@@ -121,13 +121,13 @@ impl Prepared<'_> {
                 bindings.push(Group::Gradients, gradient.handle(), of_vector, false);
             }
         }
-        for gradient in self.earlier.iter().flat_map(|e| &e.buffers[part.clone()]) {
+        for gradient in self.pending.iter().flat_map(|e| &e.buffers[part.clone()]) {
             bindings.push(Group::Waited, gradient.handle(), of_vector, false);
         }
-        for e in self.earlier {
+        for e in self.pending {
             bindings.push(Group::WaitedLosses, e.loss.handle(), of_float, false);
         }
-        for e in self.earlier {
+        for e in self.pending {
             bindings.push(Group::WaitedFences, gpu.fenced(e.fence), of_float, false);
         }
         let (group, of_row) = if plan.packed { (Group::RetiredPacked, of_float) } else { (Group::Retired, of_vector) };

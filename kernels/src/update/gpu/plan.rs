@@ -51,7 +51,7 @@ pub(super) struct Plan {
     /// (start in the flat buffer, length) of each gradient buffer, in vectors.
     pub(super) places: Vec<(usize, usize)>,
     /// Number of pending gradients that are folded first.
-    pub(super) earlier: usize,
+    pub(super) pending: usize,
 }
 
 /// Positions of a launch's buffers among those that it reads (weights, sent) or writes (all others). The
@@ -153,7 +153,7 @@ pub(super) struct Prepared<'a> {
     /// The row, if it is in bf16.
     pub(super) packed: Option<Slot>,
     /// Pending gradients, which are folded first.
-    pub(super) earlier: &'a [PendingGradient<'a>],
+    pub(super) pending: &'a [PendingGradient<'a>],
     /// Rows that leave the sum, padded to a power of two.
     pub(super) retired: Vec<&'a Row>,
 }
@@ -168,7 +168,7 @@ impl<'a> Prepared<'a> {
             scalars: Scalars::default(),
             slots: Slots::new(gradient.layout.total() / vector),
             packed: None,
-            earlier: &[],
+            pending: &[],
             retired: Vec::new(),
         };
         prepared.plan_fold(gpu, fold);
@@ -190,11 +190,11 @@ impl<'a> Prepared<'a> {
                 self.plan.kind = Kind::Direct;
                 self.scalars.fold_scale = *scale;
             }
-            FoldOp::Sum { sum, scale, earlier } => {
+            FoldOp::Sum { sum, scale, pending } => {
                 self.plan.kind = Kind::Sum;
                 self.plan.at.sum = self.slots.write(sum);
-                self.plan.earlier = earlier.len();
-                self.earlier = earlier;
+                self.plan.pending = pending.len();
+                self.pending = pending;
                 self.scalars.fold_scale = *scale;
             }
             FoldOp::Row { sum, row, mix, scale, forget, retired } => {
@@ -308,7 +308,7 @@ impl<'a> Prepared<'a> {
     /// How many segments one launch can bind. Each pending gradient needs a loss and a fence per launch, and
     /// one more buffer per segment.
     pub(super) fn segments_per_launch(&self, gpu: &Gpu) -> usize {
-        let (room, pending) = (room(gpu), self.earlier.len());
+        let (room, pending) = (room(gpu), self.pending.len());
         let beside_rows = room - self.retired.len().min(room - 1);
         (beside_rows.saturating_sub(2 * pending) / (1 + pending)).max(1)
     }
