@@ -111,7 +111,7 @@ pub fn run(bench: &BenchOptions, backend: &Backend) -> Result<Report> {
         eval_every: Some(0),
         ..options(bench, backend, n)
     };
-    let runs = measure_rounds(bench, &counts, &settings)?;
+    let runs = measure_rounds(bench, &counts, settings)?;
     let too_short = runs.iter().flatten().any(|run| run.rate == 0.0);
     let first: Vec<f64> = runs[0].iter().map(|run| run.rate).collect();
     for (n, mut runs) in counts.into_iter().zip(runs) {

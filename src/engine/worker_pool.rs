@@ -2,7 +2,7 @@
 //! the clock asks for them. An [`Executor`] computes the jobs; this module contains no thread, no stream and
 //! no socket.
 //!
-//! Each worker has a [`Slot`], whose state machine is described there.
+//! Each worker has a slot; `slot.rs` describes its state machine.
 //!
 //! Invariants kept here:
 //! * I1: a worker has at most one submitted job. The next one is submitted after the executor has replied, so

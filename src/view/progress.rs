@@ -117,5 +117,6 @@ impl Progress {
 
 /// A duration in seconds for people, such as `44 seconds` or `3 minutes`.
 pub fn duration(seconds: f64) -> HumanDuration {
-    HumanDuration(Duration::from_secs_f64(seconds.max(0.0).min(1e9)))
+    let seconds = if seconds.is_nan() { 0.0 } else { seconds.clamp(0.0, 1e9) };
+    HumanDuration(Duration::from_secs_f64(seconds))
 }

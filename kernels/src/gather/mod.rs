@@ -107,7 +107,7 @@ pub enum Draw<'a> {
 }
 
 impl Images {
-    /// Uploads a set. `pixels` has the shape [images, channels, side, side], `labels` the shape [images].
+    /// Uploads a set. `pixels` has the shape \[images, channels, side, side], `labels` the shape \[images\].
     /// `mean` and `std` are those of each channel, for pixel values scaled to 0..=1.
     pub fn new(
         device: &Device,
